@@ -1,0 +1,133 @@
+"""The input pipeline against arrays of the public pipeline (OpenCV resize, crop, flip, normalise, pad, conversion)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from parity.rule import rng_for
+from udaseg.data.classes import CITYSCAPES_IDS, CITYSCAPES_VOID, IGNORE, lookup
+from udaseg.data.index import fold
+from udaseg.data.layouts import Encoding
+from udaseg.data.loading import Normalise
+from udaseg.data.sampling import RareClass
+from udaseg.data.transforms import (
+    MEAN_COLOUR,
+    Box,
+    Margins,
+    cut,
+    draw_crop,
+    flip,
+    keep_ratio_size,
+    pad,
+    resize_image,
+    resize_label,
+)
+
+DATA = Path(__file__).parent / "data"
+META = json.loads((DATA / "metrics_pipeline.json").read_text())
+ARRAYS = np.load(DATA / "pipeline.npz")
+CASES = list(META["pipeline"])
+
+
+def scene(key: str, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+    """(BGR image, label) by the rule of the fixtures."""
+    g = rng_for(key)
+    colour = g.integers(0, 256, size=(h // 16 + 2, w // 16 + 2, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    noise = g.integers(-20, 21, size=(h, w, 3))
+    grid = g.integers(0, 20, size=(h // 24 + 2, w // 24 + 2))
+    label = np.where(grid == 19, 255, grid).repeat(24, 0).repeat(24, 1)[:h, :w].astype(np.uint8)
+    return np.clip(colour[:h, :w].astype(np.int64) + noise, 0, 255).astype(np.uint8), label
+
+
+def sha(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pipeline(case: str) -> None:
+    meta = META["pipeline"][case]
+    image, label = scene(meta["input_key"], *meta["input_hw"])
+    assert sha(image) == meta["sha256_input_img"] and sha(label) == meta["sha256_input_lab"]
+    size = keep_ratio_size((image.shape[1], image.shape[0]), tuple(meta["img_scale_w_h"]))
+    assert size == (meta["resized_shape"][1], meta["resized_shape"][0])
+    resized, small = resize_image(image, size), resize_label(label, size)
+    difference = np.abs(resized[::7, ::7].astype(int) - ARRAYS[f"{case}_resized_img_s7"])
+    assert difference.max() == 0, f"{(difference > 0).mean():.2%} of the values differ, by up to {difference.max()}"
+    assert sha(resized) == meta["sha256_resized_img"]
+    assert sha(small) == meta["sha256_resized_lab"]
+    box = Box(*meta["crop_y1_y2_x1_x2"])
+    check_final(case, meta, resize_image(image, size, box), cut(small, box))
+
+
+def check_final(case: str, meta: dict, image: np.ndarray, label: np.ndarray) -> None:
+    side = tuple(meta["pad_size"])
+    if meta["flip"]:
+        image, label = flip(image), flip(label)
+    padded = pad(image[..., ::-1], side, MEAN_COLOUR)
+    normal = Normalise()(torch.from_numpy(padded.transpose(2, 0, 1).copy())[None])[0].permute(1, 2, 0).numpy()
+    expected = ARRAYS[f"{case}_final_img_s8"]
+    tolerance = 1e-5 if padded.shape == image.shape else 0.0085  # a padded pixel is the mean rounded to uint8
+    assert np.abs(normal[::8, ::8] - expected).max() < tolerance
+    inside = (slice(0, -(-image.shape[0] // 8)), slice(0, -(-image.shape[1] // 8)))
+    assert np.abs(normal[::8, ::8][inside] - expected[inside]).max() < 1e-5
+    assert sha(pad(label, side, IGNORE)) == meta["sha256_final_lab"]
+
+
+def test_valid_mask() -> None:
+    meta = META["pipeline"]["csHR"]
+    valid = flip(Margins(30, 240, 30, 30, at=(2048, 1024)).valid((2048, 1024), Box(*meta["crop_y1_y2_x1_x2"])))
+    assert valid.sum() == meta["valid_sum"]
+    assert np.array_equal(valid[::4, ::4], ARRAYS["csHR_valid_s4"])
+
+
+class Recorded:
+    """The legacy draws that the public code makes, behind the method that `draw_crop` calls."""
+
+    def __init__(self, seed: int) -> None:
+        self.state = np.random.RandomState(seed)
+
+    def integers(self, low: int, high: int) -> int:
+        return int(self.state.randint(low, high))
+
+
+def test_random_crop_boxes() -> None:
+    _, label = scene("image/crop", 704, 1280)
+    label[:, :900] = 0
+    for case in META["random_crop"]:
+        drawn = draw_crop((1280, 704), (512, 512), Recorded(case["np_seed"]), label=label, cat_max_ratio=0.75)
+        assert tuple(drawn) == tuple(case["used"]), case["np_seed"]
+
+
+@pytest.mark.parametrize("temperature", ["0.01", "0.1", "1.0"])
+def test_rare_class_probabilities(temperature: str) -> None:
+    rcs = json.loads((DATA / "uda_pieces.json").read_text())["rcs"]
+    counts = np.zeros((len(rcs["stats"]), 19), dtype=np.int64)
+    for row, image in zip(counts, rcs["stats"], strict=True):
+        for name, pixels in image.items():
+            if name != "file":
+                row[int(name)] = pixels
+    expected = rcs[f"T{temperature}"]
+    sampler = RareClass(counts=counts, min_pixels=0, temperature=float(temperature))
+    assert sampler.probabilities.dtype == np.float32
+    np.testing.assert_allclose(sampler.probabilities[expected["classes"]], expected["probs"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_gta5_counts(number: int) -> None:
+    gta = json.loads((DATA / "convert.json").read_text())["gta"]
+    stats = next(s for s in gta["stats"] if f"{number:05d}" in s["file"])
+    raw = gta5_label(number)
+    counts = fold(np.bincount(raw.ravel(), minlength=256)[None], Encoding(CITYSCAPES_IDS, CITYSCAPES_VOID), 19)[0]
+    assert {str(c): int(n) for c, n in enumerate(counts) if n} == {k: v for k, v in stats.items() if k != "file"}
+    assert sha(lookup(CITYSCAPES_IDS)[raw]) in gta["sha256_out"]
+
+
+def gta5_label(number: int) -> np.ndarray:
+    grid = rng_for(f"conv/gta/{number - 1}").integers(0, 35, size=(1052 // 24 + 2, 1914 // 24 + 2))
+    return grid.repeat(24, 0).repeat(24, 1)[:1052, :1914].astype(np.uint8)

@@ -1,0 +1,392 @@
+"""From a recipe to objects: the only file that knows both the names of parts and their classes.
+
+A new encoder, decoder, sampler, view, weighting rule or term is one row in its package's table; nothing here changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from udaseg import recipe as recipes
+from udaseg.data.classes import PROTOCOLS, ClassSet
+from udaseg.data.dataset import Domain, EvaluationImages, Margins, TrainingPairs
+from udaseg.data.index import Index, load_index
+from udaseg.data.layouts import DATASETS, data_home
+from udaseg.data.loading import MEAN, STD, Normalise, evaluation_loader, training_loader
+from udaseg.data.sampling import SAMPLERS
+from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
+from udaseg.engine.distributed import Ranks, join
+from udaseg.engine.optim import PolyWarmup, adamw, parameter_groups
+from udaseg.engine.trainer import Setup
+from udaseg.errors import UserError
+from udaseg.evaluation.confusion import scores
+from udaseg.evaluation.evaluate import evaluate
+from udaseg.models import package
+from udaseg.models.frozen import Frozen
+from udaseg.models.segmentor import Segmentor
+from udaseg.models.weights import OFFICIAL, load_encoder
+from udaseg.models.zoo import DECODERS, ENCODERS
+from udaseg.parts import Problem, Table, keyword_parameters, suggest
+from udaseg.recipe import DomainSection, Loaded, Recipe
+from udaseg.uda.step import Learner, Stage, Stepper
+from udaseg.uda.teacher import Teacher
+from udaseg.uda.terms import TERMS
+from udaseg.uda.views import VIEWS
+from udaseg.uda.weighting import WEIGHTINGS
+
+SOCKETS: dict[str, Table] = {
+    "encoder": Table("encoder", ENCODERS),
+    "decoder": Table("decoder", DECODERS, frozenset({"channels", "strides", "classes"})),
+    "sampler": Table("sampler", SAMPLERS, frozenset({"counts", "min_pixels"})),
+    "pseudo_labels": Table("weighting rule", WEIGHTINGS, frozenset({"crop_margins"})),
+    "view": Table("view", VIEWS, frozenset({"normalise", "classes"})),
+    "term": Table("term", TERMS, frozenset({"reference", "names"})),
+}
+
+
+def load(name: str, **layers: Any) -> Loaded:
+    """Find, flatten and check a recipe; see ``udaseg.recipe.load``."""
+    loaded = recipes.load(SOCKETS, name, **layers)
+    refuse(inconsistencies(loaded.recipe), loaded)
+    return loaded
+
+
+def refuse(problems: list[Problem], loaded: Loaded) -> None:
+    """A UserError that lists all problems with the file each key came from; nothing if there are none."""
+    if problems:
+        lines = "\n".join(f"  {recipes.found_in(p.path, loaded.origin)}: {'.'.join(p.path)}: {p.message}" for p in problems)
+        raise UserError(f"recipe {loaded.recipe.name!r} cannot run:\n{lines}")
+
+
+def inconsistencies(recipe: Recipe) -> list[Problem]:
+    """What no single key shows: unknown data sets and protocols, views that need a target there is none of."""
+    problems = []
+    for key in ("source", "target", "validation"):
+        domain = getattr(recipe.data, key)
+        if domain is not None and domain.dataset not in DATASETS:
+            message = f"unknown data set {domain.dataset!r}; {suggest(domain.dataset, DATASETS)}"
+            problems.append(Problem(("data", key, "dataset"), message))
+    if recipe.data.protocol not in PROTOCOLS:
+        message = f"unknown protocol {recipe.data.protocol!r}; {suggest(recipe.data.protocol, PROTOCOLS)}"
+        problems.append(Problem(("data", "protocol"), message))
+    if recipe.data.target is None:
+        needing = [("views", name) for name in recipe.views if VIEWS[name].needs_target]
+        needing += [("data", "labelled")] if recipe.data.labelled == "target" else []
+        message = "needs a target domain and the recipe has none; choose a --benchmark that has data.target"
+        problems += [Problem(path, message) for path in needing]
+    return problems
+
+
+def needs_target(recipe: Recipe) -> bool:
+    """Does any view or term look at the target?"""
+    terms = (term for stage in recipe.views.values() for term in stage.terms)
+    return any(VIEWS[name].needs_target for name in recipe.views) or any(TERMS[term].needs_target for term in terms)
+
+
+def absences(recipe: Recipe) -> list[Problem]:
+    """What must be there before training and is not: prepared data sets, weights. Each with its remedy."""
+    problems = []
+    keys = [recipe.data.labelled] + (["target"] if needs_target(recipe) else [])
+    keys += ["validation"] if recipe.data.validation else []
+    for key in dict.fromkeys(keys):
+        try:
+            index_of(getattr(recipe.data, key))
+        except UserError as error:
+            problems.append(Problem(("data", key), str(error)))
+    for find, key in ((encoder_weights, "weights"), (start_weights, "start")):
+        try:
+            find(recipe)
+        except UserError as error:
+            problems.append(Problem(("model", key), str(error)))
+    return problems
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def segmentor(encoder: dict[str, Any], decoder: dict[str, Any], classes: int) -> Segmentor:
+    """Encoder and decoder as a recipe names them: {kind, settings...}."""
+    body = make("encoder", encoder)
+    head = make("decoder", decoder, channels=body.channels, strides=body.strides, classes=classes)
+    return Segmentor(body, head)
+
+
+def make(socket: str, part: dict[str, Any], **supplied: Any) -> Any:
+    settings = {key: value for key, value in part.items() if key != "kind"}
+    return SOCKETS[socket].make(part["kind"], settings, **supplied)
+
+
+def encoder_weights(recipe: Recipe) -> Path | None:
+    """The file of ImageNet weights, None for training from scratch; UserError with the remedy if it is not there."""
+    chosen, kind = recipe.model.weights, recipe.model.encoder["kind"]
+    if chosen == "none":
+        return None
+    if chosen != "auto":
+        path = Path(chosen).expanduser()
+        if not path.is_file():
+            raise UserError(f"no such weights file: {path}; allowed: a file, auto, none (from scratch)")
+        return path
+    if kind not in OFFICIAL:
+        raise UserError(f"encoder {kind} has no public ImageNet weights; give a file or model.weights=none")
+    official = OFFICIAL[kind]
+    path = data_home() / "weights" / official.file
+    if not path.is_file():
+        raise UserError(
+            f"ImageNet weights of {kind} not found: get {official.file} from {official.source} and put it at {path}, or give "
+            "model.weights=PATH, or train from scratch with model.weights=none (far below the published score)"
+        )
+    return path
+
+
+def start_weights(recipe: Recipe) -> Path | None:
+    """The weights of a whole model to start from, if the recipe names some."""
+    if recipe.model.start is None:
+        return None
+    path = Path(recipe.model.start).expanduser()
+    path = path / "weights.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"no such weights file: {path}; allowed: a weights.safetensors or a finished run folder")
+    return path
+
+
+def load_package(path: Path) -> tuple[Segmentor, package.Card]:
+    """A segmentor from a weights file that `udaseg train` wrote."""
+    card, tensors = package.read(path)
+    module = segmentor(card.encoder, card.decoder, len(card.classes))
+    package.restore(module, tensors, path)
+    return module, card
+
+
+def card(recipe: Recipe, classes: ClassSet) -> package.Card:
+    validation = recipe.data.validation or recipe.data.source
+    return package.Card(
+        encoder=recipe.model.encoder,
+        decoder=recipe.model.decoder,
+        classes=classes.names,
+        palette=classes.palette,
+        mean=MEAN,
+        std=STD,
+        size=scaled(validation, recipe.data.scale),
+        recipe=recipe.name,
+        benchmark=recipe.benchmark,
+        protocol=recipe.data.protocol,
+        seed=recipe.seed,
+        iterations=recipe.train.iterations,
+        data=recipe.data.model_dump(include={"source", "target", "validation", "scale"}),
+    )
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+def class_set(recipe: Recipe) -> ClassSet:
+    return DATASETS[recipe.data.source.dataset].classes
+
+
+def index_of(domain: DomainSection) -> Index:
+    return load_index(domain.dataset, domain.split, Path(domain.root) if domain.root else None)
+
+
+def scaled(domain: DomainSection, scale: int) -> tuple[int, int] | None:
+    return (domain.size[0] * scale, domain.size[1] * scale) if domain.size else None
+
+
+def domain(section: DomainSection, scale: int, *, labels: bool, cache_gb: float = 0.0) -> Domain:
+    return Domain(index_of(section), size=scaled(section, scale), labels=labels, cache_bytes=int(cache_gb * 2**30))
+
+
+def training_pairs(recipe: Recipe) -> TrainingPairs:
+    """The samples of a run; sample k is a function of (seed, k)."""
+    data, cache = recipe.data, recipe.runtime.cache_gb / 2
+    labelled = data.target if data.labelled == "target" else data.source
+    assert labelled is not None
+    source = domain(labelled, data.scale, labels=True, cache_gb=cache)
+    target = domain(data.target, data.scale, labels=False, cache_gb=cache) if data.target and needs_target(recipe) else None
+    margins = data.image_margins if data.margins == "image" else None
+    return TrainingPairs(
+        source,
+        target,
+        sampler=make("sampler", data.sampler, counts=source.index.counts, min_pixels=data.min_pixels),
+        crop=(data.crop[0] * data.scale, data.crop[1] * data.scale),
+        seed=recipe.seed,
+        length=recipe.train.iterations * recipe.train.batch,
+        cat_max_ratio=data.cat_max_ratio,
+        photometric=data.photometric,
+        margins=Margins(**margins.model_dump()) if margins else None,
+    )
+
+
+def images_of(section: DomainSection, scale: int, *, labels: bool = True, limit: int | None = None) -> Dataset[dict[str, Any]]:
+    """Whole images of a split at test size, with native labels if wanted; only the first ``limit``."""
+    images = EvaluationImages(domain(section, scale, labels=labels))
+    return images if limit is None else Subset(images, range(min(limit, len(images))))
+
+
+# --- a training run ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A setup, and what the run folder says of how it was built."""
+
+    setup: Setup
+    stamp: dict[str, Any]
+    warnings: list[str]
+    pairs: TrainingPairs
+
+
+def training(loaded: Loaded) -> Built:
+    """Everything for a training run; UserError listing all that is absent."""
+    recipe = loaded.recipe
+    refuse(absences(recipe), loaded)
+    device = choose_device(recipe.runtime.device, local_rank())
+    ranks = join(device.type)
+    if recipe.train.batch % ranks.world:
+        raise UserError(f"train.batch={recipe.train.batch} cannot be shared evenly by {ranks.world} processes")
+    precision = choose_precision(recipe.train.precision, device)
+    set_up(device, precision, recipe.runtime.threads)
+    pairs = training_pairs(recipe)
+    normalise = Normalise().to(device)
+    learner, teacher, stamp = models(recipe, device, ranks, normalise)
+    optimiser = adamw(parameter_groups(learner, **recipe.optimiser.model_dump(exclude={"warmup", "power", "minimum"})))
+    stepper = Stepper(
+        optimiser=optimiser,
+        autocast=autocast(precision, device),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        average_gradients=ranks.average_gradients,
+    )
+    setup = Setup(
+        learner=learner,
+        teacher=teacher,
+        labeller=labeller(recipe) if teacher else None,
+        stepper=stepper,
+        schedule=PolyWarmup(recipe.train.iterations, **recipe.optimiser.model_dump(include={"warmup", "power", "minimum"})),
+        batches=batches(recipe, pairs, ranks, device),
+        normalise=normalise,
+        device=device,
+        ranks=ranks,
+        seed=recipe.seed,
+        iterations=recipe.train.iterations,
+        save_weights=lambda path, module: package.save(path, module, card(recipe, class_set(recipe))),
+        score=scorer(recipe),
+        validate=validator(recipe, device, ranks, stepper) if recipe.data.validation else None,
+        memory_format=memory_format(recipe),
+    )
+    return Built(setup, {**stamp, "precision": precision, "world": ranks.world}, warnings(recipe, pairs), pairs)
+
+
+def local_rank() -> int:
+    """This process's number on its machine, from torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def memory_format(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+
+
+def models(
+    recipe: Recipe, device: torch.device, ranks: Ranks, normalise: Normalise
+) -> tuple[Learner, Teacher | None, dict[str, Any]]:
+    """Learner, teacher, and the hashes of the weights they started from."""
+    torch.manual_seed(recipe.seed)
+    classes = class_set(recipe)
+    student = segmentor(recipe.model.encoder, recipe.model.decoder, len(classes))
+    stamp: dict[str, Any] = {"encoder_weights": None, "start": recipe.model.start}
+    if (path := encoder_weights(recipe)) is not None:
+        stamp["encoder_weights"] = dataclasses.asdict(load_encoder(student.encoder, path, name=recipe.model.encoder["kind"]))
+    reference = Frozen(copy.deepcopy(student.encoder)) if uses_reference(recipe) else None
+    if (path := start_weights(recipe)) is not None:
+        package.restore(student, package.read(path)[1], path)
+    learner = Learner(student, stages(recipe, classes, reference, normalise))
+    learner.to(device=device, memory_format=memory_format(recipe)).train()
+    ranks.same_start(learner)
+    teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs_target(recipe) else None
+    if recipe.train.compile:
+        for module in [student, *([teacher.segmentor] if teacher else [])]:
+            module.encoder.compile(dynamic=False)
+            module.decoder.compile(dynamic=False)
+    return learner, teacher, stamp
+
+
+def uses_reference(recipe: Recipe) -> bool:
+    """Does any term compare with the frozen encoder?"""
+    return any("reference" in keyword_parameters(TERMS[t]) for stage in recipe.views.values() for t in stage.terms)
+
+
+def stages(recipe: Recipe, classes: ClassSet, reference: nn.Module | None, normalise: Normalise) -> dict[str, Stage]:
+    """The recipe's views with their terms, in its order."""
+    found = {}
+    for name, section in recipe.views.items():
+        view = SOCKETS["view"].make(name, section.options, normalise=normalise, classes=len(classes))
+        terms = {
+            key: SOCKETS["term"].make(key, options, reference=reference, names=classes.names)
+            for key, options in section.terms.items()
+        }
+        found[name] = Stage(view, terms, section.weights)
+    return found
+
+
+def labeller(recipe: Recipe) -> Any:
+    """The weighting rule; crop margins only where the recipe asks for them."""
+    top, bottom = recipe.data.crop_margins if recipe.data.margins == "crop" else (0, 0)
+    scale = recipe.data.scale
+    return make("pseudo_labels", recipe.pseudo_labels, crop_margins=(top * scale, bottom * scale))
+
+
+def batches(
+    recipe: Recipe, pairs: TrainingPairs, ranks: Ranks, device: torch.device
+) -> Callable[[int, int], Iterator[dict[str, Tensor]]]:
+    """(first iteration, past the last) -> this rank's raw batches."""
+
+    def between(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        workers = recipe.runtime.workers if stop - start > 1 else 0
+        share = recipe.train.batch // ranks.world
+        return training_loader(
+            pairs, batch=share, workers=workers, start=start, steps=stop, slots=(ranks.rank, ranks.world), device=device
+        )
+
+    return between
+
+
+def validator(recipe: Recipe, device: torch.device, ranks: Ranks, stepper: Stepper) -> Callable[[Segmentor], Tensor]:
+    """Student -> confusion counts on the validation split, each rank taking its share of the images."""
+    assert recipe.data.validation is not None
+    images = images_of(recipe.data.validation, recipe.data.scale)
+    classes, normalise = len(class_set(recipe)), Normalise().to(device)
+
+    def validate(student: Segmentor) -> Tensor:
+        loader = evaluation_loader(images, workers=recipe.runtime.workers, rank=ranks.rank, world=ranks.world)
+        counts = evaluate(student, loader, normalise, classes=classes, device=device, autocast=stepper.autocast)
+        return ranks.reduce(counts)
+
+    return validate
+
+
+def scorer(recipe: Recipe) -> Callable[[list[list[int]]], float]:
+    """Confusion counts -> mIoU under the recipe's protocol."""
+    names, only = class_set(recipe).names, PROTOCOLS[recipe.data.protocol]
+    return lambda confusion: scores(confusion, names, only).miou  # type: ignore[arg-type]
+
+
+def warnings(recipe: Recipe, pairs: TrainingPairs) -> list[str]:
+    """What is allowed but probably not meant."""
+    found = []
+    if recipe.model.weights == "none" and recipe.model.start is None:
+        found.append("no encoder weights loaded (model.weights=none): training from scratch")
+        if uses_reference(recipe):
+            found.append("the feature distance compares with an encoder that was never trained")
+    names = class_set(recipe).names
+    missing = [name for name, total in zip(names, pairs.source.index.counts.sum(0), strict=True) if total == 0]
+    if missing:
+        found.append(f"classes absent from the labelled images: {', '.join(missing)}")
+    return found
+

@@ -1,0 +1,191 @@
+"""The command line: each command parses, calls one function, prints. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udaseg.errors import UserError
+
+HELP = "Unsupervised domain-adaptive semantic segmentation. Start with: udaseg demo"
+app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+recipe_app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+Name = Annotated[str, typer.Argument(help="A recipe's name (udaseg recipe ls) or a path to a YAML file.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name (udaseg recipe ls) or a path to a YAML file.")]
+Benchmark = Annotated[str | None, typer.Option("--benchmark", "-b", help="Data, sizes, classes, protocol; see udaseg recipe ls.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values, as in train.batch=4.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data set; default: under $UDASEG_DATA or ./data.")]
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: problems a user can fix become a message and exit code 2, an interrupt 128 + its signal."""
+    try:
+        app(arguments)
+    except UserError as error:
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def fail(message: str, code: int) -> None:
+    from rich.markup import escape
+
+    from udaseg.console import err
+
+    err.print(f"[red]error:[/red] {escape(message)}")
+    sys.exit(code)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="The same path in under a minute, promising no margin.")] = False,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Adapt with another recipe, at the demo's size.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for runs, picture and page; default: runs/demo-...")] = None,
+) -> None:
+    """Generate two domains, train, adapt, compare, draw. No download, no GPU, a few minutes."""
+    from udaseg.commands import demo as demonstration
+
+    interruptible(lambda: demonstration.run(quick=quick, recipe=recipe, seed=seed, folder=out))
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="gta5, cityscapes, streets")],
+    root: Root = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Anything left out is an error.")] = False,
+    size: Annotated[str, typer.Option(help="streets: width x height of the scenes.")] = "256x128",
+    gap: Annotated[float, typer.Option(min=0, max=1, help="streets: how far the looks are apart.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="streets: which scenes.")] = 0,
+) -> None:
+    """Check a data set, count its classes, write its index (never into the data set itself)."""
+    from udaseg.commands import prepare as preparation
+
+    if dataset == "streets":
+        preparation.streets(root, size=size, gap=gap, seed=seed, workers=workers)
+    else:
+        preparation.dataset(dataset, root, workers=workers, strict=strict)
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe's name or a path; not needed with --resume --out.")] = None,
+    benchmark: Benchmark = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<recipe>-<benchmark>-seed<N>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Insist on continuing a run that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Three real steps and one validation image; what a whole run costs.")] = False,
+) -> None:
+    """Train a recipe. The same command again continues an unfinished run and leaves a finished one alone."""
+    from udaseg import runs
+    from udaseg.commands import train as training
+
+    loaded = training.choose(recipe, benchmark, seed, overrides or [], out, resume)
+    if dry_run:
+        training.dry_run(loaded)
+    else:
+        interruptible(lambda: training.run(loaded, out or runs.default_folder(loaded), resume))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder or a weights file.")],
+    protocol: Annotated[str | None, typer.Option(help="cityscapes19, synthia16 or synthia13; default: the recipe's.")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+    split: Annotated[str | None, typer.Option(help="Default: the recipe's validation split.")] = None,
+    benchmark: Benchmark = None,
+    recompute_bn: Annotated[bool, typer.Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    json: Json = False,
+) -> None:
+    """Per-class IoU and mIoU on labelled images at full label resolution."""
+    from udaseg.commands import evaluate as evaluation
+
+    evaluation.run(
+        run, protocol=protocol, teacher=teacher, split=split, benchmark=benchmark, recompute_bn=recompute_bn,
+        limit=limit, as_json=json,
+    )  # fmt: skip
+
+
+@app.command()
+def profile(
+    recipe: RecipeOption,
+    overrides: Overrides = None,
+    benchmark: Benchmark = None,
+    steps: Annotated[int, typer.Option(min=1)] = 5,
+    json: Json = False,
+) -> None:
+    """Time, multiply-adds and memory of a step, by phase."""
+    from udaseg.commands import train as training
+
+    loaded = training.choose(recipe, benchmark, None, overrides or [], None, False)
+    training.profile(loaded, steps, json)
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, the torch/torchvision pair, device, disk and data folders."""
+    from udaseg.console import out, table
+    from udaseg.commands.doctor import examine
+
+    marks = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red]"}
+    findings = examine()
+    table(("", "", "detail"), [[f.what, marks[f.status], f.detail] for f in findings], left=3)
+    if any(f.status == "bad" for f in findings):
+        out.print("something needs fixing, see above")
+        sys.exit(2)
+
+
+@recipe_app.command("ls")
+def recipe_ls() -> None:
+    """All shipped recipes and benchmarks, with what they are for."""
+    from udaseg.commands import recipes
+
+    recipes.listing()
+
+
+@recipe_app.command("show")
+def recipe_show(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
+    """A recipe flattened, with the file each value came from, and the passes of a step."""
+    from udaseg.commands import recipes
+
+    recipes.show(recipes.choose(name, benchmark, overrides or []))
+
+
+@recipe_app.command("cp")
+def recipe_cp(name: Name, target: Annotated[Path, typer.Argument(help="The new file; must not exist.")]) -> None:
+    """Copy a recipe to a file of your own."""
+    from udaseg.commands import recipes
+
+    recipes.copy(name, target)
+
+
+@recipe_app.command("validate")
+def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
+    """Check a recipe without touching data; everything that is wrong is listed at once."""
+    from udaseg.commands import recipes
+
+    recipes.validate(recipes.choose(name, benchmark, overrides or []))
+
+
+def interruptible(work: Callable[[], object]) -> None:
+    """Run; when a signal asked to stop and the run has saved itself, say how to go on."""
+    from udaseg.engine.trainer import Interrupted
+
+    try:
+        work()
+    except Interrupted as stop:
+        fail(f"stopped by {stop}; everything is saved. The same command again continues.", 128 + stop.number)
+
+
+if __name__ == "__main__":
+    main()

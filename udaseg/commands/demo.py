@@ -1,0 +1,231 @@
+"""`udaseg demo`: from nothing to an adapted, evaluated model and a picture, in minutes on a laptop.
+
+Draws the data set `streets`, trains on its source, then adapts to its target starting from those weights, and compares
+on held-out labelled target scenes. The control in between recomputes the BatchNorm statistics of the source-only model on
+unlabelled target images: what that alone gives is not owed to self-training.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from udaseg import build, recipe as recipes, runs
+from udaseg.console import Counting, Watching, out, percent, table
+from udaseg.data.classes import PROTOCOLS
+from udaseg.data.layouts import data_home
+from udaseg.data.loading import Normalise, evaluation_loader
+from udaseg.data.prepare import prepare
+from udaseg.data.streets import write_streets
+from udaseg.engine.profile import time_steps
+from udaseg.evaluation.confusion import Scores, scores
+from udaseg.evaluation.evaluate import evaluate, evaluating, predict, recompute_batchnorm
+from udaseg.files import write_atomic, write_text
+from udaseg.models.segmentor import Segmentor
+from udaseg.recipe import Loaded
+from udaseg.studies import figures, html
+
+QUICK = ("train.iterations=60", "optimiser.warmup=10")
+SHOWN = 6  # validation images in the picture
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo measured, on the validation split of the target."""
+
+    source_only: Scores
+    control: Scores
+    adapted: Scores
+    folder: Path
+    picture: Path
+    page: Path
+
+
+def run(*, quick: bool, recipe: str | None, seed: int, folder: Path | None) -> Result:
+    """The whole demo; what is already there (data, finished runs) is used again."""
+    began = time.monotonic()
+    folder = folder or default_folder(quick, recipe, seed)
+    prepare_streets()
+    common = [f"seed={seed}", *(QUICK if quick else ())]
+    first = build.load("demo_source_only", overrides=common)
+    threads = fastest_threads(first)
+    common.append(f"runtime.threads={threads}")
+    start = folder / "source_only"
+    train(build.load("demo_source_only", overrides=common), start, "1/2 source-only")
+    adapted = load_adaptation(recipe, [*common, f"model.start={start}"])
+    train(adapted, folder / "adapted", f"2/2 {adapted.recipe.name}")
+    result = report(folder, adapted, start, time.monotonic() - began)
+    show(result, recipe, quick)
+    return result
+
+
+def default_folder(quick: bool, recipe: str | None, seed: int) -> Path:
+    parts = ["demo", *(["quick"] if quick else []), *([Path(recipe).stem] if recipe else []), f"seed{seed}"]
+    return Path("runs") / "-".join(parts)
+
+
+def prepare_streets() -> None:
+    """Draw and index the data set, unless that is done."""
+    with Counting("drawing street scenes") as progress:
+        write_streets(data_home() / "streets", progress=progress)
+    for name in ("streets_source", "streets_target"):
+        prepare(name)
+
+
+def load_adaptation(name: str | None, overrides: Sequence[str]) -> Loaded:
+    """The demo's own recipe, or any other at the demo's size: its own keys on top of that recipe."""
+    if name is None:
+        return build.load("demo", overrides=overrides)
+    source, own = recipes.chain("demo")[-1]
+    return build.load(name, overlays=[(source, own)], benchmark="streets", overrides=overrides)
+
+
+def fastest_threads(loaded: Loaded) -> int:
+    """1, 2 or all cores: whichever takes a few steps of this recipe fastest here, now."""
+    cores = os.cpu_count() or 1
+    if torch.cuda.is_available() or cores == 1:
+        return 1
+    taken = {}
+    for threads in sorted({1, 2, min(cores, 8)}):
+        tree = {**loaded.tree, "runtime": {**loaded.tree.get("runtime", {}), "threads": threads, "workers": 0}}
+        setup = build.training(recipes.checked(tree, loaded.origin, build.SOCKETS)).setup
+        taken[threads] = time_steps(setup, 4)
+    best = min(taken, key=lambda threads: taken[threads])
+    times = ", ".join(f"{threads}: {1000 * seconds:.0f} ms" for threads, seconds in taken.items())
+    out.print(f"threads: {best} (a step takes {times})")
+    return best
+
+
+def train(loaded: Loaded, folder: Path, title: str) -> None:
+    """Train, or use the finished run that is there."""
+
+    def watch(what: Loaded) -> Watching:
+        return Watching(title, what.recipe.train.batch, build.scorer(what.recipe), rows=False)
+
+    began = time.monotonic()
+    outcome = runs.train(loaded, folder, watch)
+    spent = "already trained" if outcome.already_finished else f"{time.monotonic() - began:.0f} s"
+    out.print(f"{title}: {spent}, {folder}")
+
+
+def report(folder: Path, adapted: Loaded, start: Path, seconds: float) -> Result:
+    """Evaluate all three, draw, write the page."""
+    names = build.class_set(adapted.recipe).names
+    only = PROTOCOLS[adapted.recipe.data.protocol]
+    plain, _ = runs.load_student(start)
+    student, _ = runs.load_student(folder / "adapted")
+
+    def of_run(path: Path) -> Scores:
+        return scores(np.array(runs.read_result(path)["validation"]["confusion"]), names, only)
+
+    source_only = of_run(start)
+    control = scores(control_confusion(start, adapted), names, only)
+    best = of_run(folder / "adapted")
+    picture = draw(adapted, plain, student)
+    paths = folder / "demo.png", folder / "demo.html"
+    write_atomic(paths[0], lambda file: picture.save(file, "PNG"))
+    result = Result(source_only, control, best, folder, *paths)
+    write_text(paths[1], web_page(result, picture, adapted, seconds))
+    return result
+
+
+def control_confusion(start: Path, adapted: Loaded) -> np.ndarray:
+    """Counts of the source-only model with BatchNorm statistics recomputed on the unlabelled target."""
+    model, _ = runs.load_student(start)
+    data = adapted.recipe.data
+    assert data.target is not None and data.validation is not None
+    normalise = Normalise()
+    images = build.images_of(data.target, data.scale, labels=False)
+    recompute_batchnorm(model, (normalise(item["image"][None]) for item in evaluation_loader(images, workers=0)))
+    held_out = evaluation_loader(build.images_of(data.validation, data.scale), workers=0)
+    classes = len(build.class_set(adapted.recipe))
+    return evaluate(model, held_out, normalise, classes=classes, device=torch.device("cpu")).numpy()
+
+
+def draw(loaded: Loaded, plain: Segmentor, adapted: Segmentor) -> Image.Image:
+    """Target image, truth, source-only, adapted, for evenly spaced validation images."""
+    section, classes = loaded.recipe.data.validation, build.class_set(loaded.recipe)
+    assert section is not None
+    images = build.images_of(section, loaded.recipe.data.scale)
+    rows = []
+    for position in np.linspace(0, len(images) - 1, SHOWN).round().astype(int):
+        item = images[int(position)]
+        normalised = Normalise()(item["image"][None])
+        row = [item["image"].permute(1, 2, 0).numpy(), figures.colour(item["label"].numpy(), classes.palette)]
+        for model in (plain, adapted):
+            with evaluating(model):
+                label = predict(model, normalised, tuple(item["label"].shape))[0]
+            row.append(figures.colour(label.numpy().astype(np.uint8), classes.palette))
+        rows.append(row)
+    grid = figures.panel(rows, ("target image", "truth", "source-only", "adapted"))
+    return figures.stacked([grid, figures.legend(classes.names, classes.palette, width=grid.width)])
+
+
+HEADER = ("class", "source-only", "+ BN statistics", "adapted", "over source-only", "over BN")
+
+
+def table_rows(result: Result) -> list[list[str]]:
+    """One row a class and one for the mean; differences signed."""
+
+    def row(name: str, a: float, b: float, c: float) -> list[str]:
+        gains = [percent(c - x) if c < x else f"+{percent(c - x)}" if c == c and x == x else "-" for x in (a, b)]
+        return [name, percent(a), percent(b), percent(c), *gains]
+
+    s, k, a = result.source_only, result.control, result.adapted
+    rows = [row(*cells) for cells in zip(s.names, s.iou, k.iou, a.iou, strict=True)]
+    return [*rows, row(f"mIoU ({a.counted} classes)", s.miou, k.miou, a.miou)]
+
+
+def show(result: Result, recipe: str | None, quick: bool) -> None:
+    """The table, where everything is, and what to try next."""
+    rows = table_rows(result)
+    table(HEADER, rows, title="IoU on held-out target images, %")
+    out.print("+ BN statistics: the source-only model after recomputing BatchNorm on unlabelled target images (control).")
+    if quick:
+        out.print("--quick trains too briefly to promise any margin; `udaseg demo` does.")
+    out.print(f"\npicture {result.picture}\npage    {result.page}\nruns    {result.folder}")
+    out.print("\nnext:\n" + "\n".join(f"  {line}" for line in next_steps(result.folder, recipe)))
+
+
+def next_steps(folder: Path, recipe: str | None) -> list[str]:
+    return [
+        f"udaseg evaluate {folder / 'adapted'} --teacher",
+        "udaseg recipe show demo",
+        *(["udaseg demo --recipe daformer"] if recipe is None else []),
+        "udaseg train --recipe daformer --benchmark streets model.encoder=mit_b0 model.weights=none --dry-run",
+    ]
+
+
+def web_page(result: Result, picture: Image.Image, loaded: Loaded, seconds: float) -> str:
+    """The result as one self-contained HTML file."""
+    gain, over_control = result.adapted.miou - result.source_only.miou, result.adapted.miou - result.control.miou
+    return html.page(
+        title=f"udaseg demo: {loaded.recipe.name} on generated street scenes",
+        lead="A small network trained on labelled 'game' scenes, then adapted to unlabelled 'camera' scenes. Figures are IoU "
+        "in percent on held-out camera scenes, of the student at the last iteration.",
+        cards=[
+            ("source-only", percent(result.source_only.miou)),
+            ("+ BN statistics", percent(result.control.miou)),
+            ("adapted", percent(result.adapted.miou)),
+            ("gain", f"{gain:+.1f}"),
+            ("gain over control", f"{over_control:+.1f}"),
+        ],
+        header=HEADER,
+        rows=table_rows(result),
+        picture=picture,
+        caption="Evenly spaced validation images; nothing was picked.",
+        notes=[
+            f"{seconds:.0f} s on {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
+            f"seed {loaded.recipe.seed}, {loaded.recipe.train.iterations} iterations of adaptation, runs in {result.folder}",
+            "control: BatchNorm statistics of the source-only model recomputed on unlabelled target images",
+            *next_steps(result.folder, None),
+        ],
+    )
+

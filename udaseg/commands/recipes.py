@@ -1,0 +1,89 @@
+"""`udaseg recipe`: list, show, copy, check."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.markup import escape
+
+from udaseg import build, recipe as recipes
+from udaseg.console import out, table
+from udaseg.errors import UserError
+from udaseg.recipe import Loaded
+
+
+def choose(name: str, benchmark: str | None, overrides: list[str]) -> Loaded:
+    """A checked recipe."""
+    return build.load(name, benchmark=benchmark, overrides=overrides)
+
+
+def listing() -> None:
+    """All shipped recipes and benchmarks with the first sentence of their header."""
+    for title, folder in (("recipes", ""), ("benchmarks", "benchmarks")):
+        rows = [[name, escape(first_sentence(path))] for name, path in recipes.shipped(folder).items()]
+        table((title, "what it is"), rows, left=2)
+        out.print()
+
+
+def first_sentence(path: Path) -> str:
+    """Of the comment a recipe opens with."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# "):
+            break
+        lines.append(line[2:])
+    sentence = " ".join(lines).split(". ")[0]
+    return sentence.rstrip(".")
+
+
+def show(loaded: Loaded) -> None:
+    """Flattened, each value with the file it came from; then what a step costs in passes."""
+    written = dict(recipes.leaves(loaded.tree))
+    rows = []
+    for path, value in recipes.leaves(effective(loaded)):
+        origin = recipes.found_in(path, loaded.origin) if path in written else "default"
+        rows.append([".".join(path), escape(str(value)), origin])
+    table(("key", "value", "from"), rows, left=3)
+    out.print(f"\npasses per step: {passes(loaded)}")
+    out.print(f"fingerprint: {loaded.recipe.fingerprint()[:12]}")
+
+
+def effective(loaded: Loaded) -> recipes.Tree:
+    """The checked recipe with its defaults, in the shape recipes are written in."""
+    tree = loaded.recipe.model_dump()
+    tree["views"] = {
+        name: {
+            **stage["options"],
+            "terms": {key: {"weight": stage["weights"][key], **term} for key, term in stage["terms"].items()},
+        }
+        for name, stage in tree["views"].items()
+    }
+    return tree
+
+
+def passes(loaded: Loaded) -> str:
+    """Network passes of one step, read off the recipe: one of the student a view, at most one of the teacher."""
+    recipe = loaded.recipe
+    student = " + ".join(recipe.views)
+    parts = [f"student {len(recipe.views)} ({student})", f"teacher {int(build.needs_target(recipe))}"]
+    if build.uses_reference(recipe):
+        parts.append("frozen ImageNet encoder 1")
+    return ", ".join(parts)
+
+
+def copy(name: str, target: Path) -> None:
+    """Copy a shipped recipe to a new file."""
+    source = recipes.locate(name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise UserError(f"{target} exists; choose another name")
+    if target.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{target}: a recipe's file ends in .yaml")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    out.print(f"{target}: a copy of {name}. Train it: udaseg train --recipe {target}")
+
+
+def validate(loaded: Loaded) -> None:
+    out.print(f"{loaded.recipe.name}: valid, fingerprint {loaded.recipe.fingerprint()[:12]}")

@@ -1,0 +1,130 @@
+"""`udaseg train` and `udaseg profile`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from udaseg import build, runs
+from udaseg.console import Watching, out, percent, table
+from udaseg.data.classes import PROTOCOLS
+from udaseg.data.loading import Normalise, evaluation_loader
+from udaseg.engine import distributed
+from udaseg.engine.profile import Profile
+from udaseg.engine.profile import profile as measure
+from udaseg.errors import UserError
+from udaseg.evaluation.confusion import scores
+from udaseg.evaluation.evaluate import evaluate
+from udaseg.recipe import Loaded
+
+BYTES_IN_CHECKPOINTS = 3  # two rolling ones and, while it is written, a third
+
+
+def choose(
+    name: str | None, benchmark: str | None, seed: int | None, overrides: list[str], folder: Path | None, resume: bool
+) -> Loaded:
+    """The recipe to train: the named one, or with --resume --out the folder's own."""
+    if name is None:
+        if not (resume and folder):
+            raise UserError("which recipe? give --recipe NAME (udaseg recipe ls lists them), or --resume --out FOLDER")
+        if overrides or benchmark or seed is not None:
+            raise UserError("--resume --out FOLDER continues the recipe in that folder; leave out benchmark, seed and overrides")
+        return runs.read_recipe(folder)
+    if seed is not None:
+        overrides = [*overrides, f"seed={seed}"]
+    return build.load(name, benchmark=benchmark, overrides=overrides)
+
+
+def watching(loaded: Loaded) -> Watching:
+    return Watching(loaded.recipe.name, loaded.recipe.train.batch, build.scorer(loaded.recipe))
+
+
+def run(loaded: Loaded, folder: Path, resume: bool) -> None:
+    """Train to the end and print the result."""
+    try:
+        outcome = runs.train(loaded, folder, watching, resume=resume)
+    finally:
+        distributed.leave()
+    if outcome.already_finished:
+        out.print(f"{folder}: finished before; nothing to do")
+    if (folder / "result.json").is_file():
+        summary(folder)
+
+
+def summary(folder: Path) -> None:
+    """mIoU of the last iteration, and of the oracle selection beside it."""
+    result = runs.read_result(folder)
+    names, only = result["classes"], PROTOCOLS[result["protocol"]]
+    for key, text in (("validation", "student at the last iteration"), ("oracle_selection", "best on validation (oracle selection)")):
+        if result[key]:
+            found = scores(result[key]["confusion"], names, only)
+            out.print(f"mIoU {found.miou:.2f} over {found.counted} classes: {text}, iteration {result[key]['iteration']}")
+    out.print(f"run {folder}")
+
+
+def dry_run(loaded: Loaded) -> None:
+    """Build everything, take three steps, evaluate one image; print what the whole run needs."""
+    recipe = loaded.recipe
+    built = build.training(loaded)
+    for text in built.warnings:
+        out.print(f"[yellow]warning: {text}[/yellow]")
+    found = measure(built.setup, batch=recipe.train.batch, precision=built.stamp["precision"], steps=3, warmup=0)
+    rows = profile_rows(found)
+    image_seconds = 0.0
+    if recipe.data.validation:
+        images = build.images_of(recipe.data.validation, recipe.data.scale, limit=1)
+        began = time.perf_counter()
+        evaluate(
+            built.setup.learner.segmentor, evaluation_loader(images, workers=0), Normalise(),
+            classes=len(build.class_set(recipe)), device=built.setup.device, autocast=built.setup.stepper.autocast,
+        )  # fmt: skip
+        image_seconds = time.perf_counter() - began
+        rows.append(["one validation image", f"{image_seconds:.2f} s"])
+    rows += totals(loaded, built, found.seconds_per_step, image_seconds)
+    table(("dry run of " + recipe.name, ""), rows, left=2)
+
+
+def totals(loaded: Loaded, built: build.Built, step: float, image: float) -> list[list[str]]:
+    """Hours and disk of the whole run."""
+    recipe = loaded.recipe
+    validations = -(-recipe.train.iterations // recipe.evaluation.every) if recipe.data.validation else 0
+    count = len(build.index_of(recipe.data.validation)) if recipe.data.validation else 0
+    hours = (recipe.train.iterations * step + validations * count * image) / 3600
+    parameters = sum(p.numel() for p in built.setup.learner.parameters() if p.requires_grad)
+    buffers = sum(t.numel() for t in built.setup.learner.state_dict().values()) - parameters
+    checkpoint = 4 * (parameters * (4 if built.setup.teacher else 3) + buffers) / 2**30  # weights, two moments, teacher
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return [
+        ["parameters trained", f"{parameters / 1e6:.2f} M"],
+        ["whole run", f"{hours:.2f} h for {recipe.train.iterations} iterations and {validations} validations of {count} images"],
+        ["disk", f"{checkpoint * BYTES_IN_CHECKPOINTS:.2f} GB for checkpoints of {checkpoint:.2f} GB; {free:.0f} GB free"],
+    ]  # fmt: skip
+
+
+def profile_rows(found: Profile) -> list[list[str]]:
+    rows = [
+        ["device", f"{found.device}, torch {found.torch}, {found.precision}, {torch.get_num_threads()} threads"],
+        ["passes per step", ", ".join(f"{who} {count}" for who, count in found.passes.items())],
+        ["step", f"{found.seconds_per_step:.3f} s, {found.images_per_second:.1f} images/s"],
+        ["peak memory", f"{found.peak_memory_gb} GB" if found.peak_memory_gb else "unknown"],
+    ]
+    for phase in dict.fromkeys([*found.seconds, *found.multiply_adds]):
+        seconds, work = found.seconds.get(phase, 0.0), found.multiply_adds.get(phase, 0.0)
+        share = 100 * seconds / found.seconds_per_step if found.seconds_per_step else 0.0
+        rows.append([f"  {phase}", f"{seconds:.4f} s ({percent(share)} %)" + (f", {work / 1e9:.2f} G multiply-adds" if work else "")])
+    rows.append(["multiply-adds", f"{sum(found.multiply_adds.values()) / 1e9:.1f} G"])
+    return rows
+
+
+def profile(loaded: Loaded, steps: int, as_json: bool) -> None:
+    """Print time, multiply-adds and memory by phase."""
+    built = build.training(loaded)
+    found = measure(built.setup, batch=loaded.recipe.train.batch, precision=built.stamp["precision"], steps=steps)
+    if as_json:
+        print(json.dumps({"recipe": loaded.recipe.name, "benchmark": loaded.recipe.benchmark, **found.as_dict()}))
+    else:
+        table((f"{loaded.recipe.name} on {loaded.recipe.benchmark}", ""), profile_rows(found), left=2)

@@ -1,0 +1,239 @@
+"""Training pairs and evaluation images as torch data sets.
+
+Source: baselines 2.3 to 2.5 and 2.8. What differs from the public code: sample k is a pure function of (seed, k), so
+workers and resuming change nothing; a rare-class re-crop cuts the decoded image again instead of reading it again;
+crops are chosen on the label alone and only the chosen box of the image is resized; target labels are never decoded.
+
+H, W native size, h, w crop size. Images (H,W,3) uint8 RGB, labels (H,W) uint8 train ids with 255 = ignore.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from udaseg.data.classes import IGNORE
+from udaseg.data.images import read_image, read_label
+from udaseg.data.index import Index
+from udaseg.data.sampling import Choice, Sampler
+from udaseg.data.transforms import (
+    MEAN_COLOUR,
+    Box,
+    Bytes,
+    Margins,
+    Size,
+    class_counts,
+    cut,
+    draw_crop,
+    flip,
+    keep_ratio_size,
+    pad,
+    photometric_distortion,
+    resize_image,
+    resize_label,
+    whole,
+)
+from udaseg.errors import UserError
+
+TRIES = 10  # checked crops, of a wanted class; the next one is used unchecked
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """One decoded pair: the image as stored, the size it counts as (w, h), and its label at that size."""
+
+    image: Bytes  # (H,W,3)
+    size: Size
+    label: Bytes | None
+
+    def patch(self, box: Box) -> Bytes:
+        """The box of the resized image."""
+        return resize_image(self.image, self.size, box)
+
+
+class Domain:
+    """The images of one index at training size, with labels as train ids if wanted."""
+
+    def __init__(
+        self,
+        index: Index,
+        *,
+        lut: npt.NDArray[np.uint8] | None = None,
+        size: Size | None = None,
+        labels: bool = True,
+        cache_bytes: int = 0,
+    ) -> None:
+        """`size` (w, h) bounds the keep-ratio resize (None: native). `lut` defaults to the index's own.
+
+        `cache_bytes` > 0 keeps resized pairs in memory until they fill it (in each worker process). Raises UserError
+        when labels are wanted and the index has none.
+        """
+        if labels and not index.labelled:
+            raise UserError(
+                f"Data set {index.dataset!r} ({index.split}) in {index.root} has no labels; "
+                "it can be a target, not a source or an evaluation set."
+            )
+        self.index, self.size, self.labels = index, size, labels
+        self.lut = index.lut() if lut is None else lut
+        self._cache: dict[int, Decoded] = {}
+        self._room = cache_bytes
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def load(self, i: int) -> tuple[Bytes, Bytes | None]:
+        """(image, label or None), both resized."""
+        decoded = self.decode(i)
+        return decoded.patch(whole(decoded.size)), decoded.label
+
+    def decode(self, i: int) -> Decoded:
+        """Image i read, its label resized and mapped. Raises UserError for an unreadable file."""
+        if i in self._cache:
+            return self._cache[i]
+        decoded = self._read(i)
+        return self._keep(i, decoded) if self._room > 0 else decoded
+
+    def native_label(self, i: int) -> Bytes:
+        """(H,W) train ids at the size of the label file."""
+        path = self.index.pairs[i].label
+        assert path is not None, "checked in __init__"
+        return self.lut[read_label(self.index.root / path)]
+
+    def _read(self, i: int) -> Decoded:
+        pair = self.index.pairs[i]
+        image = read_image(self.index.root / pair.image)
+        native = (image.shape[1], image.shape[0])
+        size = native if self.size is None else keep_ratio_size(native, self.size)
+        if not self.labels or pair.label is None:
+            return Decoded(image, size, None)
+        label = read_label(self.index.root / pair.label)
+        if label.shape != image.shape[:2]:
+            raise UserError(
+                f"{self.index.root / pair.label} is not of the size of its image; prepare the data set again."
+            )
+        return Decoded(image, size, self.lut[resize_label(label, size)])
+
+    def _keep(self, i: int, decoded: Decoded) -> Decoded:
+        """The same pair with the image already resized, stored if there is room."""
+        small = Decoded(decoded.patch(whole(decoded.size)), decoded.size, decoded.label)
+        need = small.image.nbytes + (0 if small.label is None else small.label.nbytes)
+        if need <= self._room:
+            self._room -= need
+            self._cache[i] = small
+        return small
+
+
+class TrainingPairs(Dataset[dict[str, Tensor]]):
+    """Sample k: a source crop with its label and, with a target, a target crop; independent of every other sample."""
+
+    def __init__(
+        self,
+        source: Domain,
+        target: Domain | None = None,
+        *,
+        sampler: Sampler,
+        crop: tuple[int, int],
+        seed: int,
+        length: int,
+        cat_max_ratio: float = 0.75,
+        photometric: bool = False,
+        margins: Margins | None = None,
+    ) -> None:
+        """`crop` (h, w); `photometric` distorts the colours of the source (source-only and oracle runs)."""
+        self.source, self.target, self.sampler = source, target, sampler
+        self.crop, self.seed, self.length = crop, seed, length
+        self.cat_max_ratio, self.photometric, self.margins = cat_max_ratio, photometric, margins
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        """`source_image` (3,h,w), `source_label` (h,w) and, with a target, `target_image`, with margins `target_valid`
+        (1 = reliable); all uint8."""
+        if not 0 <= k < self.length:
+            raise IndexError(k)
+        sample = self._source(np.random.default_rng([self.seed, k, 0]))
+        if self.target is not None:
+            sample |= self._target(self.target, np.random.default_rng([self.seed, k, 1]))
+        return sample
+
+    def _source(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        choice = self.sampler.draw(rng)
+        decoded = self.source.decode(choice.image)
+        assert decoded.label is not None, "a source domain has labels"
+        box, flipped = self._choose(decoded.size, decoded.label, choice, rng)
+        image, label = decoded.patch(box), cut(decoded.label, box)
+        if flipped:
+            image, label = flip(image), flip(label)
+        if self.photometric:
+            image = photometric_distortion(image, rng)
+        return {
+            "source_image": _channels_first(pad(image, self.crop, MEAN_COLOUR)),
+            "source_label": _tensor(pad(label, self.crop, IGNORE)),
+        }
+
+    def _choose(self, size: Size, label: Bytes, choice: Choice, rng: np.random.Generator) -> tuple[Box, bool]:
+        """A box and a flip; both are drawn again, at most TRIES times, until the wanted class fills enough of it."""
+        box, flipped = self._draw(size, label, rng)
+        if choice.wanted is None:
+            return box, flipped
+        for _ in range(TRIES):
+            if class_counts(cut(label, box))[choice.wanted] > choice.min_pixels:
+                break
+            box, flipped = self._draw(size, label, rng)
+        return box, flipped
+
+    def _draw(self, size: Size, label: Bytes, rng: np.random.Generator) -> tuple[Box, bool]:
+        box = draw_crop(size, self.crop, rng, label=label, cat_max_ratio=self.cat_max_ratio)
+        return box, bool(rng.random() < 0.5)
+
+    def _target(self, target: Domain, rng: np.random.Generator) -> dict[str, Tensor]:
+        decoded = target.decode(int(rng.integers(len(target))))
+        box = draw_crop(decoded.size, self.crop, rng)
+        flipped = rng.random() < 0.5
+        image = decoded.patch(box)
+        sample = {"target_image": _channels_first(pad(flip(image) if flipped else image, self.crop, MEAN_COLOUR))}
+        if self.margins is not None:
+            valid = self.margins.valid(decoded.size, box)
+            sample["target_valid"] = _tensor(pad(flip(valid) if flipped else valid, self.crop, 0))
+        return sample
+
+
+class EvaluationImages(Dataset[dict[str, Tensor | str]]):
+    """Whole images at test size with labels at their native size, in the order of the index."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+
+    def __len__(self) -> int:
+        return len(self.domain)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor | str]:
+        """`image` uint8 (3,h,w), `name` (path below the root) and, if the domain has labels, `label` uint8 (H,W)."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        pair, root = self.domain.index.pairs[i], self.domain.index.root
+        image = read_image(root / pair.image)
+        native = (image.shape[1], image.shape[0])
+        size = native if self.domain.size is None else keep_ratio_size(native, self.domain.size)
+        item: dict[str, Tensor | str] = {
+            "image": _channels_first(resize_image(image, size)),
+            "name": pair.image.as_posix(),
+        }
+        if self.domain.labels:
+            item["label"] = _tensor(self.domain.native_label(i))
+        return item
+
+
+def _tensor(array: Bytes) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _channels_first(image: Bytes) -> Tensor:
+    """(h,w,3) -> (3,h,w)."""
+    return _tensor(image.transpose(2, 0, 1))

@@ -1,0 +1,177 @@
+"""Batches of uint8 samples in an order that depends only on the step, and normalisation on the device.
+
+Source: baselines 2.1 and 2.6. What differs from the public loader: step t of rank r takes the samples
+k = t * total_batch + r * batch + (0 .. batch - 1), so the order is independent of the number of workers and a resumed
+run replays nothing; pixels travel as uint8, a quarter of the bytes.
+
+B batch, h, w crop size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
+
+from udaseg.errors import UserError
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+"""ImageNet statistics, RGB, on the 0-255 scale."""
+
+Batch = dict[str, Tensor]
+
+
+class Steps(Sampler[list[int]]):
+    """The sample numbers of each step from `start` to `steps` (excluded)."""
+
+    def __init__(self, *, batch: int, start: int, steps: int, rank: int = 0, world: int = 1) -> None:
+        self.batch, self.start, self.steps = batch, start, steps
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return max(self.steps - self.start, 0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.steps):
+            first = (step * self.world + self.rank) * self.batch
+            yield list(range(first, first + self.batch))
+
+
+class Batches(Iterator[Batch]):
+    """An iterator over batches; `waited` is the time in seconds the training loop stood still for data."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.waited = 0.0
+        self.left = len(loader)
+        self._batches: Iterator[Batch | str] | None = None
+        self._loader = loader
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __len__(self) -> int:
+        """Batches still to come."""
+        return self.left
+
+    def __next__(self) -> Batch:
+        begin = time.perf_counter()
+        if self._batches is None:
+            self._batches = iter(self._loader if self.left else ())
+        batch = next(self._batches)
+        self.waited += time.perf_counter() - begin
+        if isinstance(batch, str):
+            self.close()
+            raise UserError(batch)
+        self.left -= 1
+        return batch
+
+    def close(self) -> None:
+        """End the worker processes now, with batches still to come or not; the iterator is exhausted after it."""
+        self.left, self._batches = 0, None
+
+
+class _Guarded(Dataset[Any]):
+    """Hands a UserError on as its message: an exception from a worker would arrive wrapped in a traceback."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, k: int) -> Any:
+        try:
+            return self.dataset[k]
+        except UserError as error:
+            return str(error)
+
+
+def _collate(items: Sequence[Any]) -> Any:
+    """One batch, or the first message if a sample failed."""
+    return next((item for item in items if isinstance(item, str)), None) or default_collate(list(items))
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def training_loader(
+    dataset: Dataset[dict[str, Tensor]],
+    *,
+    batch: int,
+    workers: int,
+    start: int,
+    steps: int,
+    slots: tuple[int, int] = (0, 1),
+    device: torch.device | str = "cpu",
+) -> Batches:
+    """Batches of the steps `start` .. `steps` - 1 for rank `slots[0]` of `slots[1]`, `batch` samples each, on the CPU.
+
+    `dataset` needs steps * batch * slots[1] samples. Pinned for a CUDA device. A sample's UserError is raised here as
+    it was, also from a worker.
+    """
+    order = Steps(batch=batch, start=start, steps=steps, rank=slots[0], world=slots[1])
+    loader = DataLoader(
+        _Guarded(dataset),
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=_one_thread,
+        prefetch_factor=3 if workers else None,
+        generator=torch.Generator().manual_seed(0),  # the loader draws a base seed: keep off the global generator
+    )
+    return Batches(loader)
+
+
+def to_device(batch: Batch, device: torch.device | str, non_blocking: bool = True) -> Batch:
+    """The same batch on the device."""
+    return {name: value.to(device, non_blocking=non_blocking) for name, value in batch.items()}
+
+
+class Normalise(nn.Module):
+    """uint8 (B,3,h,w) -> float32 (x - mean) / std on the 0-255 scale; `undo` gives [0, 1] and `redo` comes back."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalised float32 of the same shape."""
+        return (image.float() - self.mean) / self.std
+
+    def undo(self, image: Tensor) -> Tensor:
+        """Normalised -> [0, 1]."""
+        return (image * self.std + self.mean) / 255
+
+    def redo(self, image: Tensor) -> Tensor:
+        """[0, 1] -> normalised."""
+        return (image * 255 - self.mean) / self.std
+
+
+def evaluation_loader(
+    dataset: Dataset[dict[str, Any]], *, workers: int, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
+) -> Iterator[dict[str, Any]]:
+    """Items one at a time, as they are; rank r of n takes every n-th. Raises a sample's UserError as it was."""
+    share = Subset(dataset, range(rank, len(dataset), world))  # type: ignore[arg-type]
+    loader = DataLoader(
+        _Guarded(share),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(0),
+    )
+    for item in loader:
+        if isinstance(item, str):
+            raise UserError(item)
+        yield item

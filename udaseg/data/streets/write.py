@@ -1,0 +1,200 @@
+"""Generated street scenes on disk, in the official layouts and formats of GTA5 and Cityscapes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from udaseg.data.streets.palette import LABEL_COLOURS, Domain
+from udaseg.data.streets.render import check_choices, draw
+from udaseg.errors import UserError
+
+GENERATOR_VERSION = 1
+"""To be raised whenever the same parameters give other images."""
+
+MANIFEST, PARTIAL = "streets.json", "streets.partial.json"
+FOLDERS = ("gta5", "gta5_val", "cityscapes")
+MOST_IMAGES = 99_999
+"""Largest count of one split: GTA5 file names have five digits."""
+
+CITIES = {"train": ("gridton", "rasterford"), "val": ("blockville",)}
+FIRST_INDEX = {"source": 0, "source_val": 1_000_000, "target_train": 2_000_000, "target_val": 3_000_000}
+"""Where the indices of each split start, so that no two splits ever share a scene."""
+
+
+class Job(NamedTuple):
+    """One image to draw and the two files to write it to."""
+
+    domain: Domain
+    number: int
+    image: Path
+    label: Path
+
+    def is_done(self) -> bool:
+        """Files appear whole or not at all, so that existing is enough."""
+        return self.image.exists() and self.label.exists()
+
+
+def write_streets(
+    root: Path,
+    *,
+    size: tuple[int, int] = (256, 128),
+    gap: float = 0.5,
+    seed: int = 0,
+    source: int = 400,
+    target_train: int = 400,
+    target_val: int = 100,
+    source_val: int = 50,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the data set under `root`; what an earlier call with the same parameters wrote is kept.
+
+    `gta5/` is the source, `gta5_val/` held-out source images in the same format, `cityscapes/` the target.
+    `streets.json` is written last: where it is, the data set is complete.
+
+    Args:
+        root: the folder to write to, made if needed.
+        size, gap, seed: see `draw`.
+        source, target_train, target_val, source_val: how many images of each split, 0 to 99999.
+        workers: how many processes; None for as many as there are processors, 1 for none besides this one.
+        progress: called with (images done, images in all).
+
+    Raises:
+        ValueError: if a parameter is out of its range.
+        UserError: if `root` holds other data; nothing has been changed then.
+    """
+    counts = {"source": source, "source_val": source_val, "target_train": target_train, "target_val": target_val}
+    _check(size, gap, seed, counts, workers)
+    root = Path(root)
+    parameters = {"generator": GENERATOR_VERSION, "seed": seed, "size": list(size), "gap": float(gap), "counts": counts}
+    complete = _compare(root, parameters)
+    jobs = list(_jobs(root, counts))
+    pending = [job for job in jobs if not job.is_done()]
+    if pending or not complete:
+        _write_manifest(root / PARTIAL, parameters)
+    if progress:
+        progress(len(jobs) - len(pending), len(jobs))
+    for folder in sorted({path.parent for job in pending for path in (job.image, job.label)}):
+        folder.mkdir(parents=True, exist_ok=True)
+    work = partial(_write, size=size, gap=gap, seed=seed)
+    for done, _ in enumerate(_run(work, pending, workers or os.cpu_count() or 1), len(jobs) - len(pending) + 1):
+        if progress:
+            progress(done, len(jobs))
+    if not complete:
+        _write_manifest(root / MANIFEST, parameters)
+    (root / PARTIAL).unlink(missing_ok=True)
+
+
+def _check(size: tuple[int, int], gap: float, seed: int, counts: dict[str, int], workers: int | None) -> None:
+    check_choices("game", seed, 0, size, gap)
+    for name, count in counts.items():
+        if not isinstance(count, int) or not 0 <= count <= MOST_IMAGES:
+            raise ValueError(f"{name} is {count!r}; allowed: a whole number from 0 to {MOST_IMAGES}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers!r}; allowed: a whole number from 1, or None")
+
+
+# ---- is this folder ours? ----
+
+
+def _compare(root: Path, parameters: dict[str, Any]) -> bool:
+    """Whether `root` says that it is complete; UserError unless it is new or has these very parameters."""
+    found = [name for name in (MANIFEST, PARTIAL) if (root / name).exists()]
+    if not found:
+        for folder in FOLDERS:
+            if (root / folder).exists():
+                raise UserError(f"{root / folder} exists but was not made by `streets`; choose another root")
+    for name in found:
+        written, wanted = _flat(_read_manifest(root / name)), _flat(parameters)
+        for key in (*wanted, *written):
+            if written.get(key) != wanted.get(key):
+                raise UserError(
+                    f"{root / name}: written with {key} = {written.get(key)!r}, asked for {wanted.get(key)!r}; "
+                    "choose another root or the same parameters"
+                )
+    return MANIFEST in found
+
+
+def _flat(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with the counts of the splits among them, under the names `write_streets` has for them."""
+    counts = parameters.get("counts")
+    return {**parameters, **(counts if isinstance(counts, dict) else {}), "counts": None}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); choose another root") from error
+    if not isinstance(written, dict):
+        raise UserError(f"{path}: not a description of a `streets` data set; choose another root")
+    return written
+
+
+def _write_manifest(path: Path, parameters: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(parameters, indent=2) + "\n"
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+# ---- what to write, and where ----
+
+
+def _jobs(root: Path, counts: dict[str, int]) -> Iterator[Job]:
+    for split, folder in (("source", "gta5"), ("source_val", "gta5_val")):
+        for position in range(counts[split]):
+            name = f"{position + 1:05d}.png"
+            number = FIRST_INDEX[split] + position
+            yield Job("game", number, root / folder / "images" / name, root / folder / "labels" / name)
+    for part, cities in CITIES.items():
+        split = f"target_{part}"
+        for position in range(counts[split]):
+            sequence, place = divmod(position, len(cities))
+            stem = f"{cities[place]}_{sequence:06d}_000019"
+            image = root / "cityscapes" / "leftImg8bit" / part / cities[place] / f"{stem}_leftImg8bit.png"
+            label = root / "cityscapes" / "gtFine" / part / cities[place] / f"{stem}_gtFine_labelIds.png"
+            yield Job("camera", FIRST_INDEX[split] + position, image, label)
+
+
+def _run(work: Callable[[Job], None], jobs: list[Job], workers: int) -> Iterator[None]:
+    """Do the jobs here or in up to `workers` processes, yielding after each."""
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(work, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
+
+
+def _write(job: Job, *, size: tuple[int, int], gap: float, seed: int) -> None:
+    pixels, label_ids = draw(job.domain, seed, job.number, size=size, gap=gap)
+    label = Image.fromarray(label_ids)
+    if job.domain == "game":
+        label.putpalette(_official_palette())
+    for path, image in ((job.image, Image.fromarray(pixels)), (job.label, label)):
+        if not path.exists():
+            _replace(path, partial(image.save, format="PNG", compress_level=2))
+
+
+def _official_palette() -> bytes:
+    """256 RGB colours: the Cityscapes colour of each label id, black after the last."""
+    return np.array(LABEL_COLOURS, np.uint8).tobytes().ljust(3 * 256, b"\0")
+
+
+def _replace(path: Path, save: Callable[[Path], object]) -> None:
+    """Let `save` write a temporary file of this process, then put it in place at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

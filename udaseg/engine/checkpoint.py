@@ -1,0 +1,50 @@
+"""Checkpoints: everything a run needs to go on as if nothing had happened.
+
+Only tensors and plain values, so loading never runs pickled code (``weights_only=True``). Written atomically; the last two
+and the final one are kept. The random state is (seed, iteration) and the sampler's position is the iteration: both streams
+are functions of them (``uda.types.Draws``, ``data.dataset``).
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from udaseg.errors import UserError
+from udaseg.files import write_atomic
+
+FORMAT = 1
+State = dict[str, Any]
+
+
+def save(folder: Path, state: State, *, keep: int = 2) -> Path:
+    """Write ``step-NNNNNNN.pt`` for ``state["iteration"]`` finished iterations; delete all but the newest ``keep``."""
+    path = folder / f"step-{state['iteration']:07d}.pt"
+    write_atomic(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    for old in listed(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def listed(folder: Path) -> list[Path]:
+    """Checkpoints, oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def newest(folder: Path) -> Path | None:
+    found = listed(folder)
+    return found[-1] if found else None
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> State:
+    """Read a checkpoint without running any code in it."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it to use the one before") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this version of udaseg (format {FORMAT})")
+    return state

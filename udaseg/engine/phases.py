@@ -1,0 +1,51 @@
+"""Named pieces of a step: which one is running, and for how long each ran."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Phases:
+    """Call it with a name around a piece of work. ``current`` stays at the innermost phase that failed.
+
+    ``clock``: () -> seconds, or None to keep no time; a phase's time is without that of phases inside it.
+    """
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self.current = "start"
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._clock = clock
+        self._stack: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._tick()
+        self._stack.append(name)
+        self.current = name
+        yield
+        self._tick()
+        self._stack.pop()
+        self.current = self._stack[-1] if self._stack else "end"
+
+    def _tick(self) -> None:
+        """Book the time since the last change to the phase that had it."""
+        if self._clock is None:
+            return
+        now = self._clock()
+        if self._stack:
+            self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+
+
+def wall_clock(synchronise: Callable[[], object]) -> Callable[[], float]:
+    """A clock that waits for the device first."""
+
+    def clock() -> float:
+        synchronise()
+        return time.perf_counter()
+
+    return clock

@@ -1,0 +1,126 @@
+"""Where a step's time, arithmetic and memory go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from udaseg.engine.phases import Phases, wall_clock
+from udaseg.engine.trainer import Setup, memory_gb, step
+
+
+@dataclass
+class Profile:
+    """Seconds and multiply-adds of one step by phase, images a second, peak memory.
+
+    ``multiply_adds``: forward and backward of the phase, from the shapes of matrix products and convolutions.
+    """
+
+    device: str
+    torch: str
+    precision: str
+    batch: int
+    steps: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    seconds_per_step: float = 0.0
+    images_per_second: float = 0.0
+    multiply_adds: dict[str, float] = field(default_factory=dict)
+    peak_memory_gb: float | None = None
+    passes: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class CountingPhases(Phases):
+    """Books the multiply-adds of each phase; those of a phase inside another belong to the inner one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: dict[str, float] = {}
+        self._counter = FlopCounterMode(display=False)
+        self._booked = 0.0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count inside; attention is spelt out, so that its products are seen on every device."""
+        with sdpa_kernel(SDPBackend.MATH), self._counter:
+            yield
+
+    def _tick(self) -> None:
+        now = float(self._counter.get_total_flops())
+        if self._stack:
+            self.flops[self._stack[-1]] = self.flops.get(self._stack[-1], 0.0) + now - self._booked
+        self._booked = now
+
+
+class Passes:
+    """Counts how often the encoder of a module runs, while open."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.counts = {"student": 0, "teacher": 0}
+        self._handles = [setup.learner.segmentor.encoder.register_forward_pre_hook(self._count("student"))]
+        if setup.teacher is not None:
+            self._handles.append(setup.teacher.segmentor.encoder.register_forward_pre_hook(self._count("teacher")))
+
+    def _count(self, who: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            self.counts[who] += 1
+
+        return hook
+
+    def close(self) -> dict[str, int]:
+        for handle in self._handles:
+            handle.remove()
+        return {who: count for who, count in self.counts.items() if count}
+
+
+def profile(setup: Setup, *, batch: int, precision: str, steps: int = 5, warmup: int = 2) -> Profile:
+    """Take real steps on real data; the setup is not usable for training afterwards."""
+    synchronise = torch.cuda.synchronize if setup.device.type == "cuda" else (lambda: None)
+    name = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else setup.device.type
+    result = Profile(name, torch.__version__, precision, batch, steps)
+    steps_wanted = min(warmup + 1 + steps, setup.iterations)
+    batches = setup.batches(0, steps_wanted)
+    counting = CountingPhases()
+    passes = Passes(setup)
+    with counting.counting():
+        step(setup, next(batches), 0, counting)
+    result.passes = passes.close()
+    result.multiply_adds = {key: value / 2 for key, value in counting.flops.items() if value}
+    for t in range(1, 1 + warmup):
+        step(setup, next(batches), t)
+    if setup.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(setup.device)
+    phases = Phases(wall_clock(synchronise))
+    began = time.perf_counter()
+    for t in range(1 + warmup, steps_wanted):
+        with phases("data"):
+            raw = next(batches)
+        with phases("rest"):
+            step(setup, raw, t, phases)
+    taken = max(steps_wanted - 1 - warmup, 1)
+    result.seconds_per_step = (time.perf_counter() - began) / taken
+    result.seconds = {key: value / taken for key, value in phases.seconds.items()}
+    result.images_per_second = batch / result.seconds_per_step
+    result.peak_memory_gb = memory_gb(setup.device)
+    return result
+
+
+def time_steps(setup: Setup, steps: int) -> float:
+    """Median seconds of a step, after one that does not count; used to choose the number of threads."""
+    batches = setup.batches(0, steps + 1)
+    taken = []
+    for t in range(steps + 1):
+        raw = next(batches)
+        began = time.perf_counter()
+        step(setup, raw, t)
+        taken.append(time.perf_counter() - began)
+    return sorted(taken[1:])[steps // 2]

@@ -1,0 +1,158 @@
+"""The run folder: self-contained, append-only logs, never reused silently.
+
+``recipe.yaml`` flattened recipe, ``environment.json`` stamp, ``metrics.jsonl`` and ``metrics.csv``, ``log.txt``,
+``checkpoints/``, ``weights.safetensors`` (the student at the end) and ``result.json`` (raw confusion counts).
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+import udaseg
+from udaseg.errors import UserError
+from udaseg.files import write_json, write_text
+
+Row = dict[str, Any]
+
+
+class RunFolder:
+    """Paths and files of one run. ``writes`` False (ranks other than the first): every write is a no-op."""
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+        self.recipe = path / "recipe.yaml"
+        self.result = path / "result.json"
+        self.weights = path / "weights.safetensors"
+        self.best_weights = path / "weights_best.safetensors"
+        self.checkpoints = path / "checkpoints"
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Hold the folder as long as this process lives; the system lets go of it at a crash."""
+        if not self.writes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path}: another process is training in this folder; wait for it or choose another --out") from None
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def say(self, line: str) -> None:
+        """A line for the run's log, with the time."""
+        if self.writes:
+            with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def record(self, row: Row) -> None:
+        """Append one row to metrics.jsonl and, if it is a training row, to metrics.csv."""
+        if not self.writes:
+            return
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if "losses" in row:
+            self._append_csv(flat(row))
+
+    def _append_csv(self, row: Row) -> None:
+        path = self.path / "metrics.csv"
+        fresh = not path.exists()
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def rows(self) -> list[Row]:
+        """All readable rows of metrics.jsonl (a torn last line is left out)."""
+        path = self.path / "metrics.jsonl"
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return found
+
+    def rewind(self, iteration: int) -> None:
+        """Drop rows of iterations that a crash lost; they will be computed again, to the same numbers."""
+        if not self.writes:
+            return
+        kept = [row for row in self.rows() if row["iteration"] <= iteration]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        table = [flat(row) for row in kept if "losses" in row]
+        (self.path / "metrics.csv").unlink(missing_ok=True)
+        if table:
+            buffer = io.StringIO(newline="")
+            writer = csv.DictWriter(buffer, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+            write_text(self.path / "metrics.csv", buffer.getvalue())
+
+    def stamp(self, **more: Any) -> None:
+        """Write environment.json; at a resume the earlier stamps are kept in a list."""
+        if not self.writes:
+            return
+        path = self.path / "environment.json"
+        before = json.loads(path.read_text()) if path.exists() else []
+        write_json(path, [*before, {**environment(), **more}])
+
+
+def flat(row: Row) -> Row:
+    """Nested maps as ``outer/inner`` columns."""
+    return {
+        (f"{key}/{inner}" if inner else key): value
+        for key, entry in row.items()
+        for inner, value in (entry.items() if isinstance(entry, dict) else [("", entry)])
+    }
+
+
+def environment() -> Row:
+    """Versions, machine, git state and command of this process."""
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "udaseg": udaseg.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "cuda": torch.version.cuda,
+        "device": device,
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "git": git_state(),
+        "command": sys.argv,
+        "host": platform.node(),
+        "process": os.getpid(),
+    }
+
+
+def git_state() -> str | None:
+    """Commit of the package's checkout, with ``-dirty`` when it has changes; None outside a checkout."""
+    folder = Path(udaseg.__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

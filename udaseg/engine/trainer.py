@@ -1,0 +1,371 @@
+"""The loop around the step: data in, numbers out, and a run that survives whatever happens to it.
+
+Order within one iteration t: learning rate, step, log, validate, checkpoint. A checkpoint holds the state *after*
+iteration t; going on from it repeats nothing and skips nothing, because every random number is a function of (seed, t).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from udaseg.data.loading import Normalise
+from udaseg.engine import checkpoint
+from udaseg.engine.distributed import Ranks
+from udaseg.engine.optim import PolyWarmup
+from udaseg.engine.phases import Phases
+from udaseg.engine.runlog import RunFolder
+from udaseg.errors import UserError
+from udaseg.files import write_atomic
+from udaseg.models.segmentor import Segmentor
+from udaseg.uda.step import Learner, Stepper, training_step
+from udaseg.uda.teacher import Teacher
+from udaseg.uda.types import Batch, Draws, Iteration, Loss, PseudoLabeller, untimed
+
+COLLAPSED = 0.95  # share of one class among the pseudo-labels
+
+
+@dataclass
+class Setup:
+    """Everything a training run is made of, built from a recipe by ``udaseg.build``."""
+
+    learner: Learner
+    teacher: Teacher | None
+    labeller: PseudoLabeller | None
+    stepper: Stepper
+    schedule: PolyWarmup
+    batches: Callable[[int, int], Iterator[dict[str, Tensor]]]  # (first iteration, past the last) -> raw batches
+    normalise: Normalise
+    device: torch.device
+    ranks: Ranks
+    seed: int
+    iterations: int
+    save_weights: Callable[[Path, Segmentor], None]
+    score: Callable[[list[list[int]]], float]  # confusion counts -> mIoU of the benchmark's protocol
+    validate: Callable[[Segmentor], Tensor] | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often things happen, in iterations and minutes."""
+
+    log: int
+    validate: int
+    checkpoint_minutes: float
+
+
+class Progress(Protocol):
+    """What a person watching a run sees."""
+
+    def begin(self, first: int, total: int) -> None: ...
+
+    def row(self, row: Mapping[str, Any]) -> None: ...
+
+    def advance(self, iteration: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved itself; ``signal`` is what asked."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Signals:
+    """SIGINT and SIGTERM: save and stop. SIGUSR1: save and go on. A second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.save = False
+        self.stop: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.stop is not None:
+            raise KeyboardInterrupt
+        self.save = True
+        if number != signal.SIGUSR1:
+            self.stop = number
+
+
+@dataclass
+class Meter:
+    """Sums of losses and notes since the last row, on the device; read once a row.
+
+    Part of the checkpoint, so that an interrupted run writes the same rows. ``first_bad``: the first iteration with a
+    loss that is not finite, infinity while there is none.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    first_bad: Tensor | None = None
+
+    def add(self, losses: Mapping[str, Loss], notes: Mapping[str, Tensor], iteration: int) -> None:
+        finite = torch.stack([loss.value for loss in losses.values()]).isfinite().all()
+        bad = torch.where(finite, torch.inf, float(iteration))
+        self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
+        for name, loss in losses.items():
+            present = torch.ones_like(loss.value) if loss.present is None else loss.present.to(loss.value.dtype)
+            self._add(f"losses/{name}", torch.where(present > 0, loss.value, 0.0), present)
+        for name, value in notes.items():
+            self._add(f"notes/{name}", value, torch.ones_like(value))
+
+    def _add(self, name: str, value: Tensor, count: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts[name] + count if name in self.counts else count
+
+    def read(self) -> dict[str, dict[str, float | None]]:
+        """Means by group; None for a term that never had anything to measure."""
+        numbers = torch.stack([*self.sums.values(), *self.counts.values()]).tolist() if self.sums else []
+        half = len(numbers) // 2
+        groups: dict[str, dict[str, float | None]] = {"losses": {}, "notes": {}}
+        for name, total, count in zip(self.sums, numbers[:half], numbers[half:], strict=True):
+            group, _, key = name.partition("/")
+            groups[group][key] = total / count if count else None
+        return groups
+
+    def broken(self) -> tuple[int, list[str]] | None:
+        """The first iteration with a loss that is not finite, and the terms to blame; None if all is well."""
+        if self.first_bad is None or math.isinf(first := self.first_bad.item()):
+            return None
+        losses = self.read()["losses"].items()
+        return int(first), [name for name, value in losses if value is not None and not math.isfinite(value)]
+
+
+class Trainer:
+    """Runs a setup in a run folder, from the newest checkpoint if there is one."""
+
+    def __init__(self, setup: Setup, run: RunFolder, cadence: Cadence, progress: Progress) -> None:
+        self.setup, self.run, self.cadence, self.progress = setup, run, cadence, progress
+        self.done = 0
+        self.meter = Meter()
+        self.best: dict[str, Any] | None = None
+        self.validation: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
+        self._warned: set[str] = set()
+        self._row_began = time.monotonic()
+        self._waited = 0.0
+
+    def train(self) -> None:
+        """Up to the last iteration; raises ``Interrupted`` after saving when a signal asks to stop."""
+        self.restore()
+        total = self.setup.iterations
+        self.progress.begin(self.done, total)
+        try:
+            with Signals() as signals:
+                self._loop(signals)
+        finally:
+            self.progress.end()
+
+    def _loop(self, signals: Signals) -> None:
+        batches = self.setup.batches(self.done, self.setup.iterations)
+        for t in range(self.done, self.setup.iterations):
+            raw = self._next(batches)
+            losses, notes = self._step(raw, t)
+            self.meter.add(losses, notes, t)
+            self.done = t + 1
+            self._after(signals)
+
+    def _step(self, raw: Mapping[str, Tensor], t: int) -> tuple[dict[str, Loss], dict[str, Tensor]]:
+        phases = Phases()
+        try:
+            return step(self.setup, raw, t, phases)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory in phase {phases.current!r} of iteration {t}: {str(error).splitlines()[0]} Try "
+                "train.precision=bf16, a smaller train.batch or data.crop, or a smaller model.encoder; "
+                "`udaseg profile` shows the peak of each phase."
+            ) from None
+
+    def _next(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+        began = time.monotonic()
+        raw = next(batches)
+        self._waited += time.monotonic() - began
+        return raw
+
+    def _after(self, signals: Signals) -> None:
+        """Log, validate and save when due."""
+        last = self.done == self.setup.iterations
+        overdue = time.monotonic() - self._saved_at >= 60 * self.cadence.checkpoint_minutes
+        save = self._agree(signals.save or overdue) or last
+        if last or self.done % self.cadence.log == 0:
+            self.log()
+        if self.setup.validate is not None and (last or self.done % self.cadence.validate == 0):
+            self.validate()
+        if save:
+            self.save()
+            signals.save = False
+            if signals.stop is not None and not last:
+                raise Interrupted(signals.stop)
+        self.progress.advance(self.done)
+
+    def _agree(self, wish: bool) -> bool:
+        """All ranks save at the same iteration as soon as one wants to."""
+        if self.setup.ranks.world == 1:
+            return wish
+        return bool(self.setup.ranks.reduce(torch.tensor(float(wish), device=self.setup.device), "max").item())
+
+    def log(self) -> None:
+        """Read the meter, write a row, warn; stop at a loss that is not a number."""
+        self._refuse_non_finite()
+        groups = self.meter.read()
+        now = time.monotonic()
+        seconds = max(now - self._row_began, 1e-9)
+        row = {"iteration": self.done, "lr": self.setup.stepper.optimiser.param_groups[0]["lr"], **groups}
+        row["seconds"] = round(seconds, 4)
+        row["waiting"] = round(min(self._waited / seconds, 1.0), 4)
+        row["memory_gb"] = memory_gb(self.setup.device)
+        self._row_began, self._waited, self.meter = now, 0.0, Meter()
+        self.run.record(row)
+        self._warn(groups["notes"])
+        self.progress.row(row)
+
+    def _refuse_non_finite(self) -> None:
+        """Stop before anything broken is saved; keep the batch that did it (sample k is a function of (seed, k))."""
+        found = self.meter.broken()
+        if found is None:
+            return
+        t, terms = found
+        path = self.run.path / "debug" / f"non-finite-{t:07d}.pt"
+        raw = next(self.setup.batches(t, t + 1))
+        if self.run.writes:
+            write_atomic(path, lambda file: torch.save({"terms": terms, "iteration": t, "batch": raw}, file))
+        raise UserError(
+            f"{', '.join(terms)} is not finite since iteration {t}; stopped. The batch is in {path}, the newest checkpoint is "
+            "from before. Try train.precision=fp32 or a smaller optimiser.lr, or set that term's weight to 0."
+        )
+
+    def _warn(self, notes: Mapping[str, float | None]) -> None:
+        share = notes.get("largest_class")
+        if share is not None and share > COLLAPSED:
+            self.warn("collapse", f"one class has {100 * share:.0f} % of the pseudo-labels: self-training is collapsing")
+
+    def warn(self, key: str, text: str) -> None:
+        """Say it once, on screen and in the log."""
+        if key not in self._warned:
+            self._warned.add(key)
+            self.progress.note(f"warning: {text}")
+            self.run.say(f"warning: {text}")
+
+    def validate(self) -> None:
+        """Evaluate the student; the best so far is remembered as *oracle selection* (it looked at target labels)."""
+        assert self.setup.validate is not None
+        segmentor = self.setup.learner.segmentor
+        confusion = self.setup.validate(segmentor).tolist()
+        self.run.record({"iteration": self.done, "validation": confusion})
+        self.validation = {"iteration": self.done, "confusion": confusion, "miou": self.setup.score(confusion)}
+        if self.best is None or self.validation["miou"] > self.best["miou"]:
+            self.best = self.validation
+            if self.run.writes:
+                self.setup.save_weights(self.run.best_weights, segmentor)
+        self.progress.row(self.validation)
+        self._row_began = time.monotonic()
+
+    def save(self) -> None:
+        """Checkpoint; every rank waits until it is on disk."""
+        self._refuse_non_finite()
+        if self.run.writes:
+            path = checkpoint.save(self.run.checkpoints, self.state())
+            self.run.say(f"checkpoint {path.name}")
+        self.setup.ranks.wait()
+        self._saved_at = time.monotonic()
+
+    def state(self) -> checkpoint.State:
+        setup = self.setup
+        return {
+            "iteration": self.done,
+            "seed": setup.seed,
+            "learner": setup.learner.state_dict(),
+            "teacher": setup.teacher.state_dict() if setup.teacher else None,
+            "optimiser": setup.stepper.optimiser.state_dict(),
+            "scaler": setup.stepper.scaler.state_dict(),
+            "meter": vars(self.meter),
+            "best": self.best,
+            "validation": self.validation,
+        }
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint, dropping log rows from after it."""
+        path = checkpoint.newest(self.run.checkpoints)
+        if path is None:
+            self.run.rewind(0)
+            return
+        state = checkpoint.load(path, self.setup.device)
+        self.setup.learner.load_state_dict(state["learner"])
+        if self.setup.teacher is not None:
+            self.setup.teacher.load_state_dict(state["teacher"])
+        self.setup.stepper.optimiser.load_state_dict(state["optimiser"])
+        self.setup.stepper.scaler.load_state_dict(state["scaler"])
+        self.meter = Meter(**state["meter"])
+        self.best, self.validation, self.done = state["best"], state["validation"], state["iteration"]
+        self.run.rewind(self.done)
+        self.run.say(f"continued from {path.name}")
+
+
+def step(setup: Setup, raw: Mapping[str, Tensor], t: int, phase: Any = untimed) -> tuple[dict[str, Loss], dict[str, Tensor]]:
+    """One optimiser step on a raw batch: losses and notes, on the device."""
+    setup.schedule.apply(setup.stepper.optimiser, t)
+    ranks = setup.ranks
+    iteration = Iteration(
+        index=t,
+        batch=make_batch(raw, setup),
+        draws=Draws(setup.seed, t, setup.device, rank=ranks.rank, world=ranks.world),
+        segmentor=setup.learner.segmentor,
+        predict_target=setup.teacher.predict if setup.teacher else None,
+        labeller=setup.labeller,
+        reduce=ranks.reduce,
+        world=ranks.world,
+        phase=phase,
+    )
+    return training_step(setup.learner, setup.teacher, iteration, setup.stepper), iteration.notes
+
+
+def make_batch(raw: Mapping[str, Tensor], setup: Setup) -> Batch:
+    """uint8 from the loader -> normalised images and int64 labels on the device."""
+    moved = {key: value.to(setup.device, non_blocking=True) for key, value in raw.items()}
+
+    def image(key: str) -> Tensor:
+        return setup.normalise(moved[key]).contiguous(memory_format=setup.memory_format)
+
+    return Batch(
+        source_image=image("source_image"),
+        source_label=moved["source_label"].long(),
+        target_image=image("target_image") if "target_image" in moved else None,
+        target_valid=moved.get("target_valid"),
+    )
+
+
+def memory_gb(device: torch.device) -> float | None:
+    """Peak memory of the device so far in GB; of the process on the CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 3)

@@ -1,0 +1,54 @@
+"""The confusion matrix, and every number that is derived from it (baselines.md section 8).
+
+K classes. Rows are truth, columns prediction; ignored pixels are not counted. mIoU over 19, 16 or 13 classes is computed
+from the counts when it is asked for and stored nowhere. A class absent from truth and prediction has no IoU (NaN) and is
+left out of the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = 255
+
+
+def count(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
+    """(K, K) int64 counts of a prediction and a label map (any equal shape), on their device."""
+    valid = label != IGNORE
+    pairs = label[valid].long() * classes + prediction[valid].long()
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-class IoU in percent (NaN where undefined) for named classes."""
+
+    names: tuple[str, ...]
+    iou: tuple[float, ...]
+
+    @property
+    def miou(self) -> float:
+        """Mean over the classes that occur, in percent; NaN if none does."""
+        defined = [value for value in self.iou if not np.isnan(value)]
+        return float(np.mean(defined)) if defined else float("nan")
+
+    @property
+    def counted(self) -> int:
+        """How many classes the mean is over."""
+        return sum(not np.isnan(value) for value in self.iou)
+
+
+def scores(confusion: np.ndarray, names: Sequence[str], only: Sequence[str] | None = None) -> Scores:
+    """IoU_c = TP / (prediction + truth - TP) of the classes named in ``only`` (all by default), from (K, K) counts."""
+    matrix = np.asarray(confusion, dtype=np.float64)
+    hits = np.diag(matrix)
+    union = matrix.sum(0) + matrix.sum(1) - hits
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = np.where(union > 0, 100 * hits / union, np.nan)
+    chosen = [name for name in (only or names) if name in names]
+    return Scores(tuple(chosen), tuple(float(iou[list(names).index(name)]) for name in chosen))

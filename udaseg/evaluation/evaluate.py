@@ -1,0 +1,80 @@
+"""Evaluate a segmentor on labelled images; recompute its BatchNorm statistics on unlabelled ones.
+
+Path of a pixel (baselines.md section 8): logits at the decoder's stride -> bilinear to the network's input size ->
+bilinear to the label's own size -> argmax. Going to the label size directly is another interpolation and not comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.evaluation.confusion import count
+from udaseg.models.segmentor import Segmentor, upsample
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradient inside; the modes of before afterwards, module by module (the teacher mixes them)."""
+    modes = [(part, part.training) for part in module.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def predict(segmentor: Segmentor, image: Tensor, size: tuple[int, int], autocast: Autocast = nullcontext) -> Tensor:
+    """Train ids (B, *size) int64 for a normalised image (B, 3, H, W) already at test size."""
+    with autocast():
+        logits = segmentor.infer(image)
+    return upsample(logits, size).argmax(dim=1)
+
+
+def evaluate(
+    segmentor: Segmentor,
+    images: Iterable[dict[str, Any]],
+    normalise: Callable[[Tensor], Tensor],
+    *,
+    classes: int,
+    device: torch.device,
+    autocast: Autocast = nullcontext,
+) -> Tensor:
+    """(K, K) int64 confusion counts over ``images`` (one at a time: ``image`` uint8 (3, h, w), ``label`` (H, W))."""
+    counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+    with evaluating(segmentor):
+        for item in images:
+            label = item["label"].to(device, non_blocking=True)
+            image = normalise(item["image"][None].to(device, non_blocking=True))
+            counts += count(predict(segmentor, image, tuple(label.shape), autocast)[0], label, classes)
+    return counts
+
+
+def recompute_batchnorm(segmentor: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace all BatchNorm running statistics by the mean over ``batches`` of unlabelled images, in place.
+
+    The control that says how much of an adaptation is owed to BatchNorm alone (Li et al., AdaBN). ``batches``: normalised
+    (B, 3, H, W). Everything but BatchNorm stays in eval mode.
+    """
+    norms = [m for m in segmentor.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    segmentor.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over batches
+        norm.train()
+    with torch.no_grad():
+        for batch in batches:
+            segmentor(batch)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    segmentor.eval()

@@ -1,0 +1,132 @@
+"""Building blocks that several networks share, and how their weights start.
+
+Source: baselines.md sections 6.1 (drop path), 6.2 and 6.7 (convolution modules, ASPP branches, initialisation).
+Differs from the usual library block in one point only: every block initialises itself, so that no network needs a pass
+over its modules afterwards.
+
+Shapes: B images, C channels, H x W cells, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvBNReLU(nn.Module):
+    """Convolution with "same" padding -> BatchNorm -> ReLU. Without a norm the convolution has a bias instead."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        to: int,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: bool = True,
+        act: bool = True,
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(channels, to, kernel, stride, padding, dilation, groups, bias=not norm)
+        self.bn: nn.Module = nn.BatchNorm2d(to) if norm else nn.Identity()
+        self.act = act
+        kaiming(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x))
+        return F.relu(x, inplace=True) if self.act else x
+
+
+class SeparableConv(nn.Module):
+    """Depthwise 3x3, then pointwise 1x1; norm and ReLU after each."""
+
+    def __init__(self, channels: int, *, to: int, dilation: int = 1, norm: bool = True) -> None:
+        super().__init__()
+        self.depthwise = ConvBNReLU(channels, to=channels, kernel=3, dilation=dilation, groups=channels, norm=norm)
+        self.pointwise = ConvBNReLU(channels, to=to, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(x))
+
+
+class DropPath(nn.Module):
+    """Drops the whole residual branch of a sample with probability ``rate``; kept samples are scaled by 1 / (1 - rate).
+
+    In train mode only. Draws from torch's default generator, once a call.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop path rate {rate}: allowed is 0 <= rate < 1")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)  # (B, 1, ...)
+        return x.div(keep) * kept
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4f}"
+
+
+def aspp_branches(
+    channels: int, *, to: int, dilations: Sequence[int], separable: bool = True, norm: bool = True
+) -> nn.ModuleList:
+    """Parallel branches over one map: dilation 1 is a 1x1 convolution, any other a (separable) dilated 3x3."""
+    branches = nn.ModuleList()
+    for dilation in dilations:
+        if dilation == 1:
+            branches.append(ConvBNReLU(channels, to=to, norm=norm))
+        elif separable:
+            branches.append(SeparableConv(channels, to=to, dilation=dilation, norm=norm))
+        else:
+            branches.append(ConvBNReLU(channels, to=to, kernel=3, dilation=dilation, norm=norm))
+    return branches
+
+
+def classifier(channels: int, *, classes: int, kernel: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """The last convolution of a head: N(0, 0.01), bias 0."""
+    conv = nn.Conv2d(channels, classes, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+    nn.init.normal_(conv.weight, std=0.01)
+    _zero(conv.bias)
+    return conv
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, align_corners False; the identity when the size is right already. x (B, C, h, w) -> (B, C, *size)."""
+    height, width = size
+    return x if x.shape[-2:] == (height, width) else F.interpolate(x, (height, width), mode="bilinear")
+
+
+def kaiming(conv: nn.Conv2d) -> None:
+    """Normal, fan_out, ReLU gain, bias 0. fan_out ignores groups: depthwise weights start as small as sqrt(2 / 9C)."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    _zero(conv.bias)
+
+
+def kaiming_per_group(conv: nn.Conv2d) -> None:
+    """As ``kaiming`` with the fan_out of one group (MiT's rule): depthwise weights start at std sqrt(2 / 9)."""
+    fan_out = conv.weight[0, 0].numel() * conv.out_channels // conv.groups
+    nn.init.normal_(conv.weight, std=(2.0 / fan_out) ** 0.5)
+    _zero(conv.bias)
+
+
+def truncated(linear: nn.Linear) -> None:
+    """Truncated normal of std 0.02, bias 0 (transformer layers)."""
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    _zero(linear.bias)
+
+
+def _zero(bias: Tensor | None) -> None:
+    if bias is not None:
+        with torch.no_grad():
+            bias.zero_()

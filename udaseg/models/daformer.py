@@ -1,0 +1,82 @@
+"""The DAFormer head: context-aware fusion of all encoder levels by a separable ASPP (Hoyer et al., CVPR 2022).
+
+Source: baselines.md section 6.2. ``fusion="sep_aspp"`` is the published head; the two others are rows of its decoder
+study, and ``"conv1"`` is also what HRDA uses as its scale attention. Same function and parameters as the public code.
+
+The trap: levels are concatenated finest first, and the embeddings keep PyTorch's default initialisation.
+
+Shapes: B images, C_i channels of level i, D = width, K classes. h x w is the first map (stride 4 in MiT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.models.blocks import ConvBNReLU, aspp_branches, classifier, resize
+
+Fusion = Literal["sep_aspp", "aspp", "conv1"]
+
+
+class ASPP(nn.Module):
+    """Parallel dilated branches, concatenated, then a 3x3 bottleneck. No image pooling."""
+
+    def __init__(self, channels: int, *, to: int, dilations: Sequence[int], separable: bool) -> None:
+        super().__init__()
+        self.branches = aspp_branches(channels, to=to, dilations=dilations, separable=separable)
+        self.bottleneck = ConvBNReLU(to * len(dilations), to=to, kernel=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bottleneck(torch.cat([branch(x) for branch in self.branches], dim=1))
+
+
+class Embed(nn.Module):
+    """One linear layer a level, each result resized to the first map; concatenated, finest first."""
+
+    def __init__(self, channels: Sequence[int], *, width: int) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(c, width) for c in channels)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, C_i, h_i, w_i) each -> (B, levels * D, h, w)."""
+        size = features[0].shape[-2:]
+        levels = []
+        for linear, feature in zip(self.linears, features, strict=True):
+            level = linear(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, D, h_i, w_i)
+            levels.append(resize(level, size))
+        return torch.cat(levels, dim=1)
+
+
+class DAFormerHead(nn.Module):
+    """Encoder maps -> logits (B, K, h, w) at the first map's stride."""
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        classes: int,
+        width: int = 256,
+        fusion: Fusion = "sep_aspp",
+        dilations: tuple[int, ...] = (1, 6, 12, 18),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.embed = Embed(channels, width=width)
+        self.fuse = _fusion(fusion, channels=width * len(channels), to=width, dilations=dilations)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = classifier(width, classes=classes)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        return self.classifier(self.dropout(self.fuse(self.embed(features))))
+
+
+def _fusion(kind: str, *, channels: int, to: int, dilations: tuple[int, ...]) -> nn.Module:
+    if kind == "conv1":
+        return ConvBNReLU(channels, to=to)
+    if kind in ("sep_aspp", "aspp"):
+        return ASPP(channels, to=to, dilations=dilations, separable=kind == "sep_aspp")
+    raise ValueError(f"fusion {kind!r}: allowed are sep_aspp, aspp, conv1")

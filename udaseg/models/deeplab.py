@@ -1,0 +1,87 @@
+"""DeepLab-V2 and DeepLab-V3+ heads (Chen et al., TPAMI 2018 and ECCV 2018).
+
+Source: baselines.md sections 6.5 and 6.7. Every published UDA row "DeepLab-V2" has only the dilations 6 and 12; the
+paper's four are ``dilations=(6, 12, 18, 24)``. DeepLab-V3+ is used without norms in those rows, hence ``norm=False``;
+the usual variant with BatchNorm is ``norm=True``.
+
+Shapes: B images, C channels, K classes. h x w is the map the logits live on: the last for V2, the first for V3+.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.models.blocks import ConvBNReLU, SeparableConv, aspp_branches, classifier, resize
+
+CONTEXT_STRIDE = 8  # V3+ looks at context at this stride; a coarser last map is upsampled to it
+
+
+class DeepLabV2Head(nn.Module):
+    """Parallel dilated 3x3 classifiers on the last map, summed. No norm, no dropout."""
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        classes: int,
+        dilations: tuple[int, ...] = (6, 12),
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            classifier(channels[-1], classes=classes, kernel=3, dilation=dilation) for dilation in dilations
+        )
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        logits = self.branches[0](features[-1])
+        for branch in self.branches[1:]:
+            logits = logits + branch(features[-1])
+        return logits
+
+
+class ContextASPP(nn.Module):
+    """Image pooling and dilated branches over the last map, then a 3x3 bottleneck."""
+
+    def __init__(self, channels: int, *, to: int, dilations: tuple[int, ...], norm: bool) -> None:
+        super().__init__()
+        self.pool = ConvBNReLU(channels, to=to, norm=norm)
+        self.branches = aspp_branches(channels, to=to, dilations=dilations, norm=norm)
+        self.bottleneck = ConvBNReLU(to * (1 + len(dilations)), to=to, kernel=3, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.pool(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
+        return self.bottleneck(torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1))
+
+
+class DeepLabV3PlusHead(nn.Module):
+    """Context from the last map, upsampled and refined with detail from the first -> logits (B, K, h, w)."""
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        classes: int,
+        width: int = 512,
+        detail_width: int = 48,
+        dilations: tuple[int, ...] = (1, 12, 24, 36),
+        norm: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.scale = max(strides[-1] // CONTEXT_STRIDE, 1)
+        self.context = ContextASPP(channels[-1], to=width, dilations=dilations, norm=norm)
+        self.detail = ConvBNReLU(channels[0], to=detail_width, norm=norm)
+        self.refine = nn.Sequential(
+            SeparableConv(width + detail_width, to=width, norm=norm), SeparableConv(width, to=width, norm=norm)
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = classifier(width, classes=classes)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        last, first = features[-1], features[0]
+        context = self.context(resize(last, [self.scale * side for side in last.shape[-2:]]))
+        context = resize(context, first.shape[-2:])
+        x = self.refine(torch.cat([context, self.detail(first)], dim=1))
+        return self.classifier(self.dropout(x))

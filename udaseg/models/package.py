@@ -1,0 +1,71 @@
+"""Our weights file: a safetensors file that says in its header what is needed to use it.
+
+The header's ``udaseg`` entry is JSON: the parts of the model, class names and palette, normalisation, the size images had
+in training, and where the weights come from. Loading runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from udaseg.errors import UserError
+from udaseg.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weights file says of itself. ``size``: (width, height) images were resized into, None for native."""
+
+    encoder: dict[str, Any]
+    decoder: dict[str, Any]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: tuple[int, int] | None
+    recipe: str
+    benchmark: str | None
+    protocol: str
+    seed: int
+    iterations: int
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def save(path: Path, module: nn.Module, card: Card) -> None:
+    """Write the module's tensors and the card, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    content = to_bytes(tensors, metadata={"udaseg": json.dumps(asdict(card))})
+    write_atomic(path, lambda file: file.write(content))
+
+
+def read(path: Path) -> tuple[Card, Mapping[str, Tensor]]:
+    """Card and tensors of a file that ``save`` wrote."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("udaseg")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    if header is None:
+        raise UserError(f"{path}: has no udaseg header; it is not a weights file written by `udaseg train`")
+    content = json.loads(header)
+    content["classes"] = tuple(content["classes"])
+    content["palette"] = tuple(tuple(colour) for colour in content["palette"])
+    content["size"] = tuple(content["size"]) if content["size"] else None
+    return Card(**content), tensors
+
+
+def restore(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load the tensors, all of them and nothing else."""
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit the model it names: {str(error).splitlines()[-1].strip()}") from None

@@ -1,0 +1,79 @@
+"""ResNet-V1c 50 and 101 with output stride 8: the encoder of the DeepLab baselines.
+
+Source: baselines.md section 6.4 (He et al., CVPR 2016; "V1c" is the stem of three 3x3 convolutions). The last two
+stages trade their stride for dilation, and their first block has half the dilation of the others ("contracted").
+All BatchNorms train. Parameters have names of their own; ``weights.py`` translates the public ones.
+
+Shapes: B images, C channels. Maps have 256, 512, 1024, 2048 channels at strides 4, 8, 8, 8.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udaseg.models.blocks import ConvBNReLU
+
+STRIDES = (1, 2, 1, 1)
+DILATIONS = (1, 1, 2, 4)
+EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1x1 down, 3x3 (stride and dilation are here), 1x1 up, plus the shortcut."""
+
+    def __init__(self, channels: int, *, width: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        to = EXPANSION * width
+        self.reduce = ConvBNReLU(channels, to=width)
+        self.conv = ConvBNReLU(width, to=width, kernel=3, stride=stride, dilation=dilation)
+        self.expand = ConvBNReLU(width, to=to, act=False)
+        nn.init.zeros_(self.expand.bn.weight)  # type: ignore[arg-type]  # every block starts as its shortcut
+        self.shortcut: nn.Module = nn.Identity()
+        if channels != to or stride != 1:
+            self.shortcut = ConvBNReLU(channels, to=to, stride=stride, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.expand(self.conv(self.reduce(x)))
+        return F.relu(residual + self.shortcut(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """Image (B, 3, H, W) -> maps at strides 4, 8, 8, 8. ``depths``: (3, 4, 6, 3) is R50, (3, 4, 23, 3) R101."""
+
+    channels: tuple[int, ...] = (256, 512, 1024, 2048)
+    strides: tuple[int, ...] = (4, 8, 8, 8)
+
+    def __init__(self, *, depths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            ConvBNReLU(3, to=32, kernel=3, stride=2),
+            ConvBNReLU(32, to=32, kernel=3),
+            ConvBNReLU(32, to=64, kernel=3),
+        )
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        inputs = (64, *self.channels)
+        self.stages = nn.ModuleList(
+            _stage(inputs[i], depth=depth, width=self.channels[i] // EXPANSION, index=i)
+            for i, depth in enumerate(depths)
+        )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        maps = []
+        x = self.pool(self.stem(image))
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return tuple(maps)
+
+    def no_weight_decay(self) -> set[str]:
+        """Nothing: the ResNet baselines decay their BatchNorms too (section 7.1)."""
+        return set()
+
+
+def _stage(channels: int, *, depth: int, width: int, index: int) -> nn.Sequential:
+    stride, dilation = STRIDES[index], DILATIONS[index]
+    contracted = dilation // 2 if dilation > 1 else 1
+    first = Bottleneck(channels, width=width, stride=stride, dilation=contracted)
+    rest = (Bottleneck(EXPANSION * width, width=width, dilation=dilation) for _ in range(depth - 1))
+    return nn.Sequential(first, *rest)

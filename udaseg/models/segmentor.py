@@ -1,0 +1,102 @@
+"""The contract between models and everything that uses them.
+
+Shapes: B images, 3 colour channels, H x W pixels of the view, K classes, C channels and h x w cells of a feature map.
+
+A segmentor turns an image into *branches* (what the encoder saw and made of it) and branches into *predictions*. A plain
+network has one branch and one prediction. HRDA has two of each: context first, then detail. Loss terms therefore never
+ask which network they look at: a cross-entropy is a loop over predictions, a feature distance reads the first branch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Box(NamedTuple):
+    """Half-open pixel rectangle of a view: rows top..bottom, columns left..right."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One encoder pass: its feature maps and the exact pixels that went in.
+
+    ``features``: one (B, C_i, h_i, w_i) map a stage, finest first. ``image``: (B, 3, h, w), normalised; smaller than the
+    view when the branch looks at a crop or a reduced copy. ``box``: the part of the view it shows, None for all of it.
+    """
+
+    features: tuple[Tensor, ...]
+    image: Tensor
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Logits (B, K, h, w) at any resolution for ``box`` of the view (None: all of it), and their share in the loss."""
+
+    logits: Tensor
+    box: Box | None = None
+    coefficient: float = 1.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one student pass gives: ``branches[0]`` is the view as a whole (context), ``predictions[0]`` the final one."""
+
+    branches: tuple[Encoded, ...]
+    predictions: tuple[Prediction, ...]
+
+
+class Encoder(Protocol):
+    """Any backbone: image (B, 3, H, W) -> one map a stage, finest first."""
+
+    channels: tuple[int, ...]  # of each map
+    strides: tuple[int, ...]  # of each map, in input pixels
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...
+
+
+class Decoder(Protocol):
+    """Any head: the encoder's maps -> logits (B, K, h, w), not up-sampled."""
+
+    def __call__(self, features: tuple[Tensor, ...]) -> Tensor: ...
+
+
+class Segmentor(nn.Module):
+    """Encoder and decoder; one branch, one prediction."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def encode(self, image: Tensor) -> tuple[Encoded, ...]:
+        """The only pass over these pixels: image (B, 3, H, W), normalised -> branches."""
+        return (Encoded(tuple(self.encoder(image)), image),)
+
+    def decode(self, branches: tuple[Encoded, ...]) -> tuple[Prediction, ...]:
+        """Branches (as encoded, or with features that a term has rebuilt) -> predictions."""
+        return (Prediction(self.decoder(branches[0].features)),)
+
+    def forward(self, image: Tensor) -> Output:
+        branches = self.encode(image)
+        return Output(branches, self.decode(branches))
+
+    def infer(self, image: Tensor) -> Tensor:
+        """Logits (B, K, H, W) at the image's own size: what the teacher and the evaluation look at."""
+        return upsample(self(image).predictions[0].logits, image.shape[-2:])
+
+
+def upsample(logits: Tensor, size: tuple[int, int] | list[int]) -> Tensor:
+    """Bilinear, align_corners False (baselines.md section 6), in float32 whatever the logits' type."""
+    size = (int(size[0]), int(size[1]))
+    logits = logits.float()
+    return logits if tuple(logits.shape[-2:]) == size else F.interpolate(logits, size, mode="bilinear")

@@ -1,0 +1,281 @@
+"""Public checkpoints: their parameter names in terms of ours, and ImageNet weights for an encoder.
+
+Source: baselines.md sections 6.1 - 6.9 (names, files). Two things differ from the public loaders on purpose. A file
+that does not fit is an error: the usual non-strict load turns a misnamed file into random weights without a word. And a
+file is only ever read as tensors: a pickle that asks for anything else is refused unexecuted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from udaseg.errors import UserError
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str] | None]  # pattern, replacement; None drops the tensor
+
+
+def _less(template: str) -> Callable[[re.Match[str]], str]:
+    """A replacement in which {0} is the first group minus one (public stages count from 1, ours from 0)."""
+    return lambda match: template.format(int(match[1]) - 1, *match.groups()[1:])
+
+
+def _stem(index: int) -> tuple[int, str]:
+    """Public stems count conv, norm, ReLU one by one. A single rule: two would apply one after the other."""
+    return index // 3, "bn" if index % 3 else "conv"
+
+
+# Public block -> ours, for the heads: the outer name of a convolution module stays in front of "conv" or "bn".
+SEPARABLE: tuple[Rule, ...] = ((r"\.depthwise_conv\.", ".depthwise."), (r"\.pointwise_conv\.", ".pointwise."))
+CONV_SEG: Rule = (r"^conv_seg\.", "classifier.")
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "mit": (
+        (r"^head\.", None),
+        (r"^patch_embed(\d)\.", _less("stages.{0}.embed.")),
+        (r"^norm(\d)\.", _less("stages.{0}.norm.")),
+        (r"^block(\d)\.(\d+)\.", _less("stages.{0}.blocks.{1}.")),
+        (r"\.attn\.sr\.", ".attn.reduce."),
+        (r"\.attn\.norm\.", ".attn.reduce_norm."),
+        (r"\.mlp\.dwconv\.dwconv\.", ".mlp.mix."),
+    ),
+    "resnet": (
+        (r"^fc\.", None),
+        (r"^stem\.(\d)\.", lambda match: "stem.{}.{}.".format(*_stem(int(match[1])))),
+        (r"^layer(\d)\.", _less("stages.{0}.")),
+        (r"\.(conv|bn)1\.", r".reduce.\1."),
+        (r"\.(conv|bn)2\.", r".conv.\1."),
+        (r"\.(conv|bn)3\.", r".expand.\1."),
+        (r"\.downsample\.0\.", ".shortcut.conv."),
+        (r"\.downsample\.1\.", ".shortcut.bn."),
+    ),
+    "daformer": (
+        CONV_SEG,
+        (r"^embed_layers\.(\d)\.proj\.", r"embed.linears.\1."),
+        (r"^fuse_layer\.aspp_modules\.", "fuse.branches."),
+        (r"^fuse_layer\.", "fuse."),
+        *SEPARABLE,
+    ),
+    "segformer": (
+        (r"^conv_seg\.", None),  # never used, of a wrong size
+        (r"^linear_c\.(\d)\.proj\.", r"embed.linears.\1."),
+        (r"^linear_fuse\.", "fuse."),
+        (r"^linear_pred\.", "classifier."),
+    ),
+    "deeplabv2": ((r"^aspp_modules\.(\d)\.conv\.", r"branches.\1."),),
+    "deeplabv3plus": (
+        CONV_SEG,
+        (r"^image_pool\.1\.", "context.pool."),
+        (r"^aspp_modules\.", "context.branches."),
+        (r"^bottleneck\.", "context.bottleneck."),
+        (r"^c1_bottleneck\.", "detail."),
+        (r"^sep_bottleneck\.", "refine."),
+        *SEPARABLE,
+    ),
+}
+
+
+def rename(name: str, family: str) -> str | None:
+    """A public name inside its part (no ``backbone.``) -> ours; None if the tensor has no use. Others stay as is."""
+    for pattern, replacement in RULES[family]:
+        if replacement is None:
+            if re.search(pattern, name):
+                return None
+        else:
+            name = re.sub(pattern, replacement, name)
+    return name
+
+
+def family(encoder: str) -> str:
+    """The rules for an encoder of the zoo: mit_b5 -> mit, resnet101 -> resnet. A decoder's name is its family."""
+    return "mit" if encoder.startswith("mit") else "resnet" if encoder.startswith("resnet") else encoder
+
+
+class Part(NamedTuple):
+    """Where a part sits in a public checkpoint, where in ours, and by which rules its names change."""
+
+    public: str
+    ours: str
+    family: str
+
+
+def segmentor_parts(encoder: str, decoder: str) -> tuple[Part, ...]:
+    """The two parts of a plain segmentor, by the names of the zoo."""
+    return Part("backbone.", "encoder.", family(encoder)), Part("decode_head.", "decoder.", decoder)
+
+
+def public_names(names: Iterable[str], parts: Iterable[Part]) -> dict[str, str]:
+    """Public name -> our name. Unused tensors are left out; names of no part stay, for a strict load to report."""
+    table = {}
+    parts = tuple(parts)
+    for name in names:
+        part = next((part for part in parts if name.startswith(part.public)), None)
+        if part is None:
+            table[name] = name
+        elif (inner := rename(name.removeprefix(part.public), part.family)) is not None:
+            table[name] = part.ours + inner
+    return table
+
+
+def from_public(state: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tensor]:
+    """A public state dict under our names."""
+    return {ours: state[public] for public, ours in public_names(state, parts).items()}
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+class Official(NamedTuple):
+    """The file the papers start from and where it comes from."""
+
+    file: str
+    source: str
+
+
+_SEGFORMER = "the SegFormer release (https://github.com/NVlabs/SegFormer, section Training: ImageNet-1K weights)"
+_OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"
+
+OFFICIAL: dict[str, Official] = {
+    **{f"mit_b{n}": Official(f"mit_b{n}.pth", _SEGFORMER) for n in range(6)},
+    "resnet50": Official("resnet50_v1c-2cccc1ad.pth", _OPENMMLAB + "resnet50_v1c-2cccc1ad.pth"),
+    "resnet101": Official("resnet101_v1c-e67eebb6.pth", _OPENMMLAB + "resnet101_v1c-e67eebb6.pth"),
+}
+
+ENOUGH = 0.95  # share of the encoder's tensors that a file must hold, and of the file's that the encoder must know
+UNCOUNTED = "num_batches_tracked"  # older files have none, and nothing depends on it
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What came out of a file, by our names. ``missing`` (or of another shape) kept their initialisation."""
+
+    path: Path
+    sha256: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def load_encoder(encoder: nn.Module, path: str | Path, *, name: str | None = None) -> LoadReport:
+    """Fills ``encoder`` in place from a public (or our own) .pth or .safetensors file.
+
+    ``name``: the encoder's row in the zoo, for the advice in an error. Raises UserError when the file is missing, is
+    not a pure tensor file, or is some other network's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"Encoder weights: {path} does not exist. {advice(name, path)}")
+    wanted = encoder.state_dict()
+    state = _own_names(read_tensors(path), wanted)
+    matched = [key for key, value in wanted.items() if key in state and state[key].shape == value.shape]
+    missing = [key for key in wanted if key not in set(matched) and not key.endswith(UNCOUNTED)]
+    unexpected = [key for key in state if key not in wanted and not key.endswith(UNCOUNTED)]
+    report = LoadReport(path, sha256(path), tuple(matched), tuple(missing), tuple(unexpected))
+    _refuse_misfit(report, state, wanted, advice(name, path))
+    encoder.load_state_dict({key: state[key] for key in matched}, strict=False)
+    return report
+
+
+def advice(name: str | None, path: Path) -> str:
+    """Which file to fetch, from where, and where to put it."""
+    if name not in OFFICIAL:
+        return f"Encoders with public weights: {', '.join(OFFICIAL)}."
+    official = OFFICIAL[name]
+    return f"For {name} fetch {official.file} from {official.source} and put it at {path}."
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a .pth / .safetensors file, out of its ``state_dict`` or ``model`` wrapping. Executes nothing."""
+    try:
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is a pickle that holds more than tensors, and loading it could run any code its "
+            f"author put inside. If you trust it, convert it once on a machine you can afford to lose: "
+            f"torch.load(..., weights_only=False), then safetensors.torch.save_file on the tensors alone. "
+            f"({_first_line(error)})"
+        ) from error
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}: {_first_line(error)}).") from error
+    while isinstance(content, dict) and isinstance(inner := content.get("state_dict", content.get("model")), dict):
+        content = inner
+    items = content.items() if isinstance(content, dict) else ()
+    tensors = {key: value for key, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors: expected a state dict, bare or under 'state_dict' or 'model'.")
+    return tensors
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _own_names(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's part of a file under our names. MiT's and ResNet's public names have nothing in common.
+
+    Of a whole training checkpoint that is the student (``model.``), not the teacher (``ema_model.``).
+    """
+    for prefix in ("module.", "model.", "backbone.", "encoder."):
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    renamed = {}
+    for key, value in state.items():
+        ours: str | None = key
+        if key not in wanted and not key.startswith("stages."):  # else it is one of our own files
+            ours = rename(key, "mit" if re.match(r"(patch_embed|block|norm|head)\d?\.", key) else "resnet")
+        if ours is not None:
+            renamed[ours] = value
+    return renamed
+
+
+def _refuse_misfit(report: LoadReport, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], remedy: str) -> None:
+    counted = [key for key in report.matched if not key.endswith(UNCOUNTED)]
+    total = len(counted) + len(report.missing)
+    if len(counted) < ENOUGH * total:
+        raise UserError(
+            f"{report.path} is not for this encoder: {len(counted)} of {total} tensors fit, needed are {ENOUGH:.0%}.\n"
+            + _listing([_miss(key, state, wanted) for key in report.missing])
+            + f"\n{remedy}"
+        )
+    surplus = report.unexpected
+    if len(counted) < ENOUGH * (len(counted) + len(surplus)):
+        raise UserError(
+            f"{report.path} is a larger network's: this encoder has no place for {len(surplus)} of its tensors.\n"
+            + _listing([f"unknown: {key}" for key in surplus])
+            + f"\n{remedy}"
+        )
+
+
+def _miss(key: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    if key not in state:
+        return f"not in the file: {key}"
+    return f"wrong shape: {key} is {tuple(state[key].shape)}, needed {tuple(wanted[key].shape)}"
+
+
+def _listing(lines: list[str], limit: int = 20) -> str:
+    more = [f"  ... and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n".join([f"  {line}" for line in lines[:limit]] + more)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

@@ -1,0 +1,42 @@
+"""Every encoder and decoder by name. A row's keyword-only parameters are the options a recipe may set.
+
+A decoder is also given the encoder's ``channels`` and ``strides`` and the number of ``classes``. What a row has already
+bound (the widths and depths of a named MiT or ResNet) is what the name means, not an option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from udaseg.models.daformer import DAFormerHead
+from udaseg.models.deeplab import DeepLabV2Head, DeepLabV3PlusHead
+from udaseg.models.mit import MixTransformer
+from udaseg.models.resnet import ResNet
+from udaseg.models.segformer import LinearHead, SegFormerHead
+from udaseg.models.tiny import FPNHead, TinyEncoder
+
+NARROW, WIDE = (32, 64, 160, 256), (64, 128, 320, 512)
+
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "mit_b0": partial(MixTransformer, widths=NARROW, depths=(2, 2, 2, 2)),
+    "mit_b1": partial(MixTransformer, widths=WIDE, depths=(2, 2, 2, 2)),
+    "mit_b2": partial(MixTransformer, widths=WIDE, depths=(3, 4, 6, 3)),
+    "mit_b3": partial(MixTransformer, widths=WIDE, depths=(3, 4, 18, 3)),
+    "mit_b4": partial(MixTransformer, widths=WIDE, depths=(3, 8, 27, 3)),
+    "mit_b5": partial(MixTransformer, widths=WIDE, depths=(3, 6, 40, 3)),
+    "resnet50": partial(ResNet, depths=(3, 4, 6, 3)),
+    "resnet101": partial(ResNet, depths=(3, 4, 23, 3)),
+    "tiny": TinyEncoder,
+}
+
+DECODERS: dict[str, Callable[..., nn.Module]] = {
+    "daformer": DAFormerHead,
+    "segformer": SegFormerHead,
+    "deeplabv2": DeepLabV2Head,
+    "deeplabv3plus": DeepLabV3PlusHead,
+    "fpn": FPNHead,
+    "linear": LinearHead,
+}

@@ -1,0 +1,155 @@
+"""The nouns of a training step.
+
+Shapes: B images of this rank, H x W pixels of the crop, K classes. Labels are train ids 0..K-1, or 255 = ignore.
+Everything here is free of gradients: only what a view's single student pass produces has a graph, and it lives for one
+view (architecture.md, "The training step").
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from udaseg.models.segmentor import Output, Segmentor
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised float images (B, 3, H, W) and int64 labels (B, H, W); the target has no labels.
+
+    ``target_valid``: (B, H, W), 1 where the target can be trusted, 0 in its unreliable margins; None means everywhere.
+    """
+
+    source_image: Tensor
+    source_label: Tensor
+    target_image: Tensor | None = None
+    target_valid: Tensor | None = None
+
+    @property
+    def target(self) -> Tensor:
+        """The target images; recipes that need them and have none are refused when they are loaded."""
+        assert self.target_image is not None
+        return self.target_image
+
+
+class PseudoLabels(NamedTuple):
+    """What the teacher says of the target crop, each (B, H, W): class, its probability 0..1, and weight in the loss."""
+
+    label: Tensor
+    confidence: Tensor
+    weight: Tensor
+
+
+class View(NamedTuple):
+    """What the student looks at once: image (B, 3, H, W), label (B, H, W), pixel weight (B, H, W) or None for 1."""
+
+    image: Tensor
+    label: Tensor
+    weight: Tensor | None = None
+
+
+class Loss(NamedTuple):
+    """A term's scalar, and whether it had anything to measure.
+
+    ``present``: () bool on the device; where False the value is 0 with zero gradient and the log says n/a. None: always.
+    """
+
+    value: Tensor
+    present: Tensor | None = None
+
+
+class Term(Protocol):
+    """A loss on one view. Owns its parameters and buffers; ``needs_target`` lets a recipe without target be refused."""
+
+    needs_target: bool
+
+    def __call__(self, view: View, output: Output, iteration: Iteration) -> Loss: ...
+
+
+class ViewBuilder(Protocol):
+    """Makes a view from the batch, without gradient."""
+
+    needs_target: bool
+
+    def __call__(self, iteration: Iteration) -> View: ...
+
+
+class PseudoLabeller(Protocol):
+    """The weighting rule: the teacher's logits on the target -> pseudo-labels with their weights."""
+
+    def __call__(self, logits: Tensor, iteration: Iteration) -> PseudoLabels: ...
+
+
+class Draws:
+    """The random numbers of one iteration: a function of (seed, iteration) alone.
+
+    Numbers for single images are drawn for the whole batch over all ranks and then cut, so that a run gives the same
+    numbers on one device and on eight. Nothing is carried from one iteration to the next: resuming is exact.
+    """
+
+    def __init__(self, seed: int, iteration: int, device: torch.device, *, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+        self.host = random.Random(f"{seed}/{iteration}")
+        self.generator = torch.Generator(device).manual_seed(self.host.getrandbits(62))
+        torch.manual_seed(self.host.getrandbits(62) + rank)  # dropout and drop path have no generator of their own
+
+    def decide(self, probability: float) -> bool:
+        """One decision for the whole batch, on the host."""
+        return self.host.random() < probability
+
+    def per_image(self, images: int, *shape: int) -> Tensor:
+        """Uniform [0, 1) of shape (images, *shape), on the device."""
+        drawn = torch.rand((self.world * images, *shape), generator=self.generator, device=self.generator.device)
+        return drawn[self.rank * images : (self.rank + 1) * images]
+
+
+class Reduce(Protocol):
+    """Sum or maximum of a detached tensor over all ranks; the identity on one."""
+
+    def __call__(self, value: Tensor, operation: str = "sum") -> Tensor: ...
+
+
+def alone(value: Tensor, operation: str = "sum") -> Tensor:
+    """``Reduce`` for a single process."""
+    return value
+
+
+def untimed(phase: str) -> AbstractContextManager[None]:
+    """A phase that nobody times."""
+    return nullcontext()
+
+
+@dataclass
+class Iteration:
+    """One step's data, random numbers and shared gradient-free products, each computed at most once.
+
+    ``notes``: detached device scalars a part wants in the log. ``phase``: context manager around a named piece of work
+    (profiling, and the word in an out-of-memory message).
+    """
+
+    index: int
+    batch: Batch
+    draws: Draws
+    segmentor: Segmentor
+    predict_target: Callable[[Tensor], Tensor] | None = None
+    labeller: PseudoLabeller | None = None
+    reduce: Reduce = alone
+    world: int = 1
+    phase: Callable[[str], AbstractContextManager[None]] = untimed
+    notes: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def pseudo_labels(self) -> PseudoLabels:
+        """The teacher's only look at the target crop in this step."""
+        assert self.predict_target is not None and self.labeller is not None
+        with self.phase("teacher"), torch.no_grad():
+            return self.labeller(self.predict_target(self.batch.target), self)

@@ -1,0 +1,62 @@
+"""View builders: what the student looks at (architecture.md, "Nouns"). Each runs without gradient."""
+
+from __future__ import annotations
+
+from udaseg.uda.augment import ColourAugment, Normalisation
+from udaseg.uda.mixing import choose_classes, class_mask, class_slots, mix, present_classes
+from udaseg.uda.types import Iteration, View
+
+
+class Source:
+    """The labelled crop as it is (baselines.md 3.3: the clean source is not colour augmented)."""
+
+    needs_target = False
+
+    def __call__(self, iteration: Iteration) -> View:
+        return View(iteration.batch.source_image, iteration.batch.source_label)
+
+
+class Target:
+    """The weakly augmented target crop with the teacher's pseudo-labels."""
+
+    needs_target = True
+
+    def __call__(self, iteration: Iteration) -> View:
+        pseudo = iteration.pseudo_labels
+        return View(iteration.batch.target, pseudo.label, pseudo.weight)
+
+
+class Mixed:
+    """Half of the source's classes pasted on the target, then jitter, then blur (DACS; baselines.md section 3).
+
+    ``jitter``: strength s of the colour factors. The probabilities are decisions for the whole batch: 0.8 and 0.5 are
+    the public code's ``u > 0.2`` and ``u > 0.5``.
+    """
+
+    needs_target = True
+
+    def __init__(
+        self,
+        *,
+        normalise: Normalisation,
+        classes: int,
+        jitter: float = 0.2,
+        jitter_probability: float = 0.8,
+        blur_probability: float = 0.5,
+    ) -> None:
+        self.classes = classes
+        self.augment = ColourAugment(
+            normalise, jitter=jitter, jitter_probability=jitter_probability, blur_probability=blur_probability
+        )
+
+    def __call__(self, iteration: Iteration) -> View:
+        batch, draws = iteration.batch, iteration.draws
+        slots = class_slots(batch.source_label, self.classes)
+        present = present_classes(slots, self.classes, iteration.reduce)
+        chosen = choose_classes(present, draws.per_image(slots.shape[0], self.classes + 1))
+        source = View(batch.source_image, batch.source_label)
+        mixed = mix(class_mask(slots, chosen), source, batch.target, iteration.pseudo_labels)
+        return mixed._replace(image=self.augment(mixed.image, draws))
+
+
+VIEWS = {"source": Source, "target": Target, "mixed": Mixed}
