@@ -35,9 +35,13 @@ def empty(name: str) -> nn.Module:
     """An encoder of zeros, quick to make."""
     with torch.device("meta"):
         encoder = ENCODERS[name]()
-    return encoder.to_empty(device="cpu").apply(
-        lambda m: [p.data.zero_() for p in m.parameters(recurse=False)] and None
-    )
+    return fill(encoder.to_empty(device="cpu"), 0)
+
+
+def fill(module: nn.Module, value: float) -> nn.Module:
+    for held in module.state_dict().values():
+        held.fill_(value)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,7 @@ def test_safetensors(tmp_path: Path, b0: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("name", ["mit_b0", "tiny", "resnet50"])
 def test_our_own_files_load(tmp_path: Path, name: str) -> None:
     """Bare or out of a segmentor; names that happen to look public are left alone."""
-    source = empty(name).apply(lambda m: [p.data.fill_(0.5) for p in m.parameters(recurse=False)] and None)
+    source = fill(empty(name), 3)
     state = prefixed("encoder.", source.state_dict()) | {"decoder.classifier.weight": torch.zeros(2)}
     torch.save(state, tmp_path / "own.pth")
     encoder = empty(name)
