@@ -90,16 +90,12 @@ def shift_hsv(image: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
 def rgb_to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, 3, H, W) -> hue in [0, 2 pi), saturation = delta / (max + 1e-6), value; each (B, 1, H, W)."""
     red, green, blue = image.split(1, dim=1)
-    value, largest = image.max(dim=1, keepdim=True)
+    value = image.amax(dim=1, keepdim=True)
     delta = value - image.amin(dim=1, keepdim=True)
-    saturation = delta / (value + 1e-6)
     safe = torch.where(delta == 0, 1.0, delta)
-    sixth = torch.where(
-        largest == 0,
-        (green - blue) / safe,
-        torch.where(largest == 1, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    return (sixth / 6).remainder(1.0) * (2 * math.pi), saturation, value
+    past_green = torch.where(green == value, (blue - red) / safe + 2, (red - green) / safe + 4)
+    sixth = torch.where(red == value, (green - blue) / safe, past_green)
+    return (sixth / 6).remainder(1.0) * (2 * math.pi), delta / (value + 1e-6), value
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
