@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from udaseg import recipe as recipes
 from udaseg.data.classes import PROTOCOLS, ClassSet
@@ -63,7 +63,9 @@ def load(name: str, **layers: Any) -> Loaded:
 def refuse(problems: list[Problem], loaded: Loaded) -> None:
     """A UserError that lists all problems with the file each key came from; nothing if there are none."""
     if problems:
-        lines = "\n".join(f"  {recipes.found_in(p.path, loaded.origin)}: {'.'.join(p.path)}: {p.message}" for p in problems)
+        lines = "\n".join(
+            f"  {recipes.found_in(p.path, loaded.origin)}: {'.'.join(p.path)}: {p.message}" for p in problems
+        )
         raise UserError(f"recipe {loaded.recipe.name!r} cannot run:\n{lines}")
 
 
@@ -71,7 +73,7 @@ def inconsistencies(recipe: Recipe) -> list[Problem]:
     """What no single key shows: unknown data sets and protocols, views that need a target there is none of."""
     problems = []
     for key in ("source", "target", "validation"):
-        domain = getattr(recipe.data, key)
+        domain: DomainSection | None = getattr(recipe.data, key)
         if domain is not None and domain.dataset not in DATASETS:
             message = f"unknown data set {domain.dataset!r}; {suggest(domain.dataset, DATASETS)}"
             problems.append(Problem(("data", key, "dataset"), message))
@@ -95,7 +97,8 @@ def needs_target(recipe: Recipe) -> bool:
 def absences(recipe: Recipe) -> list[Problem]:
     """What must be there before training and is not: prepared data sets, weights. Each with its remedy."""
     problems = []
-    keys = [recipe.data.labelled] + (["target"] if needs_target(recipe) else [])
+    keys: list[str] = [recipe.data.labelled]
+    keys += ["target"] if needs_target(recipe) else []
     keys += ["validation"] if recipe.data.validation else []
     for key in dict.fromkeys(keys):
         try:
@@ -141,8 +144,8 @@ def encoder_weights(recipe: Recipe) -> Path | None:
     path = data_home() / "weights" / official.file
     if not path.is_file():
         raise UserError(
-            f"ImageNet weights of {kind} not found: get {official.file} from {official.source} and put it at {path}, or give "
-            "model.weights=PATH, or train from scratch with model.weights=none (far below the published score)"
+            f"No ImageNet weights of {kind}: get {official.file} from {official.source} and put it at {path}, or "
+            "give model.weights=PATH, or train from scratch with model.weights=none (far below the published score)"
         )
     return path
 
@@ -210,7 +213,9 @@ def training_pairs(recipe: Recipe) -> TrainingPairs:
     labelled = data.target if data.labelled == "target" else data.source
     assert labelled is not None
     source = domain(labelled, data.scale, labels=True, cache_gb=cache)
-    target = domain(data.target, data.scale, labels=False, cache_gb=cache) if data.target and needs_target(recipe) else None
+    target = (
+        domain(data.target, data.scale, labels=False, cache_gb=cache) if data.target and needs_target(recipe) else None
+    )
     margins = data.image_margins if data.margins == "image" else None
     return TrainingPairs(
         source,
@@ -225,10 +230,12 @@ def training_pairs(recipe: Recipe) -> TrainingPairs:
     )
 
 
-def images_of(section: DomainSection, scale: int, *, labels: bool = True, limit: int | None = None) -> Dataset[dict[str, Any]]:
+def images_of(
+    section: DomainSection, scale: int, *, labels: bool = True, limit: int | None = None
+) -> Subset[Any]:
     """Whole images of a split at test size, with native labels if wanted; only the first ``limit``."""
     images = EvaluationImages(domain(section, scale, labels=labels))
-    return images if limit is None else Subset(images, range(min(limit, len(images))))
+    return Subset(images, range(min(limit or len(images), len(images))))
 
 
 # --- a training run ------------------------------------------------------------------------------------------------
@@ -269,7 +276,9 @@ def training(loaded: Loaded) -> Built:
         teacher=teacher,
         labeller=labeller(recipe) if teacher else None,
         stepper=stepper,
-        schedule=PolyWarmup(recipe.train.iterations, **recipe.optimiser.model_dump(include={"warmup", "power", "minimum"})),
+        schedule=PolyWarmup(
+            recipe.train.iterations, **recipe.optimiser.model_dump(include={"warmup", "power", "minimum"})
+        ),
         batches=batches(recipe, pairs, ranks, device),
         normalise=normalise,
         device=device,
@@ -302,12 +311,14 @@ def models(
     student = segmentor(recipe.model.encoder, recipe.model.decoder, len(classes))
     stamp: dict[str, Any] = {"encoder_weights": None, "start": recipe.model.start}
     if (path := encoder_weights(recipe)) is not None:
-        stamp["encoder_weights"] = dataclasses.asdict(load_encoder(student.encoder, path, name=recipe.model.encoder["kind"]))
+        stamp["encoder_weights"] = dataclasses.asdict(
+            load_encoder(student.encoder, path, name=recipe.model.encoder["kind"])
+        )
     reference = Frozen(copy.deepcopy(student.encoder)) if uses_reference(recipe) else None
     if (path := start_weights(recipe)) is not None:
         package.restore(student, package.read(path)[1], path)
     learner = Learner(student, stages(recipe, classes, reference, normalise))
-    learner.to(device=device, memory_format=memory_format(recipe)).train()
+    learner.to(device).to(memory_format=memory_format(recipe)).train()
     ranks.same_start(learner)
     teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs_target(recipe) else None
     if recipe.train.compile:
@@ -389,4 +400,3 @@ def warnings(recipe: Recipe, pairs: TrainingPairs) -> list[str]:
     if missing:
         found.append(f"classes absent from the labelled images: {', '.join(missing)}")
     return found
-

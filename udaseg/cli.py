@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,26 @@ import typer
 
 from udaseg.errors import UserError
 
+OF_THE_PLACE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
+"""Errors of the system that are about where a user told us to read or write, not about the program."""
 HELP = "Unsupervised domain-adaptive semantic segmentation. Start with: udaseg demo"
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 recipe_app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 
 Name = Annotated[str, typer.Argument(help="A recipe's name (udaseg recipe ls) or a path to a YAML file.")]
-RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name (udaseg recipe ls) or a path to a YAML file.")]
-Benchmark = Annotated[str | None, typer.Option("--benchmark", "-b", help="Data, sizes, classes, protocol; see udaseg recipe ls.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values, as in train.batch=4.")]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", help="A recipe's name (udaseg recipe ls) or a path to a YAML file.")
+]
+Benchmark = Annotated[
+    str | None, typer.Option("--benchmark", "-b", help="Data, sizes, classes, protocol; see udaseg recipe ls.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values, as in train.batch=4.")
+]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set; default: under $UDASEG_DATA or ./data.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
 
@@ -30,23 +42,31 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments)
     except UserError as error:
         fail(str(error), 2)
+    except OSError as error:
+        if error.errno not in OF_THE_PLACE or error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}. Choose another place or make room and permit writing there.", 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
 
 
 def fail(message: str, code: int) -> None:
-    from rich.markup import escape
+    from rich.text import Text
 
     from udaseg.console import err
 
-    err.print(f"[red]error:[/red] {escape(message)}")
+    err.print(Text.assemble(("error:", "red"), f" {message}"))
     sys.exit(code)
 
 
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="The same path in under a minute, promising no margin.")] = False,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Adapt with another recipe, at the demo's size.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The same path in under a minute, promising no margin.")
+    ] = False,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="Adapt with another recipe, at the demo's size.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for runs, picture and page; default: runs/demo-...")] = None,
 ) -> None:
@@ -78,12 +98,16 @@ def prepare(
 @app.command()
 def train(
     overrides: Overrides = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe's name or a path; not needed with --resume --out.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="A recipe's name or a path; not needed with --resume --out.")
+    ] = None,
     benchmark: Benchmark = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<recipe>-<benchmark>-seed<N>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Insist on continuing a run that is there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Three real steps and one validation image; what a whole run costs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Three real steps and one validation image; what a whole run costs.")
+    ] = False,
 ) -> None:
     """Train a recipe. The same command again continues an unfinished run and leaves a finished one alone."""
     from udaseg import runs
@@ -99,11 +123,15 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder or a weights file.")],
-    protocol: Annotated[str | None, typer.Option(help="cityscapes19, synthia16 or synthia13; default: the recipe's.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="cityscapes19, synthia16 or synthia13; default: the recipe's.")
+    ] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
     split: Annotated[str | None, typer.Option(help="Default: the recipe's validation split.")] = None,
     benchmark: Benchmark = None,
-    recompute_bn: Annotated[bool, typer.Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")] = False,
+    recompute_bn: Annotated[
+        bool, typer.Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     json: Json = False,
 ) -> None:
@@ -134,12 +162,14 @@ def profile(
 @app.command()
 def doctor() -> None:
     """Check versions, the torch/torchvision pair, device, disk and data folders."""
-    from udaseg.console import out, table
-    from udaseg.commands.doctor import examine
+    from rich.text import Text
 
-    marks = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red]"}
+    from udaseg.commands.doctor import examine
+    from udaseg.console import out, table
+
+    colours = {"ok": "green", "note": "yellow", "bad": "red"}
     findings = examine()
-    table(("", "", "detail"), [[f.what, marks[f.status], f.detail] for f in findings], left=3)
+    table(("", "", "detail"), [[f.what, Text(f.status, colours[f.status]), f.detail] for f in findings], left=3)
     if any(f.status == "bad" for f in findings):
         out.print("something needs fixing, see above")
         sys.exit(2)

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 _WIDE = None if sys.stdout.isatty() else 160  # a file or pipe has no width of its own
-out = Console(highlight=False, soft_wrap=True, width=_WIDE)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup and no :emoji: - names of files and recipes may hold [brackets] and colons.
+out = Console(highlight=False, soft_wrap=True, width=_WIDE, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class _Rate(ProgressColumn):
@@ -24,20 +25,23 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f}/s" if task.speed else "-")
 
 
-def bar() -> Progress:
+def bar(console: Console) -> Progress:
     """A progress bar with rate and remaining time."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), _Rate(),
-        TimeRemainingColumn(), console=out, transient=True, speed_estimate_period=120,
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn(), _Rate(),
+        TimeRemainingColumn(), console=console, transient=True, speed_estimate_period=120,
     )  # fmt: skip
 
 
 class Counting:
-    """Context manager giving ``callback(done, total)`` for work that counts items; without a terminal, a line now and then."""
+    """Context manager giving ``callback(done, total)`` for counted work; without a terminal, a line now and then.
+
+    It goes to standard error: standard output may be a table or JSON that a program reads.
+    """
 
     def __init__(self, description: str) -> None:
         self.description = description
-        self._bar = bar() if out.is_terminal else None
+        self._bar = bar(err) if err.is_terminal else None
         self._task: Any = None
         self._said = time.monotonic()
 
@@ -56,7 +60,7 @@ class Counting:
             self._bar.update(self._task, completed=done, total=total)
         elif time.monotonic() - self._said > 10:
             self._said = time.monotonic()
-            out.print(f"{self.description}: {done}/{total}")
+            err.print(f"{self.description}: {done}/{total}")
 
 
 class Watching:
@@ -64,7 +68,7 @@ class Watching:
 
     def __init__(self, title: str, images_per_step: int, miou: Callable[[Any], float], rows: bool = True) -> None:
         self.title, self.images, self.miou, self.rows = title, images_per_step, miou, rows
-        self._bar = bar() if out.is_terminal else None
+        self._bar = bar(out) if out.is_terminal else None
         self._task: Any = None
         self._last = 0
 
@@ -87,17 +91,15 @@ class Watching:
         losses = "  ".join(f"{name} {number(value)}" for name, value in row["losses"].items())
         notes = "  ".join(f"{name} {number(value)}" for name, value in row["notes"].items())
         memory = f"  {row['memory_gb']:.2f} GB" if row["memory_gb"] else ""
-        out.print(
-            f"{row['iteration']:>7}  {losses}  [dim]{notes}  lr {row['lr']:.2e}  {rate:.1f} images/s  "
-            f"waiting {100 * row['waiting']:.0f} %{memory}[/dim]"
-        )
+        rest = f"{notes}  lr {row['lr']:.2e}  {rate:.1f} images/s  waiting {100 * row['waiting']:.0f} %{memory}"
+        out.print(Text.assemble(f"{row['iteration']:>7}  {losses}  ", (rest, "dim")))
 
     def advance(self, iteration: int) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=iteration)
 
     def note(self, text: str) -> None:
-        out.print(f"[yellow]{text}[/yellow]")
+        out.print(text, style="yellow")
 
     def end(self) -> None:
         if self._bar is not None:
@@ -128,7 +130,7 @@ def percent(value: float) -> str:
     return "-" if value != value else f"{value:.1f}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1) -> None:
+def table(header: Sequence[str], rows: Sequence[Sequence[str | Text]], *, title: str = "", left: int = 1) -> None:
     """Print a table; the first ``left`` columns are text, the others numbers."""
     grid = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for position, name in enumerate(header):

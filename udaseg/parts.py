@@ -1,8 +1,8 @@
 """Named parts: from a name and settings in a recipe to an object.
 
 A part is a class (or function) whose keyword-only parameters are its settings. Their types and defaults are the schema;
-parameters listed in ``Table.supplied`` (number of classes, statistics, the frozen encoder) come from the program. So a new
-part is one class and one row in a table, and its settings are checked without being written down twice.
+parameters listed in ``Table.supplied`` (number of classes, statistics, the frozen encoder) come from the program. So a
+new part is one class and one row in a table, and its settings are checked without being written down twice.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+MAP = "a map of keys is expected"
+EXPECTED = {"model_type": MAP, "dict_type": MAP, "tuple_type": "a list is expected, as in [512, 512]"}
+"""Pydantic's kinds of errors whose own words name Python's types."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class Table:
     rows: Mapping[str, Callable[..., Any]]
     supplied: frozenset[str] = frozenset()
 
-    def check(self, name: object, settings: Mapping[str, Any], path: tuple[str, ...]) -> tuple[dict[str, Any], list[Problem]]:
+    def check(
+        self, name: object, settings: Mapping[str, Any], path: tuple[str, ...]
+    ) -> tuple[dict[str, Any], list[Problem]]:
         """Settings completed with their defaults, and what is wrong with them (or with the name)."""
-        if name not in self.rows:
+        if not isinstance(name, str) or name not in self.rows:
             return {}, [Problem(path, f"unknown {self.noun} {name!r}; {suggest(str(name), self.rows)}")]
-        schema = settings_schema(self.rows[str(name)], self.supplied)
+        schema = settings_schema(self.rows[name], self.supplied)
         try:
             return schema.model_validate(dict(settings)).model_dump(), []
         except ValidationError as error:
@@ -68,7 +74,7 @@ def settings_schema(part: Callable[..., Any], supplied: frozenset[str]) -> type[
         for name, parameter in keyword_parameters(part).items()
         if name not in supplied
     }
-    return create_model("Settings", __config__=ConfigDict(extra="forbid"), **fields)
+    return create_model("Settings", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
 
 
 def explain(error: ValidationError, schema: type[BaseModel], path: tuple[str, ...] = ()) -> list[Problem]:
@@ -81,6 +87,8 @@ def explain(error: ValidationError, schema: type[BaseModel], path: tuple[str, ..
             message = f"unknown key {where[-1]!r}; {suggest(where[-1], allowed)}"
         elif found["type"] == "missing":
             message = "is missing and has no default"
+        elif found["type"] in EXPECTED:
+            message = f"{found['input']!r} is not allowed: {EXPECTED[found['type']]}"
         else:
             message = f"{found['input']!r} is not allowed: {lower_first(found['msg'])}"
         problems.append(Problem(path + where, message))

@@ -12,16 +12,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from yaml.error import MarkedYAMLError
 
 from udaseg.errors import UserError
-from udaseg.parts import Problem, Table, explain, suggest
+from udaseg.parts import MAP, Problem, Table, explain, suggest
 
 Tree = dict[str, Any]
 KeyPath = tuple[str, ...]
@@ -35,7 +38,7 @@ OVERRIDE = "command line"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class DomainSection(Section):
@@ -50,10 +53,10 @@ class DomainSection(Section):
 class MarginsSection(Section):
     """Pixels of the target that cannot be trusted, at image size ``at`` = (width, height)."""
 
-    top: int = 0
-    bottom: int = 0
-    left: int = 0
-    right: int = 0
+    top: NonNegativeInt = 0
+    bottom: NonNegativeInt = 0
+    left: NonNegativeInt = 0
+    right: NonNegativeInt = 0
     at: tuple[PositiveInt, PositiveInt]
 
 
@@ -70,14 +73,16 @@ class DataSection(Section):
     cat_max_ratio: float = Field(0.75, gt=0, le=1)
     photometric: bool = False
     min_pixels: PositiveInt = Field(3000, description="pixels of a class at native size that make an image count")
-    crop_margins: tuple[int, int] = Field((0, 0), description="(top, bottom) rows of the crop at scale 1")
+    crop_margins: tuple[NonNegativeInt, NonNegativeInt] = Field(
+        (0, 0), description="(top, bottom) rows of the crop at scale 1"
+    )
     image_margins: MarginsSection | None = None
     margins: Literal["none", "crop", "image"] = "none"
     sampler: dict[str, Any] = {"kind": "uniform"}
 
 
 class ModelSection(Section):
-    """``weights``: auto (the encoder's official file), none (from scratch) or a path; ``start``: a whole model's weights."""
+    """``weights``: auto (the encoder's official file), none or a path; ``start``: a whole model's weights, or a run."""
 
     encoder: dict[str, Any]
     decoder: dict[str, Any]
@@ -109,7 +114,6 @@ class TrainSection(Section):
 
 class EvaluationSection(Section):
     every: PositiveInt = 4000
-    batch: PositiveInt = 1
 
 
 class RuntimeSection(Section):
@@ -117,7 +121,7 @@ class RuntimeSection(Section):
 
     device: str = "auto"
     workers: int = Field(4, ge=0)
-    threads: int | None = None
+    threads: PositiveInt | None = None
     cache_gb: float = Field(0.5, ge=0, description="decoded images each loading process may keep in memory")
     checkpoint_minutes: float = Field(10.0, ge=0)
     log_every: PositiveInt = 50
@@ -134,7 +138,7 @@ class Recipe(Section):
 
     name: str
     benchmark: str | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: DataSection
     model: ModelSection
     views: dict[str, StageSection]
@@ -146,8 +150,8 @@ class Recipe(Section):
     runtime: RuntimeSection = RuntimeSection()
 
     def fingerprint(self) -> str:
-        """Identifies what is computed: equal for recipes that differ only in name or ``runtime``."""
-        text = json.dumps(self.model_dump(exclude={"name", "runtime"}), sort_keys=True)
+        """Identifies what is computed (in which order, too): equal where only name or ``runtime`` differ."""
+        text = json.dumps(self.model_dump(exclude={"name", "runtime"}))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -172,7 +176,7 @@ def shipped(folder: str = "") -> dict[str, Path]:
 
 
 def locate(name: str, folder: str = "", near: Path | None = None) -> Path:
-    """The file a user means by a name, a name with .yaml, or a path (also relative to the file that says ``extends``)."""
+    """The file meant by a name, a name with .yaml, or a path (also relative to the file that says ``extends``)."""
     bases = ([near.parent] if near else []) + [Path()]
     for candidate in [base / name for base in bases] + [base / f"{name}.yaml" for base in bases if "/" in name]:
         if candidate.suffix in (".yaml", ".yml") and candidate.is_file():
@@ -185,14 +189,54 @@ def locate(name: str, folder: str = "", near: Path | None = None) -> Path:
     raise UserError(f"no {what} {name!r}: not a file, and {suggest(stem, known)}. `udaseg recipe ls` lists them.")
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without its traps: keys are text and occur once, 6e-5 is a number, no aliases (few make gigabytes)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise MarkedYAMLError(problem=f"alias *{event.anchor}: write the value out", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if not isinstance(name, str):
+                raise MarkedYAMLError(problem=f"key {name!r} is not text; quote it", problem_mark=key.start_mark)
+            if name in seen:
+                raise MarkedYAMLError(problem=f"key {name!r} occurs twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML value; ValueError saying where and what is wrong."""
+    try:
+        return yaml.load(text, _Loader)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{place}{error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_yaml(path: Path) -> Tree:
     """A YAML map, loaded safely; errors name file and line."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a map of keys, not {type(tree).__name__}")
     return tree
@@ -208,10 +252,20 @@ def chain(name: str, folder: str = "") -> list[tuple[str, Tree]]:
             raise UserError(f"{path}: extends itself: {' <- '.join(p.name for p in [*seen, path])}")
         seen.append(path.resolve())
         tree = read_yaml(path)
-        parent = tree.pop("extends", None)
+        parent = one_name(tree.pop("extends", None), f"{path}: extends")
+        below = None if folder else one_name(tree.get("benchmark"), f"{path}: benchmark")
+        if below is not None:
+            tree["benchmark"] = str(locate(below, "benchmarks", near=path))
         layers.insert(0, (label(path), tree))
-        path = locate(str(parent), folder, near=path) if parent is not None else None
+        path = locate(parent, folder, near=path) if parent is not None else None
     return layers
+
+
+def one_name(value: Any, key: str) -> str | None:
+    """A name or path, or nothing; UserError for anything else."""
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{key}: {value!r} is not allowed: one name or path is expected")
+    return value
 
 
 def label(path: Path) -> str:
@@ -225,10 +279,12 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key or any(not step for step in key.split(".")):
         raise UserError(f"override {text!r}: expected key=value or key.sub=value, as in train.batch=4")
+    if not value.strip():
+        raise UserError(f"override {text!r}: the value is empty; {key}=null goes back to the default")
     try:
-        return tuple(key.split(".")), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override {text!r}: {value!r} is not a valid YAML value") from None
+        return tuple(key.split(".")), parse_yaml(value)
+    except ValueError as error:
+        raise UserError(f"override {text!r}: {value!r} is not a valid YAML value: {error}") from None
 
 
 def as_layer(path: KeyPath, value: Any) -> Tree:
@@ -288,21 +344,36 @@ def flatten(
     overrides: Iterable[str] = (),
     overlays: Iterable[tuple[str, Tree]] = (),
 ) -> tuple[Tree, dict[KeyPath, str]]:
-    """All layers merged into one tree, and where each value came from. ``overlays`` lie between recipe and overrides."""
+    """All layers as one tree, and where each value came from. ``overlays`` lie between recipe and overrides."""
     layers = chain(name)
     parsed = [parse_override(text) for text in overrides]
     on_top = [*overlays, *((OVERRIDE, as_layer(path, value)) for path, value in parsed)]
-    chosen = benchmark
-    for _, tree in [*layers, *on_top]:
-        chosen = chosen if benchmark else tree.get("benchmark", chosen)
-    below = chain(chosen, "benchmarks") if chosen else []
-    tree, origin = {}, {}
-    for source, layer in [*below, *layers, *on_top]:
+    if benchmark is not None:
+        on_top.append((OVERRIDE, {"benchmark": benchmark}))
+    chosen = None
+    for source, tree in [*layers, *on_top]:
+        chosen = one_name(tree.get("benchmark", chosen), f"{source}: benchmark")
+    below = chain(chosen, "benchmarks") if chosen is not None else []
+    merged: Tree = {}
+    origin: dict[KeyPath, str] = {}
+    for source, layer in [*below, (layers[-1][0], {"name": Path(name).stem}), *layers, *on_top]:
+        merge(merged, normalise(layer), source, origin)
+    if chosen is not None:
+        merged["benchmark"] = Path(chosen).stem
+    return drop_nulls(merged), origin
+
+
+def benchmark_data(name: str) -> DataSection:
+    """The checked data section of a benchmark by itself."""
+    tree: Tree = {}
+    origin: dict[KeyPath, str] = {}
+    for source, layer in chain(name, "benchmarks"):
         merge(tree, normalise(layer), source, origin)
-    tree["name"] = Path(name).stem if "name" not in tree else tree["name"]
-    if chosen:
-        tree["benchmark"] = Path(chosen).stem
-    return drop_nulls(tree), origin
+    try:
+        return DataSection.model_validate(drop_nulls(tree).get("data", {}))
+    except ValidationError as error:
+        problems = explain(error, DataSection, ("data",))
+        raise UserError(f"benchmark {name!r} has {len(problems)} problem(s):\n{listed(problems, origin)}") from None
 
 
 def load(sockets: Mapping[str, Table], name: str, **layers: Any) -> Loaded:
@@ -320,9 +391,13 @@ def checked(tree: Tree, origin: dict[KeyPath, str], sockets: Mapping[str, Table]
     except ValidationError as error:
         problems = [*explain(error, Recipe), *problems]
     if problems:
-        lines = "\n".join(f"  {found_in(p.path, origin)}: {'.'.join(p.path)}: {p.message}" for p in problems)
-        raise UserError(f"recipe {tree.get('name')!r} has {len(problems)} problem(s):\n{lines}")
+        raise UserError(f"recipe {tree.get('name')!r} has {len(problems)} problem(s):\n{listed(problems, origin)}")
     return Loaded(recipe, tree, origin)
+
+
+def listed(problems: Iterable[Problem], origin: Mapping[KeyPath, str]) -> str:
+    """One line a problem: file, key, what is wrong."""
+    return "\n".join(f"  {found_in(p.path, origin)}: {'.'.join(p.path)}: {p.message}" for p in problems)
 
 
 def found_in(path: KeyPath, origin: Mapping[KeyPath, str]) -> str:
@@ -334,7 +409,7 @@ def found_in(path: KeyPath, origin: Mapping[KeyPath, str]) -> str:
 
 
 def complete_parts(tree: Tree, sockets: Mapping[str, Table], problems: list[Problem]) -> Tree:
-    """Check every part's settings against its constructor and fill in defaults; views are split into options and terms."""
+    """Check every part's settings against its constructor, fill in defaults, split views into options and terms."""
     for *parents, last in PART_KEYS:
         place: Any = tree
         for step in parents:
@@ -354,21 +429,31 @@ def complete_parts(tree: Tree, sockets: Mapping[str, Table], problems: list[Prob
 
 def stage(name: str, view: object, sockets: Mapping[str, Table], problems: list[Problem]) -> Tree:
     """A view as written -> its options and terms, checked."""
-    settings = dict(view) if isinstance(view, dict) else {}
+    if not isinstance(view, dict):
+        problems.append(Problem(("views", name), f"{view!r} is not allowed: {MAP}"))
+        return {}
+    settings = dict(view)
     terms = settings.pop("terms", None) or {}
     options, found = sockets["view"].check(name, settings, ("views", name))
     problems += found
     if not isinstance(terms, dict) or not terms:
-        problems.append(Problem(("views", name, "terms"), f"needs at least one term; {suggest('', sockets['term'].rows)}"))
+        problems.append(
+            Problem(("views", name, "terms"), f"needs at least one term; {suggest('', sockets['term'].rows)}")
+        )
         terms = {}
     section: Tree = {"options": options, "terms": {}, "weights": {}}
     for key, term in terms.items():
-        chosen = dict(term) if isinstance(term, dict) else {}
-        weight = section["weights"][key] = chosen.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            problems.append(Problem(("views", name, "terms", key, "weight"), f"{weight!r} is not allowed: a number is expected"))
-            section["weights"][key] = 1.0
-        section["terms"][key], found = sockets["term"].check(key, chosen, ("views", name, "terms", key))
+        where = ("views", name, "terms", key)
+        if not isinstance(term, dict):
+            problems.append(Problem(where, f"{term!r} is not allowed: {MAP}, as in {{weight: 0.5}}"))
+            continue
+        weight = term.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            problems.append(Problem((*where, "weight"), f"{weight!r} is not allowed: a number is expected"))
+            weight = 1.0
+        section["weights"][key] = weight
+        settings = {k: v for k, v in term.items() if k != "weight"}
+        section["terms"][key], found = sockets["term"].check(key, settings, where)
         problems += found
     return section
 
@@ -382,6 +467,8 @@ def difference(old: Tree, new: Tree, path: KeyPath = ()) -> list[str]:
             lines += difference(a, b, here)
         elif a != b:
             lines.append(f"{'.'.join(here)}: {a!r} -> {b!r}")
+    if set(old) == set(new) and list(old) != list(new):
+        lines.append(f"{'.'.join(path)}: order {', '.join(old)} -> {', '.join(new)}")
     return lines
 
 
@@ -396,4 +483,3 @@ def leaves(tree: Tree, path: KeyPath = ()) -> Iterable[tuple[KeyPath, Any]]:
             yield from leaves(value, (*path, str(key)))
         else:
             yield (*path, str(key)), value
-

@@ -90,7 +90,9 @@ def claim(loaded: Loaded, folder: Path, resume: bool) -> bool:
             hide = {"name", "runtime"}
             lines = difference(before.recipe.model_dump(exclude=hide), loaded.recipe.model_dump(exclude=hide))
             raise UserError(
-                f"{folder} holds a run of another recipe:\n  " + "\n  ".join(lines) + "\nChoose another folder with --out, or "
+                f"{folder} holds a run of another recipe:\n  "
+                + "\n  ".join(lines)
+                + "\nChoose another folder with --out, or "
                 "use the recipe it was started with."
             )
         return True
@@ -156,5 +158,3 @@ def read_result(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder}: has no result yet; finish it: udaseg train --resume --out {folder}")
     return dict(json.loads(path.read_text(encoding="utf-8")))
-
-

@@ -1,8 +1,8 @@
 """`udaseg demo`: from nothing to an adapted, evaluated model and a picture, in minutes on a laptop.
 
 Draws the data set `streets`, trains on its source, then adapts to its target starting from those weights, and compares
-on held-out labelled target scenes. The control in between recomputes the BatchNorm statistics of the source-only model on
-unlabelled target images: what that alone gives is not owed to self-training.
+on held-out labelled target scenes. The control in between recomputes the BatchNorm statistics of the source-only model
+on unlabelled target images: what that alone gives is not owed to self-training.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from udaseg import build, recipe as recipes, runs
+from udaseg import build, runs
+from udaseg import recipe as recipes
 from udaseg.console import Counting, Watching, out, percent, table
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import data_home
@@ -187,7 +188,9 @@ def show(result: Result, recipe: str | None, quick: bool) -> None:
     """The table, where everything is, and what to try next."""
     rows = table_rows(result)
     table(HEADER, rows, title="IoU on held-out target images, %")
-    out.print("+ BN statistics: the source-only model after recomputing BatchNorm on unlabelled target images (control).")
+    out.print(
+        "+ BN statistics: the source-only model after recomputing BatchNorm on unlabelled target images (control)."
+    )
     if quick:
         out.print("--quick trains too briefly to promise any margin; `udaseg demo` does.")
     out.print(f"\npicture {result.picture}\npage    {result.page}\nruns    {result.folder}")
@@ -208,8 +211,8 @@ def web_page(result: Result, picture: Image.Image, loaded: Loaded, seconds: floa
     gain, over_control = result.adapted.miou - result.source_only.miou, result.adapted.miou - result.control.miou
     return html.page(
         title=f"udaseg demo: {loaded.recipe.name} on generated street scenes",
-        lead="A small network trained on labelled 'game' scenes, then adapted to unlabelled 'camera' scenes. Figures are IoU "
-        "in percent on held-out camera scenes, of the student at the last iteration.",
+        lead="A small network trained on labelled 'game' scenes, then adapted to unlabelled 'camera' scenes. Figures "
+        "are IoU in percent on held-out camera scenes, of the student at the last iteration.",
         cards=[
             ("source-only", percent(result.source_only.miou)),
             ("+ BN statistics", percent(result.control.miou)),
@@ -223,9 +226,8 @@ def web_page(result: Result, picture: Image.Image, loaded: Loaded, seconds: floa
         caption="Evenly spaced validation images; nothing was picked.",
         notes=[
             f"{seconds:.0f} s on {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
-            f"seed {loaded.recipe.seed}, {loaded.recipe.train.iterations} iterations of adaptation, runs in {result.folder}",
+            f"seed {loaded.recipe.seed}, {loaded.recipe.train.iterations} iterations of adaptation; {result.folder}",
             "control: BatchNorm statistics of the source-only model recomputed on unlabelled target images",
             *next_steps(result.folder, None),
         ],
     )
-

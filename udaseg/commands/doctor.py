@@ -21,7 +21,8 @@ print("cuda", torch.version.cuda or "-")
 if torch.cuda.is_available():
     p = torch.cuda.get_device_properties(0)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    print("device", f"{torch.cuda.device_count()} x {p.name}, {p.total_memory / 2**30:.0f} GB, sm_{p.major}{p.minor}, bf16 {bf16}")
+    memory = f"{p.total_memory / 2**30:.0f} GB"
+    print("device", f"{torch.cuda.device_count()} x {p.name}, {memory}, sm_{p.major}{p.minor}, bf16 {bf16}")
     (torch.ones(8, device="cuda") @ torch.ones(8, device="cuda")).item()
 elif torch.version.cuda:
     print("device", "cpu (this torch has CUDA, but no usable GPU or driver was found)")
@@ -94,13 +95,19 @@ def machine() -> list[Finding]:
     return [
         Finding("cores", "ok", str(os.cpu_count())),
         Finding("disk", "ok" if free > 5 else "note", f"{free:.0f} GB free in {here}"),
-        Finding("runs", "ok" if writable else "bad", f"{here / 'runs'}" + ("" if writable else " cannot be written; use --out")),
+        Finding(
+            "runs",
+            "ok" if writable else "bad",
+            f"{here / 'runs'}" + ("" if writable else " cannot be written; use --out"),
+        ),
     ]
 
 
 def data_roots() -> list[Finding]:
     """Where each data set is, or that it is not there."""
-    found = [Finding("data home", "ok", f"{data_home()} ({'$UDASEG_DATA' if os.environ.get('UDASEG_DATA') else 'default'})")]
+    found = [
+        Finding("data home", "ok", f"{data_home()} ({'$UDASEG_DATA' if os.environ.get('UDASEG_DATA') else 'default'})")
+    ]
     for name, spec in DATASETS.items():
         try:
             found.append(Finding(name, "ok", str(find_root(spec, None))))

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
-from udaseg import build, recipe as recipes, runs
+from udaseg import build, runs
+from udaseg import recipe as recipes
 from udaseg.console import Counting, out, percent, table
 from udaseg.data.classes import PROTOCOLS
-from udaseg.data.layouts import DATASETS
+from udaseg.data.layouts import dataset_spec
 from udaseg.data.loading import Normalise, evaluation_loader
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.errors import UserError
@@ -43,7 +45,7 @@ def run(
         raise UserError(f"--protocol {protocol!r}: {suggest(protocol, PROTOCOLS)}")
     data = data_section(card, benchmark)
     section = (data.validation or data.source).model_copy(update={"split": split} if split else {})
-    if DATASETS[section.dataset].classes.names != card.classes:
+    if dataset_spec(section.dataset).classes.names != card.classes:
         raise UserError(f"the model's classes are not those of data set {section.dataset}: {', '.join(card.classes)}")
     device = choose_device("auto")
     precision = choose_precision("auto", device)
@@ -70,13 +72,10 @@ def data_section(card: Card, benchmark: str | None) -> DataSection:
     """The data to evaluate on: a benchmark's, or those the model was trained with."""
     if benchmark is None:
         return DataSection.model_validate({**card.data, "crop": (1, 1)})
-    tree: dict[str, Any] = {}
-    for _, layer in recipes.chain(benchmark, "benchmarks"):
-        recipes.merge(tree, layer, "", {})
-    return DataSection.model_validate(tree["data"])
+    return recipes.benchmark_data(benchmark)
 
 
-def reporting(images: Sized, progress: Any) -> Iterator[dict[str, Any]]:
+def reporting(images: Subset[Any], progress: Any) -> Iterator[dict[str, Any]]:
     for done, item in enumerate(evaluation_loader(images, workers=2), 1):
         yield item
         progress(done, len(images))

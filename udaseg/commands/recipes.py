@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from rich.markup import escape
-
-from udaseg import build, recipe as recipes
+from udaseg import build
+from udaseg import recipe as recipes
 from udaseg.console import out, table
 from udaseg.errors import UserError
 from udaseg.recipe import Loaded
@@ -21,7 +19,7 @@ def choose(name: str, benchmark: str | None, overrides: list[str]) -> Loaded:
 def listing() -> None:
     """All shipped recipes and benchmarks with the first sentence of their header."""
     for title, folder in (("recipes", ""), ("benchmarks", "benchmarks")):
-        rows = [[name, escape(first_sentence(path))] for name, path in recipes.shipped(folder).items()]
+        rows = [[name, first_sentence(path)] for name, path in recipes.shipped(folder).items()]
         table((title, "what it is"), rows, left=2)
         out.print()
 
@@ -43,7 +41,7 @@ def show(loaded: Loaded) -> None:
     rows = []
     for path, value in recipes.leaves(effective(loaded)):
         origin = recipes.found_in(path, loaded.origin) if path in written else "default"
-        rows.append([".".join(path), escape(str(value)), origin])
+        rows.append([".".join(path), str(value), origin])
     table(("key", "value", "from"), rows, left=3)
     out.print(f"\npasses per step: {passes(loaded)}")
     out.print(f"fingerprint: {loaded.recipe.fingerprint()[:12]}")
@@ -76,12 +74,14 @@ def copy(name: str, target: Path) -> None:
     """Copy a shipped recipe to a new file."""
     source = recipes.locate(name)
     target = target / source.name if target.is_dir() else target
-    if target.exists():
-        raise UserError(f"{target} exists; choose another name")
     if target.suffix not in (".yaml", ".yml"):
         raise UserError(f"{target}: a recipe's file ends in .yaml")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    try:
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+    except FileExistsError:
+        raise UserError(f"{target} exists; choose another name") from None
     out.print(f"{target}: a copy of {name}. Train it: udaseg train --recipe {target}")
 
 

@@ -21,7 +21,7 @@ from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
 from udaseg.recipe import Loaded
 
-BYTES_IN_CHECKPOINTS = 3  # two rolling ones and, while it is written, a third
+CHECKPOINTS = 3  # two rolling ones and, while it is written, a third
 
 
 def choose(
@@ -32,7 +32,9 @@ def choose(
         if not (resume and folder):
             raise UserError("which recipe? give --recipe NAME (udaseg recipe ls lists them), or --resume --out FOLDER")
         if overrides or benchmark or seed is not None:
-            raise UserError("--resume --out FOLDER continues the recipe in that folder; leave out benchmark, seed and overrides")
+            raise UserError(
+                "--resume --out FOLDER continues the recipe in that folder; leave out benchmark, seed and overrides"
+            )
         return runs.read_recipe(folder)
     if seed is not None:
         overrides = [*overrides, f"seed={seed}"]
@@ -59,10 +61,15 @@ def summary(folder: Path) -> None:
     """mIoU of the last iteration, and of the oracle selection beside it."""
     result = runs.read_result(folder)
     names, only = result["classes"], PROTOCOLS[result["protocol"]]
-    for key, text in (("validation", "student at the last iteration"), ("oracle_selection", "best on validation (oracle selection)")):
+    for key, text in (
+        ("validation", "student at the last iteration"),
+        ("oracle_selection", "best on validation (oracle selection)"),
+    ):
         if result[key]:
             found = scores(result[key]["confusion"], names, only)
-            out.print(f"mIoU {found.miou:.2f} over {found.counted} classes: {text}, iteration {result[key]['iteration']}")
+            out.print(
+                f"mIoU {found.miou:.2f} over {found.counted} classes: {text}, iteration {result[key]['iteration']}"
+            )
     out.print(f"run {folder}")
 
 
@@ -71,7 +78,7 @@ def dry_run(loaded: Loaded) -> None:
     recipe = loaded.recipe
     built = build.training(loaded)
     for text in built.warnings:
-        out.print(f"[yellow]warning: {text}[/yellow]")
+        out.print(f"warning: {text}", style="yellow")
     found = measure(built.setup, batch=recipe.train.batch, precision=built.stamp["precision"], steps=3, warmup=0)
     rows = profile_rows(found)
     image_seconds = 0.0
@@ -100,8 +107,8 @@ def totals(loaded: Loaded, built: build.Built, step: float, image: float) -> lis
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     return [
         ["parameters trained", f"{parameters / 1e6:.2f} M"],
-        ["whole run", f"{hours:.2f} h for {recipe.train.iterations} iterations and {validations} validations of {count} images"],
-        ["disk", f"{checkpoint * BYTES_IN_CHECKPOINTS:.2f} GB for checkpoints of {checkpoint:.2f} GB; {free:.0f} GB free"],
+        ["whole run", f"{hours:.2f} h: {recipe.train.iterations} iterations, {validations} validations of {count} images"],
+        ["disk", f"{checkpoint * CHECKPOINTS:.2f} GB for checkpoints of {checkpoint:.2f} GB; {free:.0f} GB free"],
     ]  # fmt: skip
 
 
@@ -115,7 +122,12 @@ def profile_rows(found: Profile) -> list[list[str]]:
     for phase in dict.fromkeys([*found.seconds, *found.multiply_adds]):
         seconds, work = found.seconds.get(phase, 0.0), found.multiply_adds.get(phase, 0.0)
         share = 100 * seconds / found.seconds_per_step if found.seconds_per_step else 0.0
-        rows.append([f"  {phase}", f"{seconds:.4f} s ({percent(share)} %)" + (f", {work / 1e9:.2f} G multiply-adds" if work else "")])
+        rows.append(
+            [
+                f"  {phase}",
+                f"{seconds:.4f} s ({percent(share)} %)" + (f", {work / 1e9:.2f} G multiply-adds" if work else ""),
+            ]
+        )
     rows.append(["multiply-adds", f"{sum(found.multiply_adds.values()) / 1e9:.1f} G"])
     return rows
 

@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to go on as if nothing had happened.
 
-Only tensors and plain values, so loading never runs pickled code (``weights_only=True``). Written atomically; the last two
-and the final one are kept. The random state is (seed, iteration) and the sampler's position is the iteration: both streams
-are functions of them (``uda.types.Draws``, ``data.dataset``).
+Only tensors and plain values, so loading never runs pickled code (``weights_only=True``). Written atomically; the last
+two and the final one are kept. The random state is (seed, iteration) and the sampler's position is the iteration: both
+streams are functions of them (``uda.types.Draws``, ``data.dataset``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it to use the one before") from None
+        raise UserError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it to use the one before"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this version of udaseg (format {FORMAT})")
     return state

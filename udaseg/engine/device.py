@@ -15,7 +15,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"runtime.device={name}: no CUDA device is available here; allowed: auto, cpu. See `udaseg doctor`.")
+        raise UserError(
+            f"runtime.device={name}: no CUDA device is available here; allowed: auto, cpu. See `udaseg doctor`."
+        )
     if name == "cuda":
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
@@ -41,7 +43,7 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
 
 
 def set_up(device: torch.device, precision: str, threads: int | None) -> None:
-    """Process-wide switches: threads, TF32 for what stays in float32 under mixed precision, cuDNN's choice of kernels."""
+    """Process-wide switches: threads, TF32 where mixed precision leaves float32, cuDNN's choice of kernels."""
     if threads:
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")

@@ -1,4 +1,4 @@
-"""One process or several under ``torchrun``: no wrapper, one explicit all-reduce (architecture.md, "The training step")."""
+"""One process or several under ``torchrun``: no wrapper, one explicit all-reduce (architecture.md, "The step")."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Parameter groups and learning rate (baselines.md 7.1, 7.2).
 
-Three groups instead of the public code's one for each of 3258 tensors: ``base``, ``norm`` (no weight decay; only where the
-encoder asks for it: MiT's LayerNorms) and ``head`` (everything that is not the encoder: learning rate x 10, decayed, its
-BatchNorm included). A term's own parameters follow the head unless the term has a ``learning_rate``.
+Three groups instead of the public code's one for each of 3258 tensors: ``base``, ``norm`` (no weight decay; only where
+the encoder asks for it: MiT's LayerNorms) and ``head`` (everything that is not the encoder: learning rate x 10,
+decayed, its BatchNorm included). A term's own parameters follow the head unless the term has a ``learning_rate``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from udaseg.uda.step import Learner
 
 
 def parameter_groups(
-    learner: Learner, *, lr: float, weight_decay: float, head_lr_factor: float = 10.0, decay_one_dimensional: bool = True
+    learner: Learner,
+    *,
+    lr: float,
+    weight_decay: float,
+    head_lr_factor: float = 10.0,
+    decay_one_dimensional: bool = True,
 ) -> list[dict[str, Any]]:
     """Groups for the optimiser, each with its name and ``initial_lr``; empty ones are left out."""
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
@@ -32,8 +37,7 @@ def parameter_groups(
 
 def trained(learner: Learner, base: float, head: float) -> list[tuple[str, nn.Parameter, float]]:
     """(group, parameter, learning rate) of everything that has a gradient."""
-    encoder = learner.segmentor.encoder
-    exempt = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else set()
+    exempt: set[str] = learner.segmentor.encoder.no_weight_decay()  # type: ignore[operator]
     found: list[tuple[str, nn.Parameter, float]] = []
     for name, parameter in learner.segmentor.named_parameters():
         inner = name.removeprefix("encoder.")
@@ -53,7 +57,7 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
 
 @dataclass(frozen=True)
 class PolyWarmup:
-    """lr(t) = reg(t) (1 - (1 - t/warmup)(1 - 1e-6)) while t < warmup, else reg(t); reg(t) = (b - min)(1 - t/T)^power + min.
+    """reg(t) = (b - min)(1 - t/T)^power + min; lr(t) = reg(t) (1 - (1 - t/warmup)(1 - 1e-6)) if t < warmup.
 
     The warm-up multiplies the already decayed rate, t counts from 0 and the rate is set before iteration t. Without
     warm-up the public code has ``minimum`` 1e-4, above its base rate, which then *rises* (trap 33).

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from udaseg.engine.phases import Phases, wall_clock
 from udaseg.engine.trainer import Setup, memory_gb, step
+
+Shape: TypeAlias = Sequence[int]
 
 
 @dataclass
@@ -39,13 +42,22 @@ class Profile:
         return asdict(self)
 
 
+def convolution_backward(grad_shape: Shape, x_shape: Shape, w_shape: Shape, *arguments: Any, **_: Any) -> int:
+    """One forward's worth for each gradient asked for; torch's own formula forgets the groups of depth-wise filters."""
+    transposed, mask = arguments[4], arguments[7]
+    pixels = math.prod((x_shape if transposed else grad_shape)[2:])
+    return 2 * x_shape[0] * pixels * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1]))
+
+
 class CountingPhases(Phases):
     """Books the multiply-adds of each phase; those of a phase inside another belong to the inner one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.flops: dict[str, float] = {}
-        self._counter = FlopCounterMode(display=False)
+        self._counter = FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}
+        )
         self._booked = 0.0
 
     @contextmanager

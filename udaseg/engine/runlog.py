@@ -50,7 +50,9 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{self.path}: another process is training in this folder; wait for it or choose another --out") from None
+            raise UserError(
+                f"{self.path}: another process is training in this folder; wait for it or choose another --out"
+            ) from None
 
     def unlock(self) -> None:
         if self._lock is not None:

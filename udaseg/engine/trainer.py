@@ -30,7 +30,7 @@ from udaseg.files import write_atomic
 from udaseg.models.segmentor import Segmentor
 from udaseg.uda.step import Learner, Stepper, training_step
 from udaseg.uda.teacher import Teacher
-from udaseg.uda.types import Batch, Draws, Iteration, Loss, PseudoLabeller, untimed
+from udaseg.uda.types import Batch, Draws, Iteration, Loss, PseudoLabeller, Reduce, alone, untimed
 
 COLLAPSED = 0.95  # share of one class among the pseudo-labels
 
@@ -138,9 +138,9 @@ class Meter:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.counts[name] = self.counts[name] + count if name in self.counts else count
 
-    def read(self) -> dict[str, dict[str, float | None]]:
-        """Means by group; None for a term that never had anything to measure."""
-        numbers = torch.stack([*self.sums.values(), *self.counts.values()]).tolist() if self.sums else []
+    def read(self, reduce: Reduce = alone) -> dict[str, dict[str, float | None]]:
+        """Means by group, over all ranks; None for a term that never had anything to measure."""
+        numbers = reduce(torch.stack([*self.sums.values(), *self.counts.values()])).tolist() if self.sums else []
         half = len(numbers) // 2
         groups: dict[str, dict[str, float | None]] = {"losses": {}, "notes": {}}
         for name, total, count in zip(self.sums, numbers[:half], numbers[half:], strict=True):
@@ -148,11 +148,11 @@ class Meter:
             groups[group][key] = total / count if count else None
         return groups
 
-    def broken(self) -> tuple[int, list[str]] | None:
+    def broken(self, reduce: Reduce = alone) -> tuple[int, list[str]] | None:
         """The first iteration with a loss that is not finite, and the terms to blame; None if all is well."""
-        if self.first_bad is None or math.isinf(first := self.first_bad.item()):
+        if self.first_bad is None or math.isinf(first := -reduce(-self.first_bad, "max").item()):
             return None
-        losses = self.read()["losses"].items()
+        losses = self.read(reduce)["losses"].items()
         return int(first), [name for name, value in losses if value is not None and not math.isfinite(value)]
 
 
@@ -232,7 +232,7 @@ class Trainer:
     def log(self) -> None:
         """Read the meter, write a row, warn; stop at a loss that is not a number."""
         self._refuse_non_finite()
-        groups = self.meter.read()
+        groups = self.meter.read(self.setup.ranks.reduce)
         now = time.monotonic()
         seconds = max(now - self._row_began, 1e-9)
         row = {"iteration": self.done, "lr": self.setup.stepper.optimiser.param_groups[0]["lr"], **groups}
@@ -246,7 +246,7 @@ class Trainer:
 
     def _refuse_non_finite(self) -> None:
         """Stop before anything broken is saved; keep the batch that did it (sample k is a function of (seed, k))."""
-        found = self.meter.broken()
+        found = self.meter.broken(self.setup.ranks.reduce)
         if found is None:
             return
         t, terms = found
@@ -255,14 +255,16 @@ class Trainer:
         if self.run.writes:
             write_atomic(path, lambda file: torch.save({"terms": terms, "iteration": t, "batch": raw}, file))
         raise UserError(
-            f"{', '.join(terms)} is not finite since iteration {t}; stopped. The batch is in {path}, the newest checkpoint is "
-            "from before. Try train.precision=fp32 or a smaller optimiser.lr, or set that term's weight to 0."
+            f"{', '.join(terms)} is not finite since iteration {t}; stopped. The batch is in {path}, the newest "
+            "checkpoint is from before. Try train.precision=fp32, a smaller optimiser.lr, or weight 0 for the term."
         )
 
     def _warn(self, notes: Mapping[str, float | None]) -> None:
         share = notes.get("largest_class")
         if share is not None and share > COLLAPSED:
-            self.warn("collapse", f"one class has {100 * share:.0f} % of the pseudo-labels: self-training is collapsing")
+            self.warn(
+                "collapse", f"one class has {100 * share:.0f} % of the pseudo-labels: self-training is collapsing"
+            )
 
     def warn(self, key: str, text: str) -> None:
         """Say it once, on screen and in the log."""
@@ -326,7 +328,9 @@ class Trainer:
         self.run.say(f"continued from {path.name}")
 
 
-def step(setup: Setup, raw: Mapping[str, Tensor], t: int, phase: Any = untimed) -> tuple[dict[str, Loss], dict[str, Tensor]]:
+def step(
+    setup: Setup, raw: Mapping[str, Tensor], t: int, phase: Any = untimed
+) -> tuple[dict[str, Loss], dict[str, Tensor]]:
     """One optimiser step on a raw batch: losses and notes, on the device."""
     setup.schedule.apply(setup.stepper.optimiser, t)
     ranks = setup.ranks

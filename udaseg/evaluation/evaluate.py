@@ -1,7 +1,8 @@
 """Evaluate a segmentor on labelled images; recompute its BatchNorm statistics on unlabelled ones.
 
 Path of a pixel (baselines.md section 8): logits at the decoder's stride -> bilinear to the network's input size ->
-bilinear to the label's own size -> argmax. Going to the label size directly is another interpolation and not comparable.
+bilinear to the label's own size -> argmax. Going to the label size directly is another interpolation and not
+comparable.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def evaluate(
 def recompute_batchnorm(segmentor: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace all BatchNorm running statistics by the mean over ``batches`` of unlabelled images, in place.
 
-    The control that says how much of an adaptation is owed to BatchNorm alone (Li et al., AdaBN). ``batches``: normalised
-    (B, 3, H, W). Everything but BatchNorm stays in eval mode.
+    The control that says how much of an adaptation is owed to BatchNorm alone (Li et al., AdaBN). ``batches``:
+    normalised (B, 3, H, W). Everything but BatchNorm stays in eval mode.
     """
     norms = [m for m in segmentor.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [norm.momentum for norm in norms]

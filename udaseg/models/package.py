@@ -1,7 +1,7 @@
 """Our weights file: a safetensors file that says in its header what is needed to use it.
 
-The header's ``udaseg`` entry is JSON: the parts of the model, class names and palette, normalisation, the size images had
-in training, and where the weights come from. Loading runs no code.
+The header's ``udaseg`` entry is JSON: the parts of the model, class names and palette, normalisation, the size images
+had in training, and where the weights come from. Loading runs no code.
 """
 
 from __future__ import annotations

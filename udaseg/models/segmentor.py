@@ -2,9 +2,10 @@
 
 Shapes: B images, 3 colour channels, H x W pixels of the view, K classes, C channels and h x w cells of a feature map.
 
-A segmentor turns an image into *branches* (what the encoder saw and made of it) and branches into *predictions*. A plain
-network has one branch and one prediction. HRDA has two of each: context first, then detail. Loss terms therefore never
-ask which network they look at: a cross-entropy is a loop over predictions, a feature distance reads the first branch.
+A segmentor turns an image into *branches* (what the encoder saw and made of it) and branches into *predictions*. A
+plain network has one branch and one prediction. HRDA has two of each: context first, then detail. Loss terms therefore
+never ask which network they look at: a cross-entropy is a loop over predictions, a feature distance reads the first
+branch.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class Box(NamedTuple):
 class Encoded:
     """One encoder pass: its feature maps and the exact pixels that went in.
 
-    ``features``: one (B, C_i, h_i, w_i) map a stage, finest first. ``image``: (B, 3, h, w), normalised; smaller than the
-    view when the branch looks at a crop or a reduced copy. ``box``: the part of the view it shows, None for all of it.
+    ``features``: one (B, C_i, h_i, w_i) map a stage, finest first. ``image``: (B, 3, h, w), normalised; smaller than
+    the view when the branch looks at a crop or a reduced copy. ``box``: the part of the view it shows, None for all of
+    it.
     """
 
     features: tuple[Tensor, ...]
@@ -50,7 +52,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Output:
-    """What one student pass gives: ``branches[0]`` is the view as a whole (context), ``predictions[0]`` the final one."""
+    """What one student pass gives: ``branches[0]`` shows the whole view, ``predictions[0]`` is the final one."""
 
     branches: tuple[Encoded, ...]
     predictions: tuple[Prediction, ...]
@@ -61,6 +63,8 @@ class Encoder(Protocol):
 
     channels: tuple[int, ...]  # of each map
     strides: tuple[int, ...]  # of each map, in input pixels
+
+    def no_weight_decay(self) -> set[str]: ...
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...
 

@@ -34,14 +34,16 @@ class Normalisation(Protocol):
 class ColourAugment:
     """Jitter and blur of normalised images; each is decided once for the batch."""
 
-    def __init__(self, normalise: Normalisation, *, jitter: float, jitter_probability: float, blur_probability: float) -> None:
+    def __init__(
+        self, normalise: Normalisation, *, jitter: float, jitter_probability: float, blur_probability: float
+    ) -> None:
         self.normalise = normalise
         self.strength = jitter
         self.jitter_probability = jitter_probability
         self.blur_probability = blur_probability
 
     def __call__(self, image: Tensor, draws: Draws, *, together: bool = False) -> Tensor:
-        """Normalised (B, 3, H, W) -> the same. ``together``: order and sigma shared by the batch (MIC's masked view)."""
+        """Normalised (B, 3, H, W) -> the same. ``together``: the batch shares order and sigma (MIC's masked view)."""
         count = image.shape[0]
         if self.strength > 0 and draws.decide(self.jitter_probability):
             order, factors = draw_jitter(draws, count, self.strength, together)
@@ -53,7 +55,7 @@ class ColourAugment:
 
 
 def draw_jitter(draws: Draws, images: int, strength: float, together: bool = False) -> tuple[Tensor, Tensor]:
-    """Order (B, 4) of the four operations, and factors (B, 4): brightness, contrast, saturation ~ U(1-s, 1+s), hue ~ U(-s, s)."""
+    """Order and factors of the four operations, each (B, 4); factors ~ U(1-s, 1+s), for hue ~ U(-s, s)."""
     order = draws.per_image(images, 4).argsort(dim=1)
     factors = strength * (2 * draws.per_image(images, 4) - 1)
     factors[:, :HUE] += 1
@@ -61,10 +63,10 @@ def draw_jitter(draws: Draws, images: int, strength: float, together: bool = Fal
 
 
 def colour_jitter(image: Tensor, order: Tensor, factors: Tensor) -> Tensor:
-    """RGB (B, 3, H, W) in [0, 1] -> the same; ``order`` (B, 4) holds operations, ``factors`` (B, 4) one number for each.
+    """RGB (B, 3, H, W) in [0, 1] -> the same; ``order`` (B, 4) holds operations, ``factors`` (B, 4) their numbers.
 
-    Brightness and contrast are one affine map, saturation and hue one trip through HSV; an image whose turn is the other
-    kind passes through unchanged.
+    Brightness and contrast are one affine map, saturation and hue one trip through HSV; an image whose turn is the
+    other kind passes through unchanged.
     """
     brightness, contrast, saturation, hue = (f[:, None, None, None] for f in factors.unbind(1))
     for turn in order.unbind(1):
@@ -99,7 +101,7 @@ def rgb_to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """The inverse, for hue in (-2 pi, 2 pi): channel n = v - v s clamp(min(k, 4 - k), 0, 1), k = (n + 6 h) mod 6, n = 5, 3, 1."""
+    """The inverse: channel n = v - v s clamp(min(k, 4 - k), 0, 1), k = (n + 6 h) mod 6 for n = 5, 3, 1, h in turns."""
     turn = hue * (3 / math.pi)
     offset = torch.arange(5, 0, -2, device=hue.device)[:, None, None]
     k = (offset + turn).remainder(6.0)
@@ -121,7 +123,7 @@ def gaussian_kernel(sigma: Tensor, taps: int) -> Tensor:
 
 
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image (B, C, H, W) with its own sigma (B,), reflecting at the borders; on normalised values, not clamped."""
+    """Blur each image (B, C, H, W) with its own sigma (B,), reflecting at the borders; values are not clamped."""
     batch, channels, height, width = image.shape
     rows = gaussian_kernel(sigma, kernel_size(height)).repeat_interleave(channels, 0)  # B C, taps
     columns = gaussian_kernel(sigma, kernel_size(width)).repeat_interleave(channels, 0)

@@ -3,8 +3,8 @@
 B images, H x W pixels, K classes; slot K stands for the ignore label, which counts as a class.
 
 Kept on purpose: the classes to choose from are those of the *whole batch*, not of the image, and half of them, rounded
-up, are drawn for each image. What differs: presence is a (K + 1,) vector on the device instead of ``unique`` on the host,
-so the shapes are static and nothing waits.
+up, are drawn for each image. What differs: presence is a (K + 1,) vector on the device instead of ``unique`` on the
+host, so the shapes are static and nothing waits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def present_classes(slots: Tensor, classes: int, reduce: Reduce = alone) -> Tens
 
 
 def choose_classes(present: Tensor, scores: Tensor) -> Tensor:
-    """Half of the present classes, rounded up: the ones with the highest score. scores (B, K + 1) -> bool (B, K + 1)."""
+    """Half of the present classes, rounded up: those with the highest score. scores (B, K + 1) -> bool (B, K + 1)."""
     take = (present.sum() + 1) // 2
     order = scores.masked_fill(~present, -1.0).argsort(dim=1, descending=True)
     return order.argsort(dim=1) < take

@@ -1,10 +1,10 @@
 """The training step. Read this file first.
 
-A recipe is an ordered list of *stages*: a view of the data and the loss terms on it. The student looks at each view once,
-all terms of a view share one backward, and a view's graph is gone before the next view is built. Hence peak memory is
-the largest view's, not the sum, and the gradients are those of the summed losses (baselines.md 7.3: "gradients of all
-backward calls sum"). The public code runs cross-entropy and feature distance of the source view as two backwards over
-one graph and keeps that graph through the rest of the step (baselines.md 10.2); here they are one.
+A recipe is an ordered list of *stages*: a view of the data and the loss terms on it. The student looks at each view
+once, all terms of a view share one backward, and a view's graph is gone before the next view is built. Hence peak
+memory is the largest view's, not the sum, and the gradients are those of the summed losses (baselines.md 7.3:
+"gradients of all backward calls sum"). The public code runs cross-entropy and feature distance of the source view as
+two backwards over one graph and keeps that graph through the rest of the step (baselines.md 10.2); here they are one.
 
 Nothing in this file or below it reads the device.
 """
@@ -26,7 +26,9 @@ from udaseg.uda.types import Iteration, Loss, View
 class Stage(nn.Module):
     """One view and its weighted loss terms."""
 
-    def __init__(self, build: Callable[[Iteration], View], terms: Mapping[str, nn.Module], weights: Mapping[str, float]):
+    def __init__(
+        self, build: Callable[[Iteration], View], terms: Mapping[str, nn.Module], weights: Mapping[str, float]
+    ):
         super().__init__()
         self.build = build
         self.terms = nn.ModuleDict(terms)

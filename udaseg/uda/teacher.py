@@ -22,7 +22,7 @@ _STOCHASTIC = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDro
 
 
 class Teacher(nn.Module):
-    """Exponential moving average of the student: theta' <- a_t theta' + (1 - a_t) theta, a_t = min(1 - 1/(t+1), alpha)."""
+    """Moving average of the student: theta' <- a_t theta' + (1 - a_t) theta, a_t = min(1 - 1/(t+1), alpha)."""
 
     def __init__(self, student: Segmentor, *, alpha: float = 0.999) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Teacher(nn.Module):
     def update(self, student: Segmentor, iteration: int) -> None:
         """Called at the start of iteration t = 0, 1, ..., before any forward pass."""
         rate = min(1.0 - 1.0 / (iteration + 1), self.alpha)
-        average = list(self.segmentor.parameters())
+        average: list[Tensor] = list(self.segmentor.parameters())
         torch._foreach_mul_(average, rate)  # not lerp: it rounds otherwise than the public code
         torch._foreach_add_(average, list(student.parameters()), alpha=1.0 - rate)
 

@@ -60,7 +60,8 @@ class View(NamedTuple):
 class Loss(NamedTuple):
     """A term's scalar, and whether it had anything to measure.
 
-    ``present``: () bool on the device; where False the value is 0 with zero gradient and the log says n/a. None: always.
+    ``present``: () bool on the device; where False the value is 0 with zero gradient and the log says n/a. None:
+    always.
     """
 
     value: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from udaseg.uda.augment import ColourAugment, Normalisation
 from udaseg.uda.mixing import choose_classes, class_mask, class_slots, mix, present_classes
-from udaseg.uda.types import Iteration, View
+from udaseg.uda.types import Iteration, View, ViewBuilder
 
 
 class Source:
@@ -59,4 +59,4 @@ class Mixed:
         return mixed._replace(image=self.augment(mixed.image, draws))
 
 
-VIEWS = {"source": Source, "target": Target, "mixed": Mixed}
+VIEWS: dict[str, type[ViewBuilder]] = {"source": Source, "target": Target, "mixed": Mixed}

@@ -1,8 +1,8 @@
 """Weighting rules: how much a pseudo-label counts (baselines.md section 4).
 
-B images, H x W pixels, K classes. Kept on purpose: q is one number for the *whole batch*, the share of pixels the teacher
-is sure of; it weighs every target pixel, sure or not, and no pseudo-label is ever set to ignore. Margins that cannot be
-trusted (ego car, rectification border) get weight 0 after q was computed over all pixels.
+B images, H x W pixels, K classes. Kept on purpose: q is one number for the *whole batch*, the share of pixels the
+teacher is sure of; it weighs every target pixel, sure or not, and no pseudo-label is ever set to ignore. Margins that
+cannot be trusted (ego car, rectification border) get weight 0 after q was computed over all pixels.
 """
 
 from __future__ import annotations

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from udaseg.data.streets import things
-from udaseg.data.streets.canvas import FARTHEST, Canvas, shade
-from udaseg.data.streets.palette import (
-    BUILDING,
-    EGO,
-    ROAD,
-    SIDEWALK,
-    SKY,
-    TERRAIN,
-    VEGETATION,
-    Colour,
-    Layout,
-)
+from udaseg.data.streets.canvas import FARTHEST, Canvas, shade, spans
+from udaseg.data.streets.palette import SEGMENTS
+from udaseg.data.streets.things import Plot
 
 FACADES, TRACKS, STREET = 0, 1, 2
 """Painting order of what is drawn after the ground: facades are behind tracks, tracks behind the street."""
-
-
-class Item(NamedTuple):
-    """Something to draw: by layer, and within it the far ones first."""
-
-    layer: int
-    z: float
-    draw: Callable[[], None]
 
 
 class Side(NamedTuple):
@@ -47,266 +29,215 @@ class Side(NamedTuple):
         return self.kerb + self.outward * distance
 
 
-class Street(NamedTuple):
-    """The plan of a street."""
+class Scene:
+    """A street: its plan, and the things in it that are still to be drawn."""
 
-    sides: tuple[Side, Side]
-    lanes: int
-    colour: Colour
+    def __init__(self, canvas: Canvas) -> None:
+        self.canvas, self.layout, self.random = canvas, canvas.layout, canvas.random
+        self._things: list[tuple[int, float, Callable[[], None]]] = []
+        self.sides = self._sides()
+        self.left, self.right = self.sides[0].kerb, self.sides[1].kerb
+        self.lanes, self.colour = self.random.randint(*self.canvas.layout["lanes"]), canvas.paint("road")
 
-    @property
-    def left(self) -> float:
-        return self.sides[0].kerb
+    def _sides(self) -> list[Side]:
+        random, layout = self.random, self.layout
+        half = self.canvas.between("half road")
+        shift = random.uniform(-0.35, 0.15) * half
+        tracks = random.choice((-1, 1)) if canvas.chance("train") else 0
+        sides = []
+        for outward in (-1, 1):
+            sidewalk, setback = self.canvas.between("sidewalk"), self.canvas.between("setback")
+            setback += 3.2 if outward == tracks else 0.0
+            sides.append(Side(shift + outward * half, outward, sidewalk, setback, outward == tracks))
+        return sides
 
-    @property
-    def right(self) -> float:
-        return self.sides[1].kerb
+    def paint(self) -> None:
+        """Draw it all: sky, ground, everything that stands on it, and the own car's bonnet."""
+        for paint in (self._sky, self._skyline, self._ground, self._marks):
+            paint()
+        for side in self.sides:
+            for plan in (self._facades, self._trees, self._poles, self._pedestrians, self._parked, self._tram):
+                plan(side)
+        self._traffic()
+        self._cycles()
+        for _, _, draw in sorted(self._things, key=lambda thing: (thing[0], -thing[1])):
+            draw()
+        self._bonnet()
 
-    def lane_middles(self) -> list[float]:
-        """The x of every lane's middle."""
-        return [middle for middle, _ in things.spans(self.left, self.right, self.lanes, (0.5, 1.0))]
+    def _add(self, layer: int, z: float, thing: Callable[..., None], *details: Any) -> None:
+        """Plan to draw a thing: by layer, and within it the far ones first."""
+        self._things.append((layer, z, partial(thing, self.canvas, *details)))
 
+    def _stand(self, thing: Callable[..., None], x: float, z: float, *details: Any) -> None:
+        self._add(STREET, z, thing, x, z, *details)
 
-def paint_scene(canvas: Canvas, layout: Layout) -> None:
-    """Draw a whole street scene: sky, ground, everything that stands on it, and the own car's bonnet."""
-    street = _plan(canvas, layout)
-    _sky(canvas)
-    _skyline(canvas)
-    _ground(canvas, street)
-    _marks(canvas, street)
-    items = [item for side in street.sides for item in _beside(canvas, layout, street, side)]
-    items += _traffic(canvas, layout, street) + _cycles(canvas, layout, street)
-    for item in sorted(items, key=lambda item: (item.layer, -item.z)):
-        item.draw()
-    _bonnet(canvas, layout)
+    # ---- background and ground ----
 
+    def _sky(self) -> None:
+        canvas, uniform, pen = self.canvas, self.random.uniform, self.canvas.pen("sky", FARTHEST)
+        colour, cloud, horizon = canvas.paint("sky"), canvas.paint("cloud"), canvas.horizon
+        for row in range(int(horizon) + 1):
+            pen.box(0, row, canvas.width, row, shade(colour, 0.88 + 0.17 * row / horizon))
+        for _ in range(self.random.randrange(4)):
+            column, row_at = uniform(0, canvas.width), uniform(0, 0.6) * horizon
+            for _ in range(3):
+                radius_x, radius_y = uniform(0.08, 0.25) * canvas.height, uniform(0.02, 0.05) * canvas.height
+                pen.ellipse(column, row_at, radius_x, radius_y, cloud)
+                column, row_at = column + uniform(-0.8, 0.8) * radius_x, row_at + uniform(-0.8, 0.8) * radius_y
 
-def _plan(canvas: Canvas, layout: Layout) -> Street:
-    random = canvas.random
-    half = random.uniform(*layout.half_road)
-    shift = random.uniform(-0.35, 0.15) * half
-    tracks = random.choice((-1, 1)) if random.random() < layout.train else 0
-    left, right = (
-        Side(
-            kerb=shift + outward * half,
-            outward=outward,
-            sidewalk=random.uniform(*layout.sidewalk),
-            setback=random.uniform(*layout.setback) + (3.2 if outward == tracks else 0.0),
-            tracks=outward == tracks,
-        )
-        for outward in (-1, 1)
-    )
-    return Street((left, right), random.randint(*layout.lanes), canvas.paint("road"))
+    def _skyline(self) -> None:
+        """The ground up to the horizon, and distant houses and trees on it."""
+        canvas, uniform, unit = self.canvas, self.random.uniform, self.canvas.height / 128
+        horizon, foot = canvas.horizon, canvas.project(0, 0, FARTHEST)[1]
+        ground, houses, woods = (canvas.pen(label, FARTHEST) for label in ("terrain", "building", "vegetation"))
+        ground.box(0, horizon, canvas.width, canvas.height, canvas.paint("terrain"))
+        woods.box(0, horizon - unit, canvas.width, foot, canvas.paint("vegetation"))
+        column = -10.0 * unit
+        while column < canvas.width:
+            width, kind = uniform(10, 40) * unit, self.random.random()
+            if kind < 0.5:
+                houses.box(column, horizon - uniform(3, 16) * unit, column + width, foot, canvas.paint("building"))
+            elif kind < 0.85:
+                height = uniform(3, 9) * unit
+                woods.ellipse(column + width / 2, horizon, 0.6 * width, height, canvas.paint("vegetation"))
+                ground.box(column - width, foot, column + 2 * width, foot + height, canvas.paint("terrain"))
+            column += 0.8 * width
 
-
-# ---- background and ground ----
-
-
-def _sky(canvas: Canvas) -> None:
-    random, pen = canvas.random, canvas.pen(SKY, FARTHEST)
-    colour, cloud = canvas.paint("sky"), canvas.paint("cloud")
-    width, horizon = canvas.width, canvas.camera.horizon
-    for line in range(int(horizon) + 1):
-        pen.box(0, line, width, line, shade(colour, 0.88 + 0.17 * line / horizon))
-    for _ in range(random.randrange(4)):
-        column, row = random.uniform(0, width), random.uniform(0, 0.6) * horizon
-        for _ in range(3):
-            radii = (random.uniform(0.08, 0.25) * canvas.height, random.uniform(0.02, 0.05) * canvas.height)
-            pen.ellipse(column, row, *radii, cloud)
-            column, row = column + random.uniform(-0.8, 0.8) * radii[0], row + random.uniform(-0.8, 0.8) * radii[1]
-
-
-def _skyline(canvas: Canvas) -> None:
-    """The ground up to the horizon, and distant houses and trees on it."""
-    random, unit = canvas.random, canvas.height / 128
-    horizon, foot = canvas.camera.horizon, canvas.camera.project(0, 0, FARTHEST)[1]
-    canvas.pen(TERRAIN).box(0, horizon, canvas.width, canvas.height, canvas.paint("terrain"))
-    houses, woods = canvas.pen(BUILDING, FARTHEST), canvas.pen(VEGETATION, FARTHEST)
-    woods.box(0, horizon - unit, canvas.width, foot, canvas.paint("vegetation"))
-    column = -10.0 * unit
-    while column < canvas.width:
-        width, kind = random.uniform(10, 40) * unit, random.random()
-        if kind < 0.5:
-            houses.box(column, horizon - random.uniform(3, 16) * unit, column + width, foot, canvas.paint("building"))
-        elif kind < 0.85:
-            height = random.uniform(3, 9) * unit
-            woods.ellipse(column + width / 2, horizon, 0.6 * width, height, canvas.paint("vegetation"))
-            canvas.pen(TERRAIN).box(column - width, foot, column + 2 * width, foot + height, canvas.paint("terrain"))
-        column += 0.8 * width
-
-
-def _ground(canvas: Canvas, street: Street) -> None:
-    random, pen, colour = canvas.random, canvas.pen(SIDEWALK), canvas.paint("sidewalk")
-    for side in street.sides:
-        paved, square = random.random() < 0.9, random.random() < 0.35 and not side.tracks
-        width = side.sidewalk + (8 if square else 0)
-        if paved or square:
-            pen.ground(side.kerb, side.beyond(width), 2, FARTHEST, colour, 9)
-        if paved:
-            pen.ground(side.kerb, side.beyond(0.25), 2, FARTHEST, shade(colour, 0.85), 9)
-        if side.tracks:
-            for distance in (1.0, 2.4):
+    def _ground(self) -> None:
+        canvas, random, colour = self.canvas, self.random, self.canvas.paint("sidewalk")
+        pen, rails = canvas.pen("sidewalk"), canvas.pen("terrain")
+        for side in self.sides:
+            paved, square = random.random() < 0.9, random.random() < 0.35 and not side.tracks
+            if paved or square:
+                width = side.sidewalk + (8 if square else 0)
+                pen.ground(side.kerb, side.beyond(width), 2, FARTHEST, colour, 9)
+            if paved:
+                pen.ground(side.kerb, side.beyond(0.25), 2, FARTHEST, shade(colour, 0.85), 9)
+            for distance in (1.0, 2.4) if side.tracks else ():
                 rail = side.sidewalk + distance
-                canvas.pen(TERRAIN).ground(side.beyond(rail), side.beyond(rail + 0.15), 2, 90, (92, 90, 92), 9)
-    canvas.pen(ROAD).ground(street.left, street.right, 2, FARTHEST, street.colour, 9)
+                rails.ground(side.beyond(rail), side.beyond(rail + 0.15), 2, 90, (92, 90, 92), 9)
+        canvas.pen("road").ground(self.left, self.right, 2, FARTHEST, self.colour, 9)
 
+    def _marks(self) -> None:
+        """Lane lines, sometimes a zebra crossing and a patch of other asphalt."""
+        canvas, random, pen = self.canvas, self.random, self.canvas.pen("road")
+        if random.random() < 0.3:
+            z, middle = random.uniform(4, 25), random.uniform(self.left, self.right)
+            pen.ground(middle, self.right, z, z + 4, shade(self.colour, 0.88))
+        mark, centre = canvas.paint("mark"), canvas.paint("centre mark")
+        for lane, (x, _) in enumerate(spans(self.left, self.right, self.lanes)[1:], 1):
+            if lane == self.lanes // 2 and random.random() < 0.5:
+                pen.ground(x - 0.08, x + 0.08, 2.2, 90, centre, 9)
+                continue
+            z = random.uniform(2.2, 6)
+            while z < 60:
+                pen.ground(x - 0.09, x + 0.09, z, z + 2.5, mark)
+                z += 6
+        if random.random() < 0.25:
+            z = random.uniform(6, 16)
+            for left, right in spans(self.left, self.right, int(self.right - self.left), (0.25, 0.75)):
+                pen.ground(left, right, z, z + 3, mark)
 
-def _marks(canvas: Canvas, street: Street) -> None:
-    """Lane lines, sometimes a zebra crossing and a patch of other asphalt."""
-    random, pen = canvas.random, canvas.pen(ROAD)
-    if random.random() < 0.3:
-        z, middle = random.uniform(4, 25), random.uniform(street.left, street.right)
-        pen.ground(middle, street.right, z, z + 4, shade(street.colour, 0.88))
-    mark, centre = canvas.paint("mark"), canvas.paint("centre mark")
-    for lane in range(1, street.lanes):
-        x = street.left + (street.right - street.left) * lane / street.lanes
-        if lane == street.lanes // 2 and random.random() < 0.5:
-            pen.ground(x - 0.08, x + 0.08, 2.2, 90, centre, 9)
-            continue
-        z = random.uniform(2.2, 6)
-        while z < 60:
-            pen.ground(x - 0.09, x + 0.09, z, z + 2.5, mark)
-            z += 6
-    if random.random() < 0.25:
-        z = random.uniform(6, 16)
-        for start, end in things.spans(street.left, street.right, int(street.right - street.left), (0.25, 0.75)):
-            pen.ground(start, end, z, z + 3, mark)
+    def _bonnet(self) -> None:
+        canvas, colour = self.canvas, self.canvas.paint("ego")
+        if self.canvas.chance("ego"):
+            row = canvas.height * (1.1 - self.random.uniform(0.05, 0.075))
+            canvas.pen("ego").ellipse(canvas.width / 2, row, 0.8 * canvas.height, 0.1 * canvas.height, colour)
 
+    # ---- what stands beside the road ----
 
-def _bonnet(canvas: Canvas, layout: Layout) -> None:
-    random, colour = canvas.random, canvas.paint("ego")
-    visible, rise = random.random() < layout.ego, random.uniform(0.05, 0.075)
-    if visible:
-        half, middle = 0.8 * canvas.height, canvas.width / 2
-        canvas.pen(EGO).ellipse(middle, canvas.height * (1.1 - rise), half, 0.1 * canvas.height, colour)
+    def _facades(self, side: Side) -> None:
+        """Houses, walls, fences, trees and gaps one after the other along the street."""
+        random, x = self.random, side.beyond(side.sidewalk + side.setback)
+        near = random.uniform(1.8, 5)
+        while near < 75:
+            kind, length = random.choices(SEGMENTS, self.canvas.layout["segments"])[0], random.uniform(8, 22)
+            self._segment(kind, Plot(x, side.outward, near, near + 0.97 * length))
+            near += length
 
+    def _segment(self, kind: str, plot: Plot) -> None:
+        random = self.random
+        if kind == "building":
+            self._house(plot)
+        elif kind == "wall":
+            self._add(FACADES, plot.far, things.wall, plot)
+            if random.random() < 0.5:
+                self._house(plot.behind(6))
+        elif kind == "fence":
+            behind = random.choice(("house", "hedge", "nothing"))
+            if behind == "house":
+                self._house(plot.behind(6))
+            elif behind == "hedge":
+                self._add(FACADES, plot.far, things.hedge, plot.behind(4))
+            self._add(FACADES, plot.far, things.fence, plot)
+        elif kind == "trees":
+            if random.random() < 0.6:
+                self._add(FACADES, plot.far, things.hedge, plot)
+            for _ in range(random.randint(1, 3)):
+                z = random.uniform(max(plot.near, 3.5), plot.far)
+                self._add(FACADES, z, things.tree, plot.behind(random.uniform(0, 3)).x, z)
 
-# ---- what stands beside the road ----
+    def _house(self, plot: Plot) -> None:
+        self._add(FACADES, plot.far + 0.1, things.building, plot)
 
+    def _trees(self, side: Side) -> None:
+        if self.random.random() < 0.25:
+            for place in range(4):
+                self._stand(things.tree, side.beyond(0.8 * side.sidewalk), 6 + place * self.random.uniform(7, 10))
 
-def _beside(canvas: Canvas, layout: Layout, street: Street, side: Side) -> list[Item]:
-    items = _facades(canvas, layout, side) + _street_trees(canvas, side) + _poles(canvas, layout, side)
-    items += _pedestrians(canvas, layout, street, side) + _parked(canvas, street, side)
-    if side.tracks:
-        z = canvas.random.uniform(8, 22)
-        items.append(Item(TRACKS, z, partial(things.train, canvas, side.beyond(side.sidewalk + 1.7), z)))
-    return items
+    def _poles(self, side: Side) -> None:
+        random = self.random
+        for _ in range(random.randint(1, self.canvas.layout["most poles"])):
+            z, x = 4 + 50 * random.random() ** 2.2, side.beyond(random.uniform(0.3, 1.0))
+            self._stand(things.pole, x, z, random.choices(list(things.POLES), (0.4, 0.25, 0.35))[0])
 
+    def _pedestrians(self, side: Side) -> None:
+        random = self.random
+        for _ in range(self._count(0.7 * self.canvas.layout["persons"], 0.4, 12)):
+            z, x = 4.5 + 26 * random.random() ** 1.9, side.beyond(random.uniform(0.3, side.sidewalk + 0.3))
+            crossing = random.random() < 0.15
+            self._stand(things.pedestrian, random.uniform(self.left, self.right) if crossing else x, z)
 
-def _facades(canvas: Canvas, layout: Layout, side: Side) -> list[Item]:
-    """Houses, walls, fences, trees and gaps one after the other along the street."""
-    random, items = canvas.random, list[Item]()
-    kinds, weights = list(layout.segments), list(layout.segments.values())
-    near = random.uniform(1.8, 5)
-    while near < 75:
-        kind, length = random.choices(kinds, weights)[0], random.uniform(8, 22)
-        items += _segment(canvas, layout, side, kind, near, near + 0.97 * length)
-        near += length
-    return items
+    def _parked(self, side: Side) -> None:
+        random = self.random
+        if random.random() < 0.55:
+            z = random.uniform(5, 14)
+            for _ in range(random.randint(1, 4)):
+                self._stand(things.car, side.beyond(-1.2), z, side.outward > 0, self.colour)
+                z += random.uniform(5.5, 8)
 
+    def _tram(self, side: Side) -> None:
+        if side.tracks:
+            z = self.random.uniform(8, 22)
+            self._add(TRACKS, z, things.train, side.beyond(side.sidewalk + 1.7), z)
 
-def _segment(canvas: Canvas, layout: Layout, side: Side, kind: str, near: float, far: float) -> list[Item]:
-    random, tall = canvas.random, layout.building_height
-    x = side.beyond(side.sidewalk + side.setback)
+    # ---- what moves on the road ----
 
-    def house(distance: float) -> Item:
-        at = x + side.outward * distance
-        return Item(FACADES, far + 0.1, partial(things.building, canvas, at, side.outward, near, far, tall))
+    def _count(self, mean: float, extra: float, most: int) -> int:
+        """A number of things: exponentially distributed, plus `extra`, rounded down, at most `most`."""
+        return min(most, int(self.random.expovariate(1 / mean) + extra))
 
-    def bushes(distance: float) -> Item:
-        at = x + side.outward * distance
-        return Item(FACADES, far, partial(things.hedge, canvas, at, side.outward, near, far))
+    def _traffic(self) -> None:
+        """Cars, lorries and buses, one after the other in their lanes."""
+        random, layout = self.random, self.layout
+        lanes = [middle for middle, _ in spans(self.left, self.right, self.lanes, (0.5, 1.0))]
+        free_from = dict.fromkeys(lanes, 5.0)
+        wanted = [(things.truck, 9.0)] * (canvas.chance("truck"))
+        wanted += [(things.bus, 12.0)] * (canvas.chance("bus"))
+        wanted += [(things.car, 5.0)] * self._count(0.6 * layout["cars"], 0.5, 6)
+        random.shuffle(wanted)
+        for thing, length in wanted:
+            lane = random.choice(lanes)
+            z = max(free_from[lane], 5.0 + 40 * random.random() ** 1.6) + (0.0 if thing is things.car else 2.0)
+            free_from[lane] = z + length + 1
+            x = lane + random.uniform(-0.3, 0.3)
+            self._stand(thing, x, z, x > self.canvas.offset - 0.5, self.colour)
 
-    if kind == "building":
-        return [house(0)]
-    if kind == "wall":
-        return [Item(FACADES, far, partial(things.wall, canvas, x, near, far)), *([house(6)] * (random.random() < 0.5))]
-    if kind == "fence":
-        behind = random.choice(([house(6)], [bushes(4)], []))
-        return [*behind, Item(FACADES, far, partial(things.fence, canvas, x, near, far))]
-    if kind == "trees":
-        items = [bushes(0)] * (random.random() < 0.6)
-        for _ in range(random.randint(1, 3)):
-            z, at = random.uniform(max(near, 3.5), far), x + side.outward * random.uniform(0, 3)
-            items.append(Item(FACADES, z, partial(things.tree, canvas, at, z)))
-        return items
-    return []
-
-
-def _street_trees(canvas: Canvas, side: Side) -> list[Item]:
-    random, x = canvas.random, side.beyond(0.8 * side.sidewalk)
-    if random.random() >= 0.25:
-        return []
-    places = [6 + place * random.uniform(7, 10) for place in range(4)]
-    return [Item(STREET, z, partial(things.tree, canvas, x, z)) for z in places]
-
-
-def _poles(canvas: Canvas, layout: Layout, side: Side) -> list[Item]:
-    random, items = canvas.random, list[Item]()
-    kinds: tuple[things.PoleKind, ...] = ("lamp", "light", "sign")
-    for _ in range(random.randint(1, layout.most_poles)):
-        z, x = 4 + 50 * random.random() ** 2.2, side.beyond(random.uniform(0.3, 1.0))
-        kind = random.choices(kinds, (0.4, 0.25, 0.35))[0]
-        items.append(Item(STREET, z, partial(things.pole, canvas, x, z, kind)))
-    return items
-
-
-def _pedestrians(canvas: Canvas, layout: Layout, street: Street, side: Side) -> list[Item]:
-    random, items = canvas.random, list[Item]()
-    for _ in range(_count(random, 0.7 * layout.persons, 0.4, 12)):
-        z = 4.5 + 26 * random.random() ** 1.9
-        x = side.beyond(random.uniform(0.3, side.sidewalk + 0.3))
-        if random.random() < 0.15:
-            x = random.uniform(street.left, street.right)
-        items.append(Item(STREET, z, partial(things.pedestrian, canvas, x, z)))
-    return items
-
-
-def _parked(canvas: Canvas, street: Street, side: Side) -> list[Item]:
-    random, items = canvas.random, list[Item]()
-    if random.random() >= 0.55:
-        return items
-    z, x = random.uniform(5, 14), side.beyond(-1.2)
-    for _ in range(random.randint(1, 4)):
-        items.append(Item(STREET, z, partial(things.car, canvas, x, z, side.outward > 0, street.colour)))
-        z += random.uniform(5.5, 8)
-    return items
-
-
-# ---- what moves on the road ----
-
-
-def _count(random: Random, mean: float, extra: float, most: int) -> int:
-    """A number of things: exponentially distributed, plus `extra`, rounded down, at most `most`."""
-    return min(most, int(random.expovariate(1 / mean) + extra))
-
-
-def _traffic(canvas: Canvas, layout: Layout, street: Street) -> list[Item]:
-    """Cars, lorries and buses, one after the other in their lanes."""
-    random, items, lanes = canvas.random, list[Item](), street.lane_middles()
-    free_from = dict.fromkeys(lanes, 5.0)
-    wanted = [(things.truck, 9.0)] * (random.random() < layout.truck) + [(things.bus, 12.0)] * (
-        random.random() < layout.bus
-    )
-    wanted += [(things.car, 5.0)] * _count(random, 0.6 * layout.cars, 0.5, 6)
-    random.shuffle(wanted)
-    for thing, length in wanted:
-        lane = random.choice(lanes)
-        z = max(free_from[lane], 5.0 + 40 * random.random() ** 1.6) + (0.0 if thing is things.car else 2.0)
-        free_from[lane] = z + length + 1
-        x = lane + random.uniform(-0.3, 0.3)
-        away = x > canvas.camera.offset - 0.5
-        items.append(Item(STREET, z, partial(thing, canvas, x, z, away, street.colour)))
-    return items
-
-
-def _cycles(canvas: Canvas, layout: Layout, street: Street) -> list[Item]:
-    random, items = canvas.random, list[Item]()
-    for _ in range(_count(random, layout.cycles, 0.45, 8)):
-        z = 4.2 + 14 * random.random() ** 1.5
-        motor, ridden = random.random() < 0.4, random.random() < 0.7
-        parked_at = random.choice((street.left - 0.8, street.right + 0.8))
-        riding_at = random.uniform(street.left + 0.5, street.right - 0.5)
-        x = riding_at if ridden else parked_at
-        items.append(Item(STREET, z, partial(things.cycle, canvas, x, z, motor, ridden)))
-    return items
+    def _cycles(self) -> None:
+        random = self.random
+        for _ in range(self._count(self.canvas.layout["cycles"], 0.45, 8)):
+            z = 4.2 + 14 * random.random() ** 1.5
+            kind, ridden = "motorcycle" if random.random() < 0.4 else "bicycle", random.random() < 0.7
+            parked_at = random.choice((self.left - 0.8, self.right + 0.8))
+            riding_at = random.uniform(self.left + 0.5, self.right - 0.5)
+            self._stand(things.cycle, riding_at if ridden else parked_at, z, kind, ridden)

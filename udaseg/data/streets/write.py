@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
-from udaseg.data.streets.palette import LABEL_COLOURS, Domain
+from udaseg.data.classes import CITYSCAPES_COLOURS
+from udaseg.data.streets.palette import Domain
 from udaseg.data.streets.render import check_choices, draw
 from udaseg.errors import UserError
+from udaseg.files import write_json
 
 GENERATOR_VERSION = 1
 """To be raised whenever the same parameters give other images."""
@@ -34,7 +35,7 @@ class Job(NamedTuple):
     """One image to draw and the two files to write it to."""
 
     domain: Domain
-    number: int
+    index: int
     image: Path
     label: Path
 
@@ -72,30 +73,28 @@ def write_streets(
         ValueError: if a parameter is out of its range.
         UserError: if `root` holds other data; nothing has been changed then.
     """
+    root, tell = Path(root), progress or (lambda done, total: None)
     counts = {"source": source, "source_val": source_val, "target_train": target_train, "target_val": target_val}
-    _check(size, gap, seed, counts, workers)
-    root = Path(root)
+    check_choices("game", seed, 0, size, gap)
+    _check(counts, workers)
     parameters = {"generator": GENERATOR_VERSION, "seed": seed, "size": list(size), "gap": float(gap), "counts": counts}
-    complete = _compare(root, parameters)
+    complete = _is_complete(root, parameters)
     jobs = list(_jobs(root, counts))
     pending = [job for job in jobs if not job.is_done()]
     if pending or not complete:
-        _write_manifest(root / PARTIAL, parameters)
-    if progress:
-        progress(len(jobs) - len(pending), len(jobs))
-    for folder in sorted({path.parent for job in pending for path in (job.image, job.label)}):
+        write_json(root / PARTIAL, parameters)
+    tell(len(jobs) - len(pending), len(jobs))
+    for folder in {path.parent for job in pending for path in (job.image, job.label)}:
         folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_write, size=size, gap=gap, seed=seed)
-    for done, _ in enumerate(_run(work, pending, workers or os.cpu_count() or 1), len(jobs) - len(pending) + 1):
-        if progress:
-            progress(done, len(jobs))
+    drawn = _run(partial(_write, size=size, gap=gap, seed=seed), pending, workers or os.cpu_count() or 1)
+    for done, _ in enumerate(drawn, len(jobs) - len(pending) + 1):
+        tell(done, len(jobs))
     if not complete:
-        _write_manifest(root / MANIFEST, parameters)
+        write_json(root / MANIFEST, parameters)
     (root / PARTIAL).unlink(missing_ok=True)
 
 
-def _check(size: tuple[int, int], gap: float, seed: int, counts: dict[str, int], workers: int | None) -> None:
-    check_choices("game", seed, 0, size, gap)
+def _check(counts: dict[str, int], workers: int | None) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or not 0 <= count <= MOST_IMAGES:
             raise ValueError(f"{name} is {count!r}; allowed: a whole number from 0 to {MOST_IMAGES}")
@@ -103,65 +102,44 @@ def _check(size: tuple[int, int], gap: float, seed: int, counts: dict[str, int],
         raise ValueError(f"workers is {workers!r}; allowed: a whole number from 1, or None")
 
 
-# ---- is this folder ours? ----
-
-
-def _compare(root: Path, parameters: dict[str, Any]) -> bool:
+def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
     """Whether `root` says that it is complete; UserError unless it is new or has these very parameters."""
-    found = [name for name in (MANIFEST, PARTIAL) if (root / name).exists()]
-    if not found:
-        for folder in FOLDERS:
-            if (root / folder).exists():
-                raise UserError(f"{root / folder} exists but was not made by `streets`; choose another root")
-    for name in found:
-        written, wanted = _flat(_read_manifest(root / name)), _flat(parameters)
+    found = [root / name for name in (MANIFEST, PARTIAL) if (root / name).exists()]
+    for folder in FOLDERS if not found else ():
+        if (root / folder).exists():
+            raise UserError(f"{root / folder} exists but was not made by `streets`; choose another root")
+    for path in found:
+        try:
+            written, wanted = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(parameters)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); choose another root") from error
         for key in (*wanted, *written):
             if written.get(key) != wanted.get(key):
                 raise UserError(
-                    f"{root / name}: written with {key} = {written.get(key)!r}, asked for {wanted.get(key)!r}; "
+                    f"{path}: written with {key} = {written.get(key)!r}, asked for {wanted.get(key)!r}; "
                     "choose another root or the same parameters"
                 )
-    return MANIFEST in found
+    return root / MANIFEST in found
 
 
 def _flat(parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters with the counts of the splits among them, under the names `write_streets` has for them."""
-    counts = parameters.get("counts")
-    return {**parameters, **(counts if isinstance(counts, dict) else {}), "counts": None}
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); choose another root") from error
-    if not isinstance(written, dict):
-        raise UserError(f"{path}: not a description of a `streets` data set; choose another root")
-    return written
-
-
-def _write_manifest(path: Path, parameters: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(parameters, indent=2) + "\n"
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-# ---- what to write, and where ----
+    return {**parameters, **parameters["counts"], "counts": None}
 
 
 def _jobs(root: Path, counts: dict[str, int]) -> Iterator[Job]:
+    """What to write, and where."""
     for split, folder in (("source", "gta5"), ("source_val", "gta5_val")):
         for position in range(counts[split]):
-            name = f"{position + 1:05d}.png"
-            number = FIRST_INDEX[split] + position
-            yield Job("game", number, root / folder / "images" / name, root / folder / "labels" / name)
+            name, index = f"{position + 1:05d}.png", FIRST_INDEX[split] + position
+            yield Job("game", index, root / folder / "images" / name, root / folder / "labels" / name)
     for part, cities in CITIES.items():
         split = f"target_{part}"
         for position in range(counts[split]):
             sequence, place = divmod(position, len(cities))
-            stem = f"{cities[place]}_{sequence:06d}_000019"
-            image = root / "cityscapes" / "leftImg8bit" / part / cities[place] / f"{stem}_leftImg8bit.png"
-            label = root / "cityscapes" / "gtFine" / part / cities[place] / f"{stem}_gtFine_labelIds.png"
+            file = f"{part}/{cities[place]}/{cities[place]}_{sequence:06d}_000019"
+            image = root / f"cityscapes/leftImg8bit/{file}_leftImg8bit.png"
+            label = root / f"cityscapes/gtFine/{file}_gtFine_labelIds.png"
             yield Job("camera", FIRST_INDEX[split] + position, image, label)
 
 
@@ -176,25 +154,20 @@ def _run(work: Callable[[Job], None], jobs: list[Job], workers: int) -> Iterator
 
 
 def _write(job: Job, *, size: tuple[int, int], gap: float, seed: int) -> None:
-    pixels, label_ids = draw(job.domain, seed, job.number, size=size, gap=gap)
-    label = Image.fromarray(label_ids)
+    image, label = map(Image.fromarray, draw(job.domain, seed, job.index, size=size, gap=gap))
     if job.domain == "game":
-        label.putpalette(_official_palette())
-    for path, image in ((job.image, Image.fromarray(pixels)), (job.label, label)):
+        colours = {label_id: bytes(colour) for colour, label_id in CITYSCAPES_COLOURS.items()}
+        label.putpalette(b"".join(colours.get(label_id, b"\0\0\0") for label_id in range(256)))
+    for path, content in ((job.image, image), (job.label, label)):
         if not path.exists():
-            _replace(path, partial(image.save, format="PNG", compress_level=2))
+            _save(content, path)
 
 
-def _official_palette() -> bytes:
-    """256 RGB colours: the Cityscapes colour of each label id, black after the last."""
-    return np.array(LABEL_COLOURS, np.uint8).tobytes().ljust(3 * 256, b"\0")
-
-
-def _replace(path: Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write a temporary file of this process, then put it in place at once."""
+def _save(image: Image.Image, path: Path) -> None:
+    """Write a temporary file of this process, then put it in place at once."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save(temporary)
+        image.save(temporary, format="PNG", compress_level=1)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

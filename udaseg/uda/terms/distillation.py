@@ -1,9 +1,10 @@
 """Feature distance to the frozen ImageNet encoder (DAFormer eq. 8-11; baselines.md 5.2).
 
 B images, K classes, C channels, h x w cells of the last feature map. The student's features are those of the view's one
-pass; the frozen encoder looks at exactly the pixels that pass saw, so a multi-resolution segmentor needs no special case
-(its first branch is the reduced image). Kept on purpose: the ignore label is a class of its own in the majority vote of
-a cell. What differs: no cell of a wanted class gives 0 with zero gradient and is logged as n/a (the public code logs NaN).
+pass; the frozen encoder looks at exactly the pixels that pass saw, so a multi-resolution segmentor needs no special
+case (its first branch is the reduced image). Kept on purpose: the ignore label is a class of its own in the majority
+vote of a cell. What differs: no cell of a wanted class gives 0 with zero gradient and is logged as n/a (the public code
+logs NaN).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class FeatureDistance(nn.Module):
     """
 
     needs_target = False
+    wanted: Tensor
 
     def __init__(
         self,

@@ -1,11 +1,12 @@
 """Cross-entropy as the DACS family computes it (baselines.md 5.1).
 
-B images, K classes, H x W pixels. Kept on purpose: logits are up-sampled to the label first, and the mean runs over *all*
-pixels, ignored ones included (they count as 0).
+B images, K classes, H x W pixels. Kept on purpose: logits are up-sampled to the label first, and the mean runs over
+*all* pixels, ignored ones included (they count as 0).
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,10 +26,13 @@ class CrossEntropy(nn.Module):
 def segmentation_loss(predictions: tuple[Prediction, ...], view: View) -> Tensor:
     """Scalar: sum over predictions of coefficient x cross-entropy on the prediction's box of the view."""
     losses = [
-        p.coefficient * cross_entropy(p.logits, inside(view.label, p.box), inside(view.weight, p.box))
+        p.coefficient
+        * cross_entropy(
+            p.logits, inside(view.label, p.box), None if view.weight is None else inside(view.weight, p.box)
+        )
         for p in predictions
     ]
-    return sum(losses[1:], losses[0])
+    return torch.stack(losses).sum()
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -39,8 +43,6 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
     return (F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none") * weight).mean()
 
 
-def inside(plane: Tensor | None, box: Box | None) -> Tensor | None:  # type: ignore[misc]
+def inside(plane: Tensor, box: Box | None) -> Tensor:
     """The part of (B, H, W) in the box; all of it without a box."""
-    if plane is None or box is None:
-        return plane
-    return plane[:, box.top : box.bottom, box.left : box.right]
+    return plane if box is None else plane[:, box.top : box.bottom, box.left : box.right]

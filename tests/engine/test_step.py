@@ -1,0 +1,219 @@
+"""The step: gradients, passes, memory, and that nothing in it reads the device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import toy
+from udaseg import build
+from udaseg.engine import trainer
+from udaseg.engine.profile import Passes
+from udaseg.uda.step import Learner, total
+from udaseg.uda.types import Draws, Iteration, Loss
+
+CPU = torch.device("cpu")
+
+
+def setup_of(name: str, *overrides: str, base: tuple[str, ...] = toy.TINY) -> trainer.Setup:
+    return build.training(toy.load(name, "train.iterations=8", *overrides, base=base)).setup
+
+
+def an_iteration(setup: trainer.Setup, t: int = 0) -> Iteration:
+    raw = next(setup.batches(t, t + 1))
+    return Iteration(
+        t, trainer.make_batch(raw, setup), Draws(setup.seed, t, CPU), setup.learner.segmentor,
+        setup.teacher.predict if setup.teacher else None, setup.labeller,
+    )  # fmt: skip
+
+
+def gradients(learner: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+
+
+def quiet(learner: Learner) -> None:
+    """Without dropout and drop path two orders of the same passes see the same network."""
+    for module in learner.modules():
+        if isinstance(module, nn.Dropout2d) or type(module).__name__ == "DropPath":
+            module.eval()
+
+
+def test_gradients_of_staged_views_are_those_of_the_summed_losses(streets: Path) -> None:
+    setup = setup_of("daformer", base=toy.MIT)
+    quiet(setup.learner)
+    reference = copy.deepcopy(setup.learner)
+    trainer.step(setup, next(setup.batches(0, 1)), 0)
+    staged = gradients(setup.learner)
+
+    fresh = setup_of("daformer", base=toy.MIT)
+    iteration = an_iteration(fresh)
+    assert fresh.teacher is not None
+    fresh.teacher.update(fresh.learner.segmentor, 0)
+    summed = torch.zeros(())
+    for _, stage in reference.views():
+        view = stage.build(iteration)
+        output = reference.segmentor(view.image)
+        summed = summed + total({k: term(view, output, iteration) for k, term in stage.terms.items()}, stage.weights)
+    summed.backward()
+    expected = gradients(reference)
+    assert staged.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(staged[name], value, rtol=1e-3, atol=1e-6 * value.abs().max().item() + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher"), [("source_only", 1, 0), ("oracle", 1, 0), ("dacs", 2, 1), ("daformer", 2, 1)]
+)
+def test_one_student_pass_a_view_and_at_most_one_of_the_teacher(
+    streets: Path, name: str, student: int, teacher: int
+) -> None:
+    setup = setup_of(name)
+    assert len(setup.learner.stages) == student
+    passes = Passes(setup)
+    trainer.step(setup, next(setup.batches(0, 1)), 0)
+    assert passes.close() == {"student": student} | ({"teacher": teacher} if teacher else {})
+
+
+def test_pseudo_labels_are_computed_once_however_often_they_are_asked_for(streets: Path) -> None:
+    setup = setup_of("dacs", "views.target.terms.cross_entropy.weight=0.5")
+    assert list(setup.learner.stages) == ["source", "mixed", "target"]
+    passes = Passes(setup)
+    losses, _ = trainer.step(setup, next(setup.batches(0, 1)), 0)
+    assert passes.close() == {"student": 3, "teacher": 1}
+    assert set(losses) == {"source/cross_entropy", "mixed/cross_entropy", "target/cross_entropy"}
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+class Held:
+    """A tensor that autograd keeps; its bytes are counted while it lives."""
+
+    def __init__(self, tensor: Tensor, ledger: dict[str, int]) -> None:
+        self.tensor, self.ledger, self.size = tensor, ledger, tensor.numel() * tensor.element_size()
+        ledger["now"] += self.size
+        ledger["peak"] = max(ledger["peak"], ledger["now"])
+
+    def __del__(self) -> None:
+        self.ledger["now"] -= self.size
+
+
+def peak_saved(work: Callable[[], Any]) -> int:
+    """The most bytes of activations autograd held at any one time."""
+    ledger = {"now": 0, "peak": 0}
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Held(tensor, ledger), lambda held: held.tensor):
+        work()
+    assert ledger["now"] == 0, "something kept a graph after the step"
+    return ledger["peak"]
+
+
+def test_peak_memory_is_the_largest_views_not_the_sum(streets: Path) -> None:
+    whole = setup_of("daformer", base=toy.MIT)
+    single = {}
+    for name in whole.learner.stages:
+        setup = setup_of("daformer", base=toy.MIT)
+        setup.learner.stages = nn.ModuleDict({name: setup.learner.stages[name]})
+        raw = next(setup.batches(0, 1))
+        single[name] = peak_saved(lambda s=setup, r=raw: trainer.step(s, r, 0))
+    raw = next(whole.batches(0, 1))
+    together = peak_saved(lambda: trainer.step(whole, raw, 0))
+    assert together == pytest.approx(max(single.values()), rel=0.02)
+    assert together < 0.75 * sum(single.values())
+
+
+# --- no host synchronisation ---------------------------------------------------------------------------------------
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses every operation that would make the host wait for a GPU, on the CPU too."""
+
+    FORBIDDEN = (
+        "_local_scalar_dense",
+        "nonzero",
+        "_unique",
+        "unique",
+        "bincount",
+        "masked_select",
+        "equal",
+        "is_nonzero",
+    )
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        name = function.__name__.split(".")[0]
+        boolean = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in arguments[1])
+        if boolean or any(name.startswith(word) for word in self.FORBIDDEN):
+            raise AssertionError(f"{name} reads the device inside the step")
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("name", ["source_only", "dacs", "daformer"])
+def test_nothing_in_a_step_reads_the_device(streets: Path, name: str) -> None:
+    setup = setup_of(name)
+    raws = list(setup.batches(0, 3))
+    meter = trainer.Meter()
+    with NoReading():
+        for t, raw in enumerate(raws):
+            losses, notes = trainer.step(setup, raw, t)
+            meter.add(losses, notes, t)
+    assert meter.broken() is None
+
+
+def test_the_guard_itself_notices() -> None:
+    value = torch.ones(3)
+    for reading in (lambda: value.sum().item(), lambda: bool(value[0] > 0), lambda: value[value > 0], value.unique):
+        with NoReading(), pytest.raises(AssertionError, match="reads the device"):
+            reading()
+
+
+# --- random numbers ------------------------------------------------------------------------------------------------
+
+
+def test_numbers_for_single_images_do_not_depend_on_the_number_of_ranks() -> None:
+    alone = Draws(3, 7, CPU)
+    shared = [Draws(3, 7, CPU, rank=rank, world=2) for rank in (0, 1)]
+    assert torch.equal(alone.per_image(4, 5), torch.cat([d.per_image(2, 5) for d in shared]))
+    assert [alone.decide(0.5) for _ in range(20)] == [shared[1].decide(0.5) for _ in range(20)]
+
+
+def test_iterations_and_seeds_differ() -> None:
+    numbers = {tuple(Draws(seed, t, CPU).per_image(2).tolist()) for seed in (0, 1) for t in range(5)}
+    assert len(numbers) == 10
+
+
+# --- the meter -----------------------------------------------------------------------------------------------------
+
+
+def test_meter_leaves_out_terms_that_had_nothing_to_measure() -> None:
+    meter = trainer.Meter()
+    absent, present = torch.tensor(False), torch.tensor(True)
+    meter.add({"a": Loss(torch.tensor(2.0)), "b": Loss(torch.tensor(0.0), absent)}, {"q": torch.tensor(0.5)}, 0)
+    meter.add({"a": Loss(torch.tensor(4.0)), "b": Loss(torch.tensor(0.0), absent)}, {"q": torch.tensor(0.7)}, 1)
+    assert meter.read()["losses"] == {"a": 3.0, "b": None}
+    meter.add({"a": Loss(torch.tensor(6.0)), "b": Loss(torch.tensor(9.0), present)}, {"q": torch.tensor(0.6)}, 2)
+    found = meter.read()
+    assert found["losses"] == {"a": 4.0, "b": 9.0} and found["notes"]["q"] == pytest.approx(0.6)
+
+
+def test_meter_names_the_first_iteration_and_term_that_is_not_finite() -> None:
+    meter = trainer.Meter()
+    meter.add({"a": Loss(torch.tensor(1.0)), "b": Loss(torch.tensor(1.0))}, {}, 4)
+    assert meter.broken() is None
+    meter.add({"a": Loss(torch.tensor(1.0)), "b": Loss(torch.tensor(torch.nan))}, {}, 5)
+    meter.add({"a": Loss(torch.tensor(torch.inf)), "b": Loss(torch.tensor(torch.nan))}, {}, 6)
+    assert meter.broken() == (5, ["a", "b"])
+
+
+def test_empty_feature_distance_is_logged_as_nothing_and_leaves_parameters_finite(streets: Path) -> None:
+    setup = setup_of("daformer", "views.source.terms.feature_distance.class_names=[]")
+    losses, _ = trainer.step(setup, next(setup.batches(0, 1)), 0)
+    meter = trainer.Meter()
+    meter.add(losses, {}, 0)
+    assert meter.read()["losses"]["source/feature_distance"] is None
+    assert all(torch.isfinite(p).all() for p in setup.learner.parameters())

@@ -1,0 +1,33 @@
+"""Recipes at toy size: real parts, 64 x 64 crops of 64 x 32 scenes doubled, steps of a fraction of a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from udaseg import build
+from udaseg.recipe import Loaded
+
+SIZES = (
+    "data.source.size=[128,64]",
+    "data.target.size=[128,64]",
+    "data.validation.size=[128,64]",
+    "data.crop=[64,64]",
+    "data.min_pixels=20",
+)
+SMALL = (
+    *SIZES,
+    "model.weights=none",
+    "train.batch=2",
+    "train.precision=fp32",
+    "optimiser.warmup=2",
+    "runtime.workers=0",
+    "runtime.threads=1",
+    "runtime.device=cpu",
+)
+TINY = (*SMALL, "model.encoder=tiny", "model.decoder=fpn")
+MIT = (*SMALL, "model.encoder=mit_b0", "model.decoder={kind: daformer, width: 32}")
+
+
+def load(name: str, *overrides: str, base: tuple[str, ...] = TINY, **layers: Any) -> Loaded:
+    """A recipe on the small `streets`."""
+    return build.load(name, benchmark="streets", overrides=[*base, *overrides], **layers)
