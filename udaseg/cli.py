@@ -43,9 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         fail(str(error), 2)
     except OSError as error:
-        if error.errno not in OF_THE_PLACE or error.filename is None:
+        if error.errno not in OF_THE_PLACE:
             raise
-        fail(f"{error.filename}: {error.strerror}. Choose another place or make room and permit writing there.", 2)
+        fail(f"{error.filename or 'writing'}: {error.strerror}; choose another path or make this one usable", 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
 

@@ -70,10 +70,10 @@ class Watching:
         self.title, self.images, self.miou, self.rows = title, images_per_step, miou, rows
         self._bar = bar(out) if out.is_terminal else None
         self._task: Any = None
-        self._last = 0
+        self._last = self._total = 0
 
     def begin(self, first: int, total: int) -> None:
-        self._last = first
+        self._last, self._total = first, total
         if first:
             out.print(f"{self.title}: continuing at iteration {first} of {total}")
         if self._bar is not None:
@@ -86,7 +86,9 @@ class Watching:
         if "confusion" in row:
             out.print(f"{row['iteration']:>7}  validation mIoU {row['miou']:.2f}")
             return
-        rate = (row["iteration"] - self._last) * self.images / row["seconds"]
+        steps = row["iteration"] - self._last
+        rate = steps * self.images / row["seconds"]
+        left = (self._total - row["iteration"]) * row["seconds"] / max(steps, 1)
         self._last = row["iteration"]
         losses = "  ".join(f"{name} {number(value)}" for name, value in row["losses"].items())
         notes = "  ".join(f"{name} {number(value)}" for name, value in row["notes"].items())
@@ -123,6 +125,12 @@ class Silent:
 def number(value: float | None) -> str:
     """A loss for the eye; n/a for a term that had nothing to measure."""
     return "n/a" if value is None else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds, for the eye."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
 def percent(value: float) -> str:

@@ -122,9 +122,10 @@ class RuntimeSection(Section):
     device: str = "auto"
     workers: int = Field(4, ge=0)
     threads: PositiveInt | None = None
-    cache_gb: float = Field(0.5, ge=0, description="decoded images each loading process may keep in memory")
+    cache_gb: float = Field(0.0, ge=0, description="decoded images each loading process may keep in memory")
     checkpoint_minutes: float = Field(10.0, ge=0)
     log_every: PositiveInt = 50
+    tensorboard: bool = False
 
 
 class StageSection(Section):
@@ -210,9 +211,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads: every value out in full, and text that looks like 6e-5 in quotes."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def parse_yaml(text: str) -> Any:
@@ -473,7 +482,7 @@ def difference(old: Tree, new: Tree, path: KeyPath = ()) -> list[str]:
 
 
 def as_yaml(tree: Tree) -> str:
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def leaves(tree: Tree, path: KeyPath = ()) -> Iterable[tuple[KeyPath, Any]]:

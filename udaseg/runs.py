@@ -56,7 +56,7 @@ def train(loaded: Loaded, folder: Path, watch: Callable[[Loaded], Progress], *, 
     if (folder / "result.json").is_file():
         return Outcome(folder, True)
     built = build.training(loaded)
-    run = RunFolder(folder, writes=built.setup.ranks.first)
+    run = RunFolder(folder, writes=built.setup.ranks.first, tensorboard=loaded.recipe.runtime.tensorboard)
     run.lock()
     try:
         if not started and run.writes:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import toy
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import toy
 from udaseg import build
 from udaseg.engine import trainer
 from udaseg.engine.profile import Passes

@@ -98,16 +98,17 @@ def dry_run(loaded: Loaded) -> None:
 def totals(loaded: Loaded, built: build.Built, step: float, image: float) -> list[list[str]]:
     """Hours and disk of the whole run."""
     recipe = loaded.recipe
-    validations = -(-recipe.train.iterations // recipe.evaluation.every) if recipe.data.validation else 0
+    steps = recipe.train.iterations
+    validations = -(-steps // recipe.evaluation.every) if recipe.data.validation else 0
     count = len(build.index_of(recipe.data.validation)) if recipe.data.validation else 0
-    hours = (recipe.train.iterations * step + validations * count * image) / 3600
+    hours = (steps * step + validations * count * image) / 3600
     parameters = sum(p.numel() for p in built.setup.learner.parameters() if p.requires_grad)
     buffers = sum(t.numel() for t in built.setup.learner.state_dict().values()) - parameters
     checkpoint = 4 * (parameters * (4 if built.setup.teacher else 3) + buffers) / 2**30  # weights, two moments, teacher
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     return [
         ["parameters trained", f"{parameters / 1e6:.2f} M"],
-        ["whole run", f"{hours:.2f} h: {recipe.train.iterations} iterations, {validations} validations of {count} images"],
+        ["whole run", f"{hours:.2f} h: {steps} iterations, {validations} validations of {count} images"],
         ["disk", f"{checkpoint * CHECKPOINTS:.2f} GB for checkpoints of {checkpoint:.2f} GB; {free:.0f} GB free"],
     ]  # fmt: skip
 

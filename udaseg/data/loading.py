@@ -9,6 +9,7 @@ B batch, h, w crop size.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -97,7 +98,9 @@ def _collate(items: Sequence[Any]) -> Any:
 
 
 def _one_thread(worker: int) -> None:
+    """One thread a worker; Ctrl-C is the main process's business, which saves the run before it stops."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def training_loader(

@@ -31,9 +31,10 @@ Row = dict[str, Any]
 class RunFolder:
     """Paths and files of one run. ``writes`` False (ranks other than the first): every write is a no-op."""
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
+    def __init__(self, path: Path, *, writes: bool = True, tensorboard: bool = False) -> None:
         self.path = path
         self.writes = writes
+        self._board = board(path) if writes and tensorboard else None
         self.recipe = path / "recipe.yaml"
         self.result = path / "result.json"
         self.weights = path / "weights.safetensors"
@@ -73,6 +74,9 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
         if "losses" in row:
             self._append_csv(flat(row))
+        for name, value in flat(row).items() if self._board is not None else ():
+            if isinstance(value, int | float) and name != "iteration":
+                self._board.add_scalar(name, value, row["iteration"])
 
     def _append_csv(self, row: Row) -> None:
         path = self.path / "metrics.csv"
@@ -116,6 +120,15 @@ class RunFolder:
         path = self.path / "environment.json"
         before = json.loads(path.read_text()) if path.exists() else []
         write_json(path, [*before, {**environment(), **more}])
+
+
+def board(path: Path) -> Any:
+    """A TensorBoard writer for the folder, where tensorboard is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError('runtime.tensorboard=true needs tensorboard: pip install "udaseg[tensorboard]"') from None
+    return SummaryWriter(str(path / "tensorboard"))
 
 
 def flat(row: Row) -> Row:

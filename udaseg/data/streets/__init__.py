@@ -1,8 +1,4 @@
-"""Generated street scenes in two domains, "game" (source) and "camera" (target), with the 19 Cityscapes classes.
-
-Both domains share one scene grammar and camera geometry; they differ in colours, light, texture, haze, noise and, a
-little, in how streets are laid out.
-"""
+"""Generated street scenes with the 19 Cityscapes classes, in two domains: "game" (source) and "camera" (target)."""
 
 from udaseg.data.streets.render import draw
 from udaseg.data.streets.write import write_streets

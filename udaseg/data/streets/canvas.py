@@ -79,28 +79,24 @@ class Canvas:
         random, (games, cameras) = self._colours, _SWATCHES[material]
         game, camera, factor = random.choice(games), random.choice(cameras), random.uniform(*self.layout["brightness"])
         gap = self._detail_gap if material in DETAILS else self._gap
-        return tuple(
-            min(255, max(0, int((one + gap * (other - one)) * factor + 16 * random.random() - 8)))
-            for one, other in zip(game, camera, strict=True)
-        )
+        mixed = [one + gap * (other - one) for one, other in zip(game, camera, strict=True)]
+        return tuple([min(255, max(0, int(part * factor + 16 * random.random() - 8))) for part in mixed])
 
 
 class Pen:
     """Draws shapes of one label at one distance, in pixels from the image's top left corner until moved (`at`)."""
 
-    def __init__(self, canvas: Canvas, tag: int) -> None:
-        self._canvas, self._draw, self._tag = canvas, canvas.draw, tag
-        self._column, self._row, self._right, self._down = 0.0, 0.0, 1.0, 1.0
+    def __init__(self, canvas: Canvas, tag: int, origin: Point = (0.0, 0.0), unit: Point = (1.0, 1.0)) -> None:
+        self._canvas, self._draw, self._tag, self._frame = canvas, canvas.draw, tag, (*origin, *unit)
 
     def at(self, x: float, y: float, z: float, wide: float = 1.0, tall: float = 1.0) -> Pen:
         """This pen with its origin at a world point and units of `wide` metres to the right and `tall` metres up."""
-        pen, scale = Pen(self._canvas, self._tag), self._canvas.focal / z
-        pen._column, pen._row = self._canvas.project(x, y, z)
-        pen._right, pen._down = wide * scale, -tall * scale
-        return pen
+        canvas, scale = self._canvas, self._canvas.focal / z
+        return Pen(canvas, self._tag, canvas.project(x, y, z), (wide * scale, -tall * scale))
 
     def _pixels(self, *points: Point) -> list[Point]:
-        return [(self._column + x * self._right, self._row + y * self._down) for x, y in points]
+        column, row, right, down = self._frame
+        return [(column + x * right, row + y * down) for x, y in points]
 
     def polygon(self, points: Sequence[Point], colour: Colour) -> None:
         self._draw.polygon(self._pixels(*points), fill=(*colour, self._tag))

@@ -33,57 +33,50 @@ class Scene:
     """A street: its plan, and the things in it that are still to be drawn."""
 
     def __init__(self, canvas: Canvas) -> None:
-        self.canvas, self.layout, self.random = canvas, canvas.layout, canvas.random
-        self._things: list[tuple[int, float, Callable[[], None]]] = []
-        self.sides = self._sides()
-        self.left, self.right = self.sides[0].kerb, self.sides[1].kerb
-        self.lanes, self.colour = self.random.randint(*self.canvas.layout["lanes"]), canvas.paint("road")
-
-    def _sides(self) -> list[Side]:
-        random, layout = self.random, self.layout
-        half = self.canvas.between("half road")
-        shift = random.uniform(-0.35, 0.15) * half
-        tracks = random.choice((-1, 1)) if canvas.chance("train") else 0
-        sides = []
+        self.canvas, self.random, self.layout = canvas, canvas.random, canvas.layout
+        self.things: list[tuple[int, float, Callable[[], None]]] = []
+        half = canvas.between("half road")
+        middle = self.random.uniform(-0.35, 0.15) * half
+        tracks, self.sides = self.random.choice((-1, 1)) if canvas.chance("train") else 0, list[Side]()
         for outward in (-1, 1):
-            sidewalk, setback = self.canvas.between("sidewalk"), self.canvas.between("setback")
+            sidewalk, setback = canvas.between("sidewalk"), canvas.between("setback")
             setback += 3.2 if outward == tracks else 0.0
-            sides.append(Side(shift + outward * half, outward, sidewalk, setback, outward == tracks))
-        return sides
+            self.sides.append(Side(middle + outward * half, outward, sidewalk, setback, outward == tracks))
+        self.left, self.right = self.sides[0].kerb, self.sides[1].kerb
+        self.lanes, self.asphalt = self.random.randint(*self.layout["lanes"]), canvas.paint("road")
 
     def paint(self) -> None:
         """Draw it all: sky, ground, everything that stands on it, and the own car's bonnet."""
         for paint in (self._sky, self._skyline, self._ground, self._marks):
             paint()
         for side in self.sides:
-            for plan in (self._facades, self._trees, self._poles, self._pedestrians, self._parked, self._tram):
+            for plan in (self._facades, self._kerbside, self._pedestrians, self._vehicles):
                 plan(side)
         self._traffic()
         self._cycles()
-        for _, _, draw in sorted(self._things, key=lambda thing: (thing[0], -thing[1])):
+        for _, _, draw in sorted(self.things, key=lambda thing: (thing[0], -thing[1])):
             draw()
         self._bonnet()
 
     def _add(self, layer: int, z: float, thing: Callable[..., None], *details: Any) -> None:
         """Plan to draw a thing: by layer, and within it the far ones first."""
-        self._things.append((layer, z, partial(thing, self.canvas, *details)))
+        self.things.append((layer, z, partial(thing, self.canvas, *details)))
 
-    def _stand(self, thing: Callable[..., None], x: float, z: float, *details: Any) -> None:
-        self._add(STREET, z, thing, x, z, *details)
-
-    # ---- background and ground ----
+    def _count(self, mean: float, extra: float, most: int) -> int:
+        """A number of things: exponentially distributed, plus `extra`, rounded down, at most `most`."""
+        return min(most, int(self.random.expovariate(1 / mean) + extra))
 
     def _sky(self) -> None:
         canvas, uniform, pen = self.canvas, self.random.uniform, self.canvas.pen("sky", FARTHEST)
         colour, cloud, horizon = canvas.paint("sky"), canvas.paint("cloud"), canvas.horizon
-        for row in range(int(horizon) + 1):
-            pen.box(0, row, canvas.width, row, shade(colour, 0.88 + 0.17 * row / horizon))
+        for line in range(int(horizon) + 1):
+            pen.box(0, line, canvas.width, line, shade(colour, 0.88 + 0.17 * line / horizon))
         for _ in range(self.random.randrange(4)):
-            column, row_at = uniform(0, canvas.width), uniform(0, 0.6) * horizon
+            column, row = uniform(0, canvas.width), uniform(0, 0.6) * horizon
             for _ in range(3):
                 radius_x, radius_y = uniform(0.08, 0.25) * canvas.height, uniform(0.02, 0.05) * canvas.height
-                pen.ellipse(column, row_at, radius_x, radius_y, cloud)
-                column, row_at = column + uniform(-0.8, 0.8) * radius_x, row_at + uniform(-0.8, 0.8) * radius_y
+                pen.ellipse(column, row, radius_x, radius_y, cloud)
+                column, row = column + uniform(-0.8, 0.8) * radius_x, row + uniform(-0.8, 0.8) * radius_y
 
     def _skyline(self) -> None:
         """The ground up to the horizon, and distant houses and trees on it."""
@@ -105,26 +98,25 @@ class Scene:
 
     def _ground(self) -> None:
         canvas, random, colour = self.canvas, self.random, self.canvas.paint("sidewalk")
-        pen, rails = canvas.pen("sidewalk"), canvas.pen("terrain")
+        pavement, rails = canvas.pen("sidewalk"), canvas.pen("terrain")
         for side in self.sides:
             paved, square = random.random() < 0.9, random.random() < 0.35 and not side.tracks
             if paved or square:
                 width = side.sidewalk + (8 if square else 0)
-                pen.ground(side.kerb, side.beyond(width), 2, FARTHEST, colour, 9)
+                pavement.ground(side.kerb, side.beyond(width), 2, FARTHEST, colour, 9)
             if paved:
-                pen.ground(side.kerb, side.beyond(0.25), 2, FARTHEST, shade(colour, 0.85), 9)
-            for distance in (1.0, 2.4) if side.tracks else ():
-                rail = side.sidewalk + distance
-                rails.ground(side.beyond(rail), side.beyond(rail + 0.15), 2, 90, (92, 90, 92), 9)
-        canvas.pen("road").ground(self.left, self.right, 2, FARTHEST, self.colour, 9)
+                pavement.ground(side.kerb, side.beyond(0.25), 2, FARTHEST, shade(colour, 0.85), 9)
+            for distance in (side.sidewalk + 1.0, side.sidewalk + 2.4) if side.tracks else ():
+                rails.ground(side.beyond(distance), side.beyond(distance + 0.15), 2, 90, (92, 90, 92), 9)
+        canvas.pen("road").ground(self.left, self.right, 2, FARTHEST, self.asphalt, 9)
 
     def _marks(self) -> None:
         """Lane lines, sometimes a zebra crossing and a patch of other asphalt."""
-        canvas, random, pen = self.canvas, self.random, self.canvas.pen("road")
+        random, pen = self.random, self.canvas.pen("road")
         if random.random() < 0.3:
             z, middle = random.uniform(4, 25), random.uniform(self.left, self.right)
-            pen.ground(middle, self.right, z, z + 4, shade(self.colour, 0.88))
-        mark, centre = canvas.paint("mark"), canvas.paint("centre mark")
+            pen.ground(middle, self.right, z, z + 4, shade(self.asphalt, 0.88))
+        mark, centre = self.canvas.paint("mark"), self.canvas.paint("centre mark")
         for lane, (x, _) in enumerate(spans(self.left, self.right, self.lanes)[1:], 1):
             if lane == self.lanes // 2 and random.random() < 0.5:
                 pen.ground(x - 0.08, x + 0.08, 2.2, 90, centre, 9)
@@ -139,105 +131,87 @@ class Scene:
                 pen.ground(left, right, z, z + 3, mark)
 
     def _bonnet(self) -> None:
-        canvas, colour = self.canvas, self.canvas.paint("ego")
-        if self.canvas.chance("ego"):
-            row = canvas.height * (1.1 - self.random.uniform(0.05, 0.075))
-            canvas.pen("ego").ellipse(canvas.width / 2, row, 0.8 * canvas.height, 0.1 * canvas.height, colour)
-
-    # ---- what stands beside the road ----
+        canvas, height = self.canvas, self.canvas.height
+        if canvas.chance("ego"):
+            row = height * (1.1 - self.random.uniform(0.05, 0.075))
+            canvas.pen("ego").ellipse(canvas.width / 2, row, 0.8 * height, 0.1 * height, canvas.paint("ego"))
 
     def _facades(self, side: Side) -> None:
         """Houses, walls, fences, trees and gaps one after the other along the street."""
         random, x = self.random, side.beyond(side.sidewalk + side.setback)
         near = random.uniform(1.8, 5)
         while near < 75:
-            kind, length = random.choices(SEGMENTS, self.canvas.layout["segments"])[0], random.uniform(8, 22)
+            kind, length = random.choices(SEGMENTS, self.layout["segments"])[0], random.uniform(8, 22)
             self._segment(kind, Plot(x, side.outward, near, near + 0.97 * length))
             near += length
 
     def _segment(self, kind: str, plot: Plot) -> None:
-        random = self.random
+        random, add = self.random, partial(self._add, FACADES)
         if kind == "building":
-            self._house(plot)
-        elif kind == "wall":
-            self._add(FACADES, plot.far, things.wall, plot)
-            if random.random() < 0.5:
-                self._house(plot.behind(6))
-        elif kind == "fence":
-            behind = random.choice(("house", "hedge", "nothing"))
-            if behind == "house":
-                self._house(plot.behind(6))
-            elif behind == "hedge":
-                self._add(FACADES, plot.far, things.hedge, plot.behind(4))
-            self._add(FACADES, plot.far, things.fence, plot)
+            add(plot.far + 0.1, things.building, plot)
         elif kind == "trees":
             if random.random() < 0.6:
-                self._add(FACADES, plot.far, things.hedge, plot)
+                add(plot.far, things.hedge, plot)
             for _ in range(random.randint(1, 3)):
                 z = random.uniform(max(plot.near, 3.5), plot.far)
-                self._add(FACADES, z, things.tree, plot.behind(random.uniform(0, 3)).x, z)
+                add(z, things.tree, plot.behind(random.uniform(0, 3)).x, z)
+        elif kind in ("wall", "fence"):
+            behind = random.random() < 0.5 if kind == "wall" else random.choice((True, "hedge", False))
+            if behind == "hedge":
+                add(plot.far, things.hedge, plot.behind(4))
+            elif behind:
+                add(plot.far + 0.1, things.building, plot.behind(6))
+            add(plot.far, things.wall if kind == "wall" else things.fence, plot)
 
-    def _house(self, plot: Plot) -> None:
-        self._add(FACADES, plot.far + 0.1, things.building, plot)
-
-    def _trees(self, side: Side) -> None:
-        if self.random.random() < 0.25:
-            for place in range(4):
-                self._stand(things.tree, side.beyond(0.8 * side.sidewalk), 6 + place * self.random.uniform(7, 10))
-
-    def _poles(self, side: Side) -> None:
+    def _kerbside(self, side: Side) -> None:
+        """Perhaps a row of trees; poles."""
         random = self.random
-        for _ in range(random.randint(1, self.canvas.layout["most poles"])):
+        if random.random() < 0.25:
+            for z in [6 + place * random.uniform(7, 10) for place in range(4)]:
+                self._add(STREET, z, things.tree, side.beyond(0.8 * side.sidewalk), z)
+        for _ in range(random.randint(1, self.layout["most poles"])):
             z, x = 4 + 50 * random.random() ** 2.2, side.beyond(random.uniform(0.3, 1.0))
-            self._stand(things.pole, x, z, random.choices(list(things.POLES), (0.4, 0.25, 0.35))[0])
+            self._add(STREET, z, things.pole, x, z, random.choices(list(things.POLES), (0.4, 0.25, 0.35))[0])
 
     def _pedestrians(self, side: Side) -> None:
         random = self.random
-        for _ in range(self._count(0.7 * self.canvas.layout["persons"], 0.4, 12)):
+        for _ in range(self._count(0.7 * self.layout["persons"], 0.4, 12)):
             z, x = 4.5 + 26 * random.random() ** 1.9, side.beyond(random.uniform(0.3, side.sidewalk + 0.3))
-            crossing = random.random() < 0.15
-            self._stand(things.pedestrian, random.uniform(self.left, self.right) if crossing else x, z)
+            if random.random() < 0.15:
+                x = random.uniform(self.left, self.right)
+            self._add(STREET, z, things.human, x, z, "person")
 
-    def _parked(self, side: Side) -> None:
+    def _vehicles(self, side: Side) -> None:
+        """Perhaps parked cars; the tram."""
         random = self.random
         if random.random() < 0.55:
             z = random.uniform(5, 14)
             for _ in range(random.randint(1, 4)):
-                self._stand(things.car, side.beyond(-1.2), z, side.outward > 0, self.colour)
+                self._add(STREET, z, things.car, side.beyond(-1.2), z, side.outward > 0, self.asphalt)
                 z += random.uniform(5.5, 8)
-
-    def _tram(self, side: Side) -> None:
         if side.tracks:
-            z = self.random.uniform(8, 22)
+            z = random.uniform(8, 22)
             self._add(TRACKS, z, things.train, side.beyond(side.sidewalk + 1.7), z)
-
-    # ---- what moves on the road ----
-
-    def _count(self, mean: float, extra: float, most: int) -> int:
-        """A number of things: exponentially distributed, plus `extra`, rounded down, at most `most`."""
-        return min(most, int(self.random.expovariate(1 / mean) + extra))
 
     def _traffic(self) -> None:
         """Cars, lorries and buses, one after the other in their lanes."""
-        random, layout = self.random, self.layout
+        random, canvas = self.random, self.canvas
         lanes = [middle for middle, _ in spans(self.left, self.right, self.lanes, (0.5, 1.0))]
         free_from = dict.fromkeys(lanes, 5.0)
-        wanted = [(things.truck, 9.0)] * (canvas.chance("truck"))
-        wanted += [(things.bus, 12.0)] * (canvas.chance("bus"))
-        wanted += [(things.car, 5.0)] * self._count(0.6 * layout["cars"], 0.5, 6)
+        wanted = [(things.truck, 9.0)] * canvas.chance("truck") + [(things.bus, 12.0)] * canvas.chance("bus")
+        wanted += [(things.car, 5.0)] * self._count(0.6 * self.layout["cars"], 0.5, 6)
         random.shuffle(wanted)
         for thing, length in wanted:
             lane = random.choice(lanes)
             z = max(free_from[lane], 5.0 + 40 * random.random() ** 1.6) + (0.0 if thing is things.car else 2.0)
-            free_from[lane] = z + length + 1
-            x = lane + random.uniform(-0.3, 0.3)
-            self._stand(thing, x, z, x > self.canvas.offset - 0.5, self.colour)
+            free_from[lane], x = z + length + 1, lane + random.uniform(-0.3, 0.3)
+            self._add(STREET, z, thing, x, z, x > canvas.offset - 0.5, self.asphalt)
 
     def _cycles(self) -> None:
         random = self.random
-        for _ in range(self._count(self.canvas.layout["cycles"], 0.45, 8)):
+        for _ in range(self._count(self.layout["cycles"], 0.45, 8)):
             z = 4.2 + 14 * random.random() ** 1.5
             kind, ridden = "motorcycle" if random.random() < 0.4 else "bicycle", random.random() < 0.7
             parked_at = random.choice((self.left - 0.8, self.right + 0.8))
             riding_at = random.uniform(self.left + 0.5, self.right - 0.5)
-            self._stand(things.cycle, riding_at if ridden else parked_at, z, kind, ridden)
+            self._add(STREET, z, things.cycle, riding_at if ridden else parked_at, z, kind, ridden)

@@ -112,16 +112,12 @@ def pole(canvas: Canvas, x: float, z: float, kind: str) -> None:
     if kind == "lamp":
         pen.line([(0, height), (-math.copysign(1.6, x), height + 0.2)], colour, 1.6 * half * metre)
     elif kind == "traffic light":
-        _traffic_light(canvas, canvas.pen(kind, z).at(x, height, z))
+        pen, burning = canvas.pen(kind, z).at(x, height, z), canvas.random.randrange(3)
+        pen.box(-0.3, 0.3, 0.3, -1, canvas.paint(kind))
+        for place, signal in enumerate(SIGNALS):
+            pen.ellipse(0, 0.05 - 0.38 * place, 0.15, 0.15, signal if place == burning else shade(signal, 0.3))
     else:
         _traffic_sign(canvas, canvas.pen(kind, z).at(x, height - 0.1, z, 0.5, 0.5))
-
-
-def _traffic_light(canvas: Canvas, pen: Pen) -> None:
-    burning = canvas.random.randrange(3)
-    pen.box(-0.3, 0.3, 0.3, -1, canvas.paint("traffic light"))
-    for place, signal in enumerate(SIGNALS):
-        pen.ellipse(0, 0.05 - 0.38 * place, 0.15, 0.15, signal if place == burning else shade(signal, 0.3))
 
 
 def _traffic_sign(canvas: Canvas, pen: Pen) -> None:
@@ -142,21 +138,21 @@ def _traffic_sign(canvas: Canvas, pen: Pen) -> None:
 class Vehicle:
     """A vehicle's box in the making; x, z is the middle of its nearer end."""
 
-    def __init__(self, canvas: Canvas, kind: str, x: float, z: float, box: tuple[float, float, float]) -> None:
+    def __init__(
+        self, canvas: Canvas, kind: str, x: float, z: float, box: tuple[float, float, float], road: Colour | None = None
+    ) -> None:
         self.x, self.z, (self.width, self.length, self.height) = x, z, box
         self.pen, self.colour, self.glass = canvas.pen(kind, z), canvas.paint(kind), canvas.paint("glass")
         self.inward = -math.copysign(1, x - canvas.offset)
         self.side = x + self.inward * self.width / 2  # x of the side wall that the camera sees
         self.whole = [(z, z + self.length)]
-
-    def shadow(self, canvas: Canvas, road: Colour) -> None:
-        canvas.pen("road").at(self.x, 0, self.z).ellipse(0, 0.02, self.width / 2 + 0.1, 0.2, shade(road, 0.5))
+        if road:
+            canvas.pen("road").at(x, 0, z).ellipse(0, 0.02, self.width / 2 + 0.1, 0.2, shade(road, 0.5))
 
     def wheels(self, radius: float) -> None:
         """Two wheels on the visible side, two seen from behind."""
         for share in (0.2, 0.8):
-            pen = self.pen.at(self.side, 0, self.z + share * self.length, radius, radius)
-            pen.ellipse(0, 1, 0.55, 1, RUBBER)
+            self.pen.at(self.side, 0, self.z + share * self.length).ellipse(0, radius, 0.55 * radius, radius, RUBBER)
         for share in (-0.4, 0.4):
             self.pen.at(self.x + share * self.width, 0, self.z).box(-0.12, 0.5, 0.12, 0, RUBBER)
 
@@ -171,8 +167,7 @@ class Vehicle:
 def car(canvas: Canvas, x: float, z: float, away: bool, road: Colour) -> None:
     """A car seen from behind (`away`) or from the front."""
     uniform = canvas.random.uniform
-    it = Vehicle(canvas, "car", x, z, (uniform(1.7, 1.95), uniform(3.8, 4.7), uniform(1.4, 1.75)))
-    it.shadow(canvas, road)
+    it = Vehicle(canvas, "car", x, z, (uniform(1.7, 1.95), uniform(3.8, 4.7), uniform(1.4, 1.75)), road)
     it.wheels(0.36)
     waist, roof_z, inner = 0.58 * it.height, z + 0.25 * it.length, it.side - it.inward * 0.12 * it.width
     corners = ((it.side, waist, 0.1), (inner, it.height, 0.25), (inner, it.height, 0.65), (it.side, waist, 0.85))
@@ -191,9 +186,7 @@ def car(canvas: Canvas, x: float, z: float, away: bool, road: Colour) -> None:
 
 
 def truck(canvas: Canvas, x: float, z: float, away: bool, road: Colour) -> None:
-    """A lorry with a tall box body."""
-    it = Vehicle(canvas, "truck", x, z, (2.4, canvas.random.uniform(5, 9), canvas.random.uniform(3.0, 3.8)))
-    it.shadow(canvas, road)
+    it = Vehicle(canvas, "truck", x, z, (2.4, canvas.random.uniform(5, 9), canvas.random.uniform(3.0, 3.8)), road)
     it.wheels(0.5)
     face = it.body(0.9, it.height)
     face.box(0, 1, 1, 1.17, BUMPER)
@@ -207,9 +200,7 @@ def truck(canvas: Canvas, x: float, z: float, away: bool, road: Colour) -> None:
 
 
 def bus(canvas: Canvas, x: float, z: float, away: bool, road: Colour) -> None:
-    """A city bus: large windows, a line display, stripes of side windows."""
-    it = Vehicle(canvas, "bus", x, z, (2.5, canvas.random.uniform(9, 12), canvas.random.uniform(2.9, 3.4)))
-    it.shadow(canvas, road)
+    it = Vehicle(canvas, "bus", x, z, (2.5, canvas.random.uniform(9, 12), canvas.random.uniform(2.9, 3.4)), road)
     face = it.body(0.3, it.height)
     panes = spans(z, z + it.length, 7, (0.12, 0.88))
     it.pen.panels(it.side, panes, [(0.5 * it.height, 0.85 * it.height)], it.glass)
@@ -236,23 +227,19 @@ def train(canvas: Canvas, x: float, z: float) -> None:
 # ---- people and two-wheelers ----
 
 
-def pedestrian(canvas: Canvas, x: float, z: float) -> None:
-    height = canvas.random.uniform(1.5, 1.9)
-    _human(canvas, canvas.pen("person", z).at(x, 0, z, height, height), "person")
-
-
-def _human(canvas: Canvas, pen: Pen, label: str) -> None:
-    """A person (walking) or rider (sitting) from the feet up, one unit tall."""
+def human(canvas: Canvas, x: float, z: float, label: str) -> None:
+    """A person (walking) or rider (sitting)."""
     random, rides = canvas.random, label == "rider"
+    height = 1.55 if rides else random.uniform(1.5, 1.9)
+    pen = canvas.pen(label, z).at(x, 0.38 if rides else 0, z, height, height)
     shirt, trousers, skin = canvas.paint(label), shade(canvas.paint(label), 0.6), canvas.paint("skin")
     half, hip = 0.16 * random.uniform(0.85, 1.15), 0.48
     stride = random.uniform(0.2, 0.9) * half
     if rides:
         pen.polygon([(-0.7 * half, hip), (0.7 * half, hip), (0.9 * half, 0.05), (-0.2 * half, 0.05)], trousers)
-    else:
-        for way in (-1, 1):
-            foot = [(0.3 * way * stride, 0), (way * (stride + 0.2 * half), 0)]
-            pen.polygon([(0.6 * way * half, hip), (0, hip), *foot], trousers)
+    for way in () if rides else (-1, 1):
+        foot = [(0.3 * way * stride, 0), (way * (stride + 0.2 * half), 0)]
+        pen.polygon([(0.6 * way * half, hip), (0, hip), *foot], trousers)
     pen.box(-0.72 * half, 0.84, 0.72 * half, hip - 0.03, shirt)
     pen.ellipse(0, 0.91, 0.085, 0.10, skin)
     if rides and random.random() < 0.6:
@@ -261,30 +248,22 @@ def _human(canvas: Canvas, pen: Pen, label: str) -> None:
 
 def cycle(canvas: Canvas, x: float, z: float, kind: str, ridden: bool) -> None:
     """A motorcycle or bicycle, seen from the side or foreshortened, with or without its rider."""
-    metre, turned = canvas.focal / z, canvas.random.choice((1.0, 1.0, 0.5))
+    turned = canvas.random.choice((1.0, 1.0, 0.5))
     if ridden:
-        _human(canvas, canvas.pen("rider", z).at(x, 0.38, z, 1.55, 1.55), "rider")
-    pen, colour = canvas.pen(kind, z).at(x, 0, z, wide=turned), canvas.paint(kind)
+        human(canvas, x, z, "rider")
+    pen, colour, metre = canvas.pen(kind, z).at(x, 0, z, wide=turned), canvas.paint(kind), canvas.focal / z
     if kind == "motorcycle":
-        _motorcycle(pen, colour, metre)
-    else:
-        _bicycle(pen, colour, metre, distant=metre < 0.11 * canvas.height)
-
-
-def _motorcycle(pen: Pen, colour: Colour, metre: float) -> None:
-    for x in (-0.575, 0.575):
-        pen.ellipse(x, 0.33, 0.33, 0.33, RUBBER)
-        pen.ellipse(x, 0.33, 0.1485, 0.1485, HUB)
-    pen.polygon([(-0.69, 0.55), (-0.115, 0.9), (0.575, 0.85), (0.4025, 0.3), (-0.4025, 0.3)], colour)
-    pen.line([(0.4025, 0.8), (0.6325, 1.1)], RUBBER, 0.07 * metre)
-
-
-def _bicycle(pen: Pen, colour: Colour, metre: float, distant: bool) -> None:
-    for x in (-0.5, 0.5):
-        if distant:
-            pen.ellipse(x, 0.34, 0.34, 0.34, shade(colour, 0.5))
-        pen.ellipse(x, 0.34, 0.34, 0.34, RUBBER, ring=0.09 * metre)
+        for hub in (-0.575, 0.575):
+            pen.ellipse(hub, 0.33, 0.33, 0.33, RUBBER)
+            pen.ellipse(hub, 0.33, 0.1485, 0.1485, HUB)
+        pen.polygon([(-0.69, 0.55), (-0.115, 0.9), (0.575, 0.85), (0.4025, 0.3), (-0.4025, 0.3)], colour)
+        pen.line([(0.4025, 0.8), (0.6325, 1.1)], RUBBER, 0.07 * metre)
+        return
     rear, saddle, head, pedals, front = (-0.5, 0.34), (-0.1, 0.75), (0.4, 0.75), (0.0, 0.27), (0.5, 0.34)
+    for hub in (-0.5, 0.5):
+        if metre < 0.11 * canvas.height:  # too far for thin wheels
+            pen.ellipse(hub, 0.34, 0.34, 0.34, shade(colour, 0.5))
+        pen.ellipse(hub, 0.34, 0.34, 0.34, RUBBER, ring=0.09 * metre)
     for tube in ([rear, saddle, head, pedals, rear], [head, front], [pedals, saddle]):
         pen.line(tube, colour, 0.1 * metre)
     pen.line([(0.36, 0.98), (0.45, 0.7)], RUBBER, 0.1 * metre)

@@ -18,30 +18,20 @@ from udaseg.data.streets.render import check_choices, draw
 from udaseg.errors import UserError
 from udaseg.files import write_json
 
-GENERATOR_VERSION = 1
-"""To be raised whenever the same parameters give other images."""
-
+GENERATOR_VERSION = 1  # to be raised whenever the same parameters give other images
 MANIFEST, PARTIAL = "streets.json", "streets.partial.json"
-FOLDERS = ("gta5", "gta5_val", "cityscapes")
-MOST_IMAGES = 99_999
-"""Largest count of one split: GTA5 file names have five digits."""
-
-CITIES = {"train": ("gridton", "rasterford"), "val": ("blockville",)}
-FIRST_INDEX = {"source": 0, "source_val": 1_000_000, "target_train": 2_000_000, "target_val": 3_000_000}
-"""Where the indices of each split start, so that no two splits ever share a scene."""
+FOLDERS = {"source": "gta5", "source_val": "gta5_val", "target_train": "cityscapes", "target_val": "cityscapes"}
+CITIES = {"target_train": ("gridton", "rasterford"), "target_val": ("blockville",)}
+MOST_IMAGES = 99_999  # in one split: GTA5 file names have five digits
 
 
 class Job(NamedTuple):
     """One image to draw and the two files to write it to."""
 
     domain: Domain
-    index: int
+    scene: int
     image: Path
     label: Path
-
-    def is_done(self) -> bool:
-        """Files appear whole or not at all, so that existing is enough."""
-        return self.image.exists() and self.label.exists()
 
 
 def write_streets(
@@ -59,42 +49,36 @@ def write_streets(
 ) -> None:
     """Write the data set under `root`; what an earlier call with the same parameters wrote is kept.
 
-    `gta5/` is the source, `gta5_val/` held-out source images in the same format, `cityscapes/` the target.
-    `streets.json` is written last: where it is, the data set is complete.
-
-    Args:
-        root: the folder to write to, made if needed.
-        size, gap, seed: see `draw`.
-        source, target_train, target_val, source_val: how many images of each split, 0 to 99999.
-        workers: how many processes; None for as many as there are processors, 1 for none besides this one.
-        progress: called with (images done, images in all).
-
-    Raises:
-        ValueError: if a parameter is out of its range.
-        UserError: if `root` holds other data; nothing has been changed then.
+    `gta5/` is the source, `gta5_val/` held-out source images in the same format, `cityscapes/` the target;
+    `streets.json` is written last. For `size`, `gap` and `seed` see `draw`; `workers` are processes, None for as many
+    as there are processors; `progress` is called with (images done, images in all). Raises ValueError if a parameter
+    is out of its range, UserError if `root` holds other data; nothing has been changed then.
     """
     root, tell = Path(root), progress or (lambda done, total: None)
     counts = {"source": source, "source_val": source_val, "target_train": target_train, "target_val": target_val}
-    check_choices("game", seed, 0, size, gap)
-    _check(counts, workers)
+    _check(size, gap, seed, counts, workers)
     parameters = {"generator": GENERATOR_VERSION, "seed": seed, "size": list(size), "gap": float(gap), "counts": counts}
     complete = _is_complete(root, parameters)
     jobs = list(_jobs(root, counts))
-    pending = [job for job in jobs if not job.is_done()]
+    pending = [
+        job for job in jobs if not (job.image.exists() and job.label.exists())
+    ]  # files appear whole or not at all
     if pending or not complete:
         write_json(root / PARTIAL, parameters)
-    tell(len(jobs) - len(pending), len(jobs))
     for folder in {path.parent for job in pending for path in (job.image, job.label)}:
         folder.mkdir(parents=True, exist_ok=True)
-    drawn = _run(partial(_write, size=size, gap=gap, seed=seed), pending, workers or os.cpu_count() or 1)
-    for done, _ in enumerate(drawn, len(jobs) - len(pending) + 1):
-        tell(done, len(jobs))
+    done = len(jobs) - len(pending)
+    tell(done, len(jobs))
+    work = partial(_write, size=size, gap=gap, seed=seed)
+    for more, _ in enumerate(_run(work, pending, workers or os.cpu_count() or 1), 1):
+        tell(done + more, len(jobs))
     if not complete:
         write_json(root / MANIFEST, parameters)
     (root / PARTIAL).unlink(missing_ok=True)
 
 
-def _check(counts: dict[str, int], workers: int | None) -> None:
+def _check(size: tuple[int, int], gap: float, seed: int, counts: dict[str, int], workers: int | None) -> None:
+    check_choices("game", seed, 0, size, gap)
     for name, count in counts.items():
         if not isinstance(count, int) or not 0 <= count <= MOST_IMAGES:
             raise ValueError(f"{name} is {count!r}; allowed: a whole number from 0 to {MOST_IMAGES}")
@@ -105,8 +89,8 @@ def _check(counts: dict[str, int], workers: int | None) -> None:
 def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
     """Whether `root` says that it is complete; UserError unless it is new or has these very parameters."""
     found = [root / name for name in (MANIFEST, PARTIAL) if (root / name).exists()]
-    for folder in FOLDERS if not found else ():
-        if (root / folder).exists():
+    for folder in FOLDERS.values():
+        if not found and (root / folder).exists():
             raise UserError(f"{root / folder} exists but was not made by `streets`; choose another root")
     for path in found:
         try:
@@ -123,51 +107,45 @@ def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
 
 
 def _flat(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters with the counts of the splits among them, under the names `write_streets` has for them."""
+    """The parameters under the names `write_streets` has for them."""
     return {**parameters, **parameters["counts"], "counts": None}
 
 
 def _jobs(root: Path, counts: dict[str, int]) -> Iterator[Job]:
-    """What to write, and where."""
-    for split, folder in (("source", "gta5"), ("source_val", "gta5_val")):
-        for position in range(counts[split]):
-            name, index = f"{position + 1:05d}.png", FIRST_INDEX[split] + position
-            yield Job("game", index, root / folder / "images" / name, root / folder / "labels" / name)
-    for part, cities in CITIES.items():
-        split = f"target_{part}"
-        for position in range(counts[split]):
-            sequence, place = divmod(position, len(cities))
-            file = f"{part}/{cities[place]}/{cities[place]}_{sequence:06d}_000019"
-            image = root / f"cityscapes/leftImg8bit/{file}_leftImg8bit.png"
-            label = root / f"cityscapes/gtFine/{file}_gtFine_labelIds.png"
-            yield Job("camera", FIRST_INDEX[split] + position, image, label)
+    """What to write, and where; a million scenes for each split, so that no two ever share one."""
+    for position, (split, count) in enumerate(counts.items()):
+        folder, cities = root / FOLDERS[split], CITIES.get(split, ())
+        for number in range(count):
+            scene = 1_000_000 * position + number
+            if not cities:
+                name = f"{number + 1:05d}.png"
+                yield Job("game", scene, folder / "images" / name, folder / "labels" / name)
+                continue
+            city = cities[number % len(cities)]
+            stem = f"{split.removeprefix('target_')}/{city}/{city}_{number // len(cities):06d}_000019"
+            image, label = f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png"
+            yield Job("camera", scene, folder / image, folder / label)
 
 
 def _run(work: Callable[[Job], None], jobs: list[Job], workers: int) -> Iterator[None]:
     """Do the jobs here or in up to `workers` processes, yielding after each."""
-    workers = min(workers, len(jobs))
-    if workers <= 1:
+    if min(workers, len(jobs)) <= 1:
         yield from map(work, jobs)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
         yield from pool.map(work, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
 
 
 def _write(job: Job, *, size: tuple[int, int], gap: float, seed: int) -> None:
-    image, label = map(Image.fromarray, draw(job.domain, seed, job.index, size=size, gap=gap))
+    image, label = map(Image.fromarray, draw(job.domain, seed, job.scene, size=size, gap=gap))
     if job.domain == "game":
         colours = {label_id: bytes(colour) for colour, label_id in CITYSCAPES_COLOURS.items()}
         label.putpalette(b"".join(colours.get(label_id, b"\0\0\0") for label_id in range(256)))
     for path, content in ((job.image, image), (job.label, label)):
         if not path.exists():
-            _save(content, path)
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    """Write a temporary file of this process, then put it in place at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        image.save(temporary, format="PNG", compress_level=1)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                content.save(temporary, format="PNG", compress_level=1)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)

@@ -1,0 +1,338 @@
+"""The real command: help, recipes, wrong inputs. What a person gets is a message and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from udaseg.cli import main
+
+HEAVY = ("torch", "torchvision", "numpy", "pydantic", "PIL")
+COMMANDS = (
+    "demo",
+    "prepare",
+    "train",
+    "evaluate",
+    "profile",
+    "doctor",
+    "recipe",
+    *(f"recipe {c}" for c in ("ls", "show", "cp", "validate")),
+)
+SMALL = (
+    "data.source.size=[64,32]", "data.target.size=[64,32]", "data.validation.size=[64,32]", "data.crop=[32,32]",
+    "data.min_pixels=3", "train.batch=2", "train.iterations=2", "runtime.workers=0",
+)  # fmt: skip
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def udaseg(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in this process, in an empty folder with an empty data home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UDASEG_DATA", str(tmp_path / "data"))
+
+    def run(*arguments: str) -> Answer:
+        capfd.readouterr()
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            assert stop.code is None or isinstance(stop.code, int)
+            code = stop.code or 0
+        return Answer(code, *capfd.readouterr())
+
+    return run
+
+
+def real(*arguments: str, **environment: str) -> Answer:
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-m", "udaseg.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120", **environment})
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def is_message(answer: Answer, *words: str) -> None:
+    """Exit code 2 and a message on standard error with these words; no traceback, nothing on standard output."""
+    plain = " ".join(answer.err.split())
+    assert answer.code == 2, answer
+    assert answer.out == "" and "Traceback" not in answer.err and plain.lower().count("error") >= 1, answer
+    for word in words:
+        assert word in plain, (word, answer.err)
+
+
+# --- help ----------------------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom udaseg.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as stop:\n"
+        f"    print(stop.code or 0, [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert "udaseg demo" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(udaseg: Run, command: str) -> None:
+    answer = udaseg(*command.split(), "--help")
+    assert answer.code == 0 and answer.err == ""
+    assert "Usage:" in answer.out and command.split()[-1] in answer.out
+    assert len(answer.out.splitlines()) > 5
+
+
+def test_help_names_all_commands(udaseg: Run) -> None:
+    text = udaseg("--help").out
+    assert all(re.search(rf"\b{command}\b", text) for command in COMMANDS if " " not in command)
+
+
+def test_no_command_and_wrong_commands(udaseg: Run) -> None:
+    assert udaseg().code == 2 and udaseg("recipe").code == 2
+    for arguments in (
+        ["nosuch"],
+        ["--nosuch"],
+        ["recipe", "nosuch"],
+        ["train", "--sed", "1"],
+        ["profile"],
+        ["evaluate"],
+    ):
+        is_message(udaseg(*arguments))
+
+
+def test_the_installed_command() -> None:
+    script = Path(sys.executable).with_name("udaseg")
+    done = subprocess.run([script, "recipe", "nosuch"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+# --- recipes -------------------------------------------------------------------------------------------------------
+
+
+def test_recipe_ls(udaseg: Run) -> None:
+    answer = udaseg("recipe", "ls")
+    assert answer.code == 0 and answer.err == ""
+    for name in ("source_only", "oracle", "dacs", "daformer", "demo", "streets", "gta5_cityscapes"):
+        assert re.search(rf"^{name}\s+\w.{{20,}}", answer.out, re.MULTILINE), name
+
+
+def test_recipe_show(udaseg: Run) -> None:
+    answer = udaseg("recipe", "show", "daformer", "train.batch=4", "-b", "streets")
+    assert answer.code == 0 and answer.err == ""
+
+    def row(key: str) -> list[str]:
+        (line,) = [line for line in answer.out.splitlines() if line.split()[:1] == [key]]
+        return line.split()[1:]
+
+    assert row("train.batch") == ["4", "command", "line"]
+    assert row("benchmark") == ["streets", "command", "line"]
+    assert row("model.encoder.kind") == ["mit_b5", "recipes/daformer.yaml"]
+    assert row("views.mixed.jitter") == ["0.2", "recipes/dacs.yaml"]
+    assert row("views.source.terms.feature_distance.weight") == ["0.005", "recipes/daformer.yaml"]
+    assert row("data.crop")[-1] == "recipes/benchmarks/streets.yaml"
+    assert row("train.compile") == ["False", "default"]
+    assert "passes per step: student 2 (source + mixed), teacher 1, frozen ImageNet encoder 1" in answer.out
+
+
+def test_names_with_brackets_and_colons_are_printed_as_they_are(udaseg: Run) -> None:
+    path = Path("ünï [red]x :smile:.yaml")
+    path.write_text("extends: dacs\nseed: 5\n", encoding="utf-8")
+    assert f"{path.stem}: valid" in udaseg("recipe", "validate", path).out
+    assert re.search(rf"^seed +5 +{re.escape(str(path))} *$", udaseg("recipe", "show", path).out, re.MULTILINE)
+    is_message(udaseg("recipe", "validate", path, "sed=1"), path.stem)
+
+
+def test_recipe_cp_makes_a_recipe_of_your_own(udaseg: Run) -> None:
+    answer = udaseg("recipe", "cp", "daformer", "mine/new.yaml")
+    assert answer.code == 0 and "--recipe mine/new.yaml" in answer.out
+    first = udaseg("recipe", "validate", "mine/new.yaml").out.split("fingerprint")[1]
+    assert first == udaseg("recipe", "validate", "daformer").out.split("fingerprint")[1]
+    assert udaseg("recipe", "cp", "daformer", "mine").code == 0 and Path("mine/daformer.yaml").is_file()
+
+
+def test_recipe_cp_never_overwrites(udaseg: Run) -> None:
+    Path("mine.yaml").write_text("precious", encoding="utf-8")
+    Path("link.yaml").symlink_to("elsewhere.yaml")
+    Path("dacs.yaml").write_text("precious", encoding="utf-8")
+    for target in ("mine.yaml", "link.yaml", "."):
+        is_message(udaseg("recipe", "cp", "dacs", target), "exists", "another name")
+    assert Path("mine.yaml").read_text(encoding="utf-8") == Path("dacs.yaml").read_text(encoding="utf-8") == "precious"
+    assert not Path("elsewhere.yaml").exists()
+
+
+def test_recipe_cp_to_where_nothing_can_be_written(udaseg: Run) -> None:
+    Path("file").touch()
+    is_message(udaseg("recipe", "cp", "dacs", "file/x.yaml"), "file")
+    is_message(udaseg("recipe", "cp", "dacs", "x.txt"), "x.txt", ".yaml")
+    is_message(udaseg("recipe", "cp", "nosuch", "x.yaml"), "no recipe 'nosuch'")
+    assert not Path("x.txt").exists() and not Path("x.yaml").exists()
+
+
+def test_recipe_validate_lists_everything_that_is_wrong(udaseg: Run) -> None:
+    assert re.fullmatch(r"dacs: valid, fingerprint [0-9a-f]{12}\s*", udaseg("recipe", "validate", "dacs").out)
+    Path("bad.yaml").write_text("extends: dacs\ntrain: {bach: 3}\nsede: 1\n", encoding="utf-8")
+    answer = udaseg("recipe", "validate", "bad.yaml", "model.encoder=mit_b9")
+    is_message(answer, "3 problem(s)", "bad.yaml: train.bach:", "'batch'", "sede", "command line: model.encoder")
+
+
+# --- wrong inputs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], ["--recipe NAME", "udaseg recipe ls"]),
+        (["train", "-r", "dafomer"], ["did you mean 'daformer'"]),
+        (["train", "-r", "demo", "-b", "streetz"], ["no benchmark 'streetz'", "did you mean 'streets'"]),
+        (["train", "-r", "demo", "train.bach=3"], ["command line: train.bach", "did you mean 'batch'"]),
+        (["train", "-r", "demo", "train.batch"], ["override 'train.batch'", "key=value"]),
+        (["train", "-r", "demo", "train.batch="], ["the value is empty"]),
+        (["train", "-r", "demo", ""], ["override ''"]),
+        (["train", "-r", "demo", "--seed", "-1"], ["--seed"]),
+        (["train", "-r", "demo", "--seed", "x"], ["--seed"]),
+        (["train", "-r", "demo", "--seed", str(2**63)], ["seed", "less than"]),
+        (["train", "--resume"], ["--recipe NAME"]),
+        (["train", "--resume", "--out", "nowhere"], ["nowhere", "not a run folder"]),
+        (["train", "--resume", "--out", "nowhere", "seed=3"], ["leave out"]),
+        (["profile", "-r", "demo", "--steps", "0"], ["--steps"]),
+        (["evaluate", "nowhere"], ["nowhere: no such run folder or weights file"]),
+        (["evaluate", "."], ["not a run folder"]),
+        (["prepare", "cityscape"], ["did you mean 'cityscapes'"]),
+        (["prepare", "streets", "--size", "64"], ["--size '64'", "256x128"]),
+        (["prepare", "streets", "--size", "1x1"], ["--size '1x1'", "at least"]),
+        (["prepare", "streets", "--size", "64x²"], ["--size"]),
+        (["prepare", "streets", "--gap", "2"], ["--gap"]),
+        (["prepare", "streets", "--seed", "-1"], ["--seed"]),
+        (["prepare", "streets", "--workers", "0"], ["--workers"]),
+    ],
+)
+def test_wrong_inputs(udaseg: Run, arguments: list[str], words: list[str]) -> None:
+    answer = udaseg(*arguments)
+    is_message(answer._replace(err=answer.err.replace("Did you", "did you")), *words)
+    assert not Path("runs").exists() and not Path("data").exists()
+
+
+def test_prepare_on_missing_data_prints_the_expected_tree(udaseg: Run) -> None:
+    answer = udaseg("prepare", "gta5")
+    is_message(answer, "'gta5' was not found", "udaseg prepare gta5", "UDASEG_DATA", "https://")
+    assert "  gta5/\n    images/00001.png" in answer.err
+    is_message(udaseg("prepare", "cityscapes", "--root", "elsewhere"), "elsewhere", "leftImg8bit", "--root DIR")
+
+
+def test_prepare_where_nothing_can_be_written(udaseg: Run) -> None:
+    Path("file").touch()
+    is_message(udaseg("prepare", "streets", "--size", "32x32", "--root", "file"), "file", "another path")
+
+
+def test_train_lists_all_absences_at_once(udaseg: Run) -> None:
+    answer = udaseg("train", "-r", "daformer", "model.start=old/run")
+    is_message(answer, "data.source", "'gta5'", "udaseg prepare gta5", "data.target", "'cityscapes'", "data.validation",
+               "model.weights", "mit_b5.pth", "model.weights=none", "model.start", "old/run")  # fmt: skip
+    assert not Path("runs").exists()
+    for command in (["train", "--dry-run"], ["profile"]):
+        is_message(udaseg(*command, "-r", "daformer"), "udaseg prepare gta5", "model.weights=none")
+
+
+def test_train_needs_no_data_it_does_not_look_at(udaseg: Run) -> None:
+    answer = udaseg("train", "-r", "source_only", "-b", "streets", "data.validation=null")
+    is_message(answer, "streets_source", "udaseg prepare streets", "model.weights")
+    assert "streets_target" not in answer.err
+
+
+def test_train_into_places_that_are_no_run_folders(udaseg: Run, streets: Path) -> None:
+    Path("file").write_text("precious", encoding="utf-8")
+    Path("full").mkdir()
+    Path("full/thesis.txt").write_text("precious", encoding="utf-8")
+    for place, word in (("file", "file"), ("file/x", "file"), ("full", "not a run folder")):
+        is_message(udaseg("train", "-r", "demo_source_only", *SMALL, "--out", place)._replace(out=""), word)
+    assert Path("file").read_text(encoding="utf-8") == Path("full/thesis.txt").read_text(encoding="utf-8") == "precious"
+    assert [entry.name for entry in Path("full").iterdir()] == ["thesis.txt"]
+
+
+# --- a run, from the outside ---------------------------------------------------------------------------------------
+
+
+def test_train_evaluate_and_the_same_command_again(udaseg: Run, streets: Path) -> None:
+    command = ["train", "-r", "demo_source_only", *SMALL, "--out", "run [1]"]
+    answer = udaseg(*command)
+    assert answer.code == 0 and "run run [1]" in answer.out and "Traceback" not in answer.err
+    assert "finished before" in udaseg(*command).out
+    is_message(udaseg(*command, "--seed", "1"), "run [1] holds a run of another recipe", "seed: 0 -> 1", "--out")
+    assert "finished before" in udaseg(*command, "runtime.log_every=1").out
+
+    result = udaseg("evaluate", "run [1]", "--json", "--limit", "2")
+    assert result.code == 0 and len(result.out.splitlines()) == 1
+    found = json.loads(result.out)
+    assert found["protocol"] == "cityscapes19" and len(found["iou"]) == 19 and len(found["confusion"]) == 19
+    text = udaseg(
+        "evaluate", "run [1]/weights.safetensors", "--protocol", "synthia13", "--limit", "1", "-b", "streets"
+    ).out
+    assert "of 13 classes" in text and "student of demo_source_only on streets_target val (1 images)" in text
+
+    is_message(udaseg("evaluate", "run [1]", "--protocol", "synthia"), "'synthia16'")
+    is_message(udaseg("evaluate", "run [1]", "--teacher"), "no teacher")
+    is_message(udaseg("evaluate", "run [1]", "--split", "test"), "no split 'test'")
+    is_message(udaseg("evaluate", "run [1]", "--limit", "0"), "--limit")
+    is_message(udaseg("evaluate", "run [1]", "-b", "nosuch"), "no benchmark 'nosuch'")
+    Path("bad.yaml").write_text("data: {source: {dataset: nosuch}, sauce: 1}\n", encoding="utf-8")
+    is_message(udaseg("evaluate", "run [1]", "-b", "bad.yaml"), "bad.yaml: data.sauce", "data.crop", "missing")
+    Path("bad.yaml").write_text("data: {source: {dataset: gta}, crop: [1, 1]}\n", encoding="utf-8")
+    is_message(udaseg("evaluate", "run [1]", "-b", "bad.yaml"), "'gta'", "gta5")
+
+
+def test_profile_in_one_line_of_json(udaseg: Run, streets: Path) -> None:
+    answer = udaseg("profile", "-r", "demo", *SMALL, "--steps", "1", "--json")
+    assert answer.code == 0 and len(answer.out.splitlines()) == 1
+    found = json.loads(answer.out)
+    assert found["passes"] == {"student": 2, "teacher": 1} and found["recipe"] == "demo"
+
+
+def test_dry_run_says_what_a_run_costs_and_writes_nothing(udaseg: Run, streets: Path) -> None:
+    answer = udaseg("train", "-r", "demo", *SMALL, "--dry-run")
+    assert answer.code == 0 and not list(Path().iterdir())
+    for words in ("passes per step", "step", "peak memory", "whole run", "disk", "one validation image"):
+        assert words in answer.out
+
+
+# --- doctor --------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_names_a_mismatched_pair_and_the_remedy(tmp_path: Path) -> None:
+    fake = tmp_path / "torchvision"
+    fake.mkdir()
+    (fake / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n", encoding="utf-8"
+    )
+    answer = real("doctor", PYTHONPATH=str(tmp_path))
+    assert answer.code == 2 and "Traceback" not in answer.out + answer.err
+    assert "operator torchvision::nms does not exist" in answer.out
+    lines = [line.strip() for line in answer.out.splitlines()]
+    assert "pip uninstall -y torch torchvision" in lines and "pip install torch torchvision" in lines
+    assert re.search(r"^torchvision +bad", answer.out, re.MULTILINE) and re.search(
+        r"^torch +ok", answer.out, re.MULTILINE
+    )
+    assert "data home" in answer.out  # the rest is examined all the same
+
+
+def test_doctor_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "raise ImportError('[libfoo.so]: cannot open shared object file')\n", encoding="utf-8"
+    )
+    answer = real("doctor", PYTHONPATH=str(tmp_path))
+    assert answer.code == 2 and "Traceback" not in answer.out + answer.err
+    assert re.search(r"^torch +bad", answer.out, re.MULTILINE) and "[libfoo.so]: cannot open" in answer.out

@@ -1,0 +1,48 @@
+"""What only a GPU can show. Run with ``pytest -m gpu``; the default suite leaves these out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+
+from udaseg import build
+from udaseg.engine import trainer
+from udaseg.engine.profile import profile
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+ON_GPU = ("runtime.device=cuda", "train.iterations=8")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["source_only", "dacs", "daformer"])
+def test_no_step_waits_for_the_device(streets: Path, name: str, precision: str) -> None:
+    setup = build.training(toy.load(name, *ON_GPU, f"train.precision={precision}", base=toy.MIT)).setup
+    batches = [{k: v.pin_memory() for k, v in raw.items()} for raw in setup.batches(0, 4)]
+    trainer.step(setup, batches[0], 0)  # the first step may allocate and tune
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for t in (1, 2, 3):
+            losses, _ = trainer.step(setup, batches[t], t)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.isfinite(loss.value) for loss in losses.values())
+
+
+@pytest.mark.parametrize("name", ["dacs", "daformer"])
+def test_a_compiled_model_learns_the_same(streets: Path, name: str) -> None:
+    results = []
+    for compiled in ("false", "true"):
+        overrides = (*ON_GPU, "train.precision=fp32", f"train.compile={compiled}")
+        setup = build.training(toy.load(name, *overrides, base=toy.MIT)).setup
+        losses = [trainer.step(setup, raw, t)[0] for t, raw in enumerate(setup.batches(0, 3))]
+        results.append([value.value.item() for step in losses for value in step.values()])
+    assert results[0] == pytest.approx(results[1], rel=1e-2)
+
+
+def test_profile_reports_the_card(streets: Path) -> None:
+    setup = build.training(toy.load("daformer", *ON_GPU, base=toy.MIT)).setup
+    found = profile(setup, batch=2, precision="bf16", steps=2)
+    assert found.device == torch.cuda.get_device_name() and found.peak_memory_gb
