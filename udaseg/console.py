@@ -93,7 +93,8 @@ class Watching:
         losses = "  ".join(f"{name} {number(value)}" for name, value in row["losses"].items())
         notes = "  ".join(f"{name} {number(value)}" for name, value in row["notes"].items())
         memory = f"  {row['memory_gb']:.2f} GB" if row["memory_gb"] else ""
-        rest = f"{notes}  lr {row['lr']:.2e}  {rate:.1f} images/s  waiting {100 * row['waiting']:.0f} %{memory}"
+        pace = f"{rate:.1f} images/s  waiting {100 * row['waiting']:.0f} %{memory}  {duration(left)} left"
+        rest = f"{notes}  lr {row['lr']:.2e}  {pace}"
         out.print(Text.assemble(f"{row['iteration']:>7}  {losses}  ", (rest, "dim")))
 
     def advance(self, iteration: int) -> None:

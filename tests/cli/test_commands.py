@@ -296,7 +296,7 @@ def test_train_evaluate_and_the_same_command_again(udaseg: Run, streets: Path) -
 
 
 def test_profile_in_one_line_of_json(udaseg: Run, streets: Path) -> None:
-    answer = udaseg("profile", "-r", "demo", *SMALL, "--steps", "1", "--json")
+    answer = udaseg("profile", "-r", "demo", *SMALL, "train.iterations=4", "--steps", "1", "--json")
     assert answer.code == 0 and len(answer.out.splitlines()) == 1
     found = json.loads(answer.out)
     assert found["passes"] == {"student": 2, "teacher": 1} and found["recipe"] == "demo"

@@ -141,7 +141,7 @@ def test_one_parent_and_one_benchmark_only(here: Path, key: str, value: str) -> 
 
 def bomb() -> str:
     lines = ["a0: &a0 {x: 1}"]
-    for level in range(1, 12):
+    for level in range(1, 4):  # few enough to do no harm where they are not refused
         lines.append(f"a{level}: &a{level} {{{', '.join(f'k{i}: *a{level - 1}' for i in range(9))}}}")
     return "\n".join(lines)
 
@@ -372,13 +372,13 @@ def test_every_value_knows_its_file(here: Path) -> None:
     assert origin["name",] == str(path)
 
 
-@pytest.mark.parametrize("name", ["daformer", "demo"])
+@pytest.mark.parametrize("name", ["daformer", "source_only"])
 def test_every_leaf_has_an_origin_and_every_origin_a_value(name: str) -> None:
-    loaded = load(name, "model.encoder=mit_b0", "views.mixed.jitter=null")
+    loaded = load(name, "model.encoder=mit_b0", "teacher.alpha=null")
     paths = {path for path, _ in leaves(loaded.tree)}
     assert paths <= set(loaded.origin)
     prefixes = {path[:length] for path in paths for length in range(1, len(path) + 1)}
-    assert set(loaded.origin) - prefixes <= {("views", "mixed", "jitter")}  # the removal, too, has an origin
+    assert set(loaded.origin) - prefixes <= {("teacher", "alpha"), ("teacher",)}  # the removal, too, has an origin
 
 
 def test_found_in_falls_back_to_the_nearest_key_above() -> None:

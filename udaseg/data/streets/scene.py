@@ -50,7 +50,7 @@ class Scene:
         for paint in (self._sky, self._skyline, self._ground, self._marks):
             paint()
         for side in self.sides:
-            for plan in (self._facades, self._kerbside, self._pedestrians, self._vehicles):
+            for plan in (self._facades, self._kerbside, self._vehicles):
                 plan(side)
         self._traffic()
         self._cycles()
@@ -164,7 +164,7 @@ class Scene:
             add(plot.far, things.wall if kind == "wall" else things.fence, plot)
 
     def _kerbside(self, side: Side) -> None:
-        """Perhaps a row of trees; poles."""
+        """Perhaps a row of trees; poles; pedestrians, a few of them on the road."""
         random = self.random
         if random.random() < 0.25:
             for z in [6 + place * random.uniform(7, 10) for place in range(4)]:
@@ -172,9 +172,6 @@ class Scene:
         for _ in range(random.randint(1, self.layout["most poles"])):
             z, x = 4 + 50 * random.random() ** 2.2, side.beyond(random.uniform(0.3, 1.0))
             self._add(STREET, z, things.pole, x, z, random.choices(list(things.POLES), (0.4, 0.25, 0.35))[0])
-
-    def _pedestrians(self, side: Side) -> None:
-        random = self.random
         for _ in range(self._count(0.7 * self.layout["persons"], 0.4, 12)):
             z, x = 4.5 + 26 * random.random() ** 1.9, side.beyond(random.uniform(0.3, side.sidewalk + 0.3))
             if random.random() < 0.15:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -145,7 +146,7 @@ def _write(job: Job, *, size: tuple[int, int], gap: float, seed: int) -> None:
         if not path.exists():
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             try:
-                content.save(temporary, format="PNG", compress_level=1)
+                content.save(temporary, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
