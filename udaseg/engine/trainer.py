@@ -163,6 +163,7 @@ class Trainer:
         self.setup, self.run, self.cadence, self.progress = setup, run, cadence, progress
         self.done = 0
         self.meter = Meter()
+        self.phases = Phases()
         self.best: dict[str, Any] | None = None
         self.validation: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
@@ -178,6 +179,12 @@ class Trainer:
         try:
             with Signals() as signals:
                 self._loop(signals)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory in phase {self.phases.current!r} of iteration {self.done}: {str(error).splitlines()[0]} Try "
+                "train.precision=bf16, a smaller train.batch or data.crop, or a smaller model.encoder; `udaseg train "
+                "... --dry-run` shows the peak. The newest checkpoint is intact."
+            ) from None
         finally:
             self.progress.end()
 
@@ -185,21 +192,10 @@ class Trainer:
         batches = self.setup.batches(self.done, self.setup.iterations)
         for t in range(self.done, self.setup.iterations):
             raw = self._next(batches)
-            losses, notes = self._step(raw, t)
+            losses, notes = step(self.setup, raw, t, self.phases)
             self.meter.add(losses, notes, t)
             self.done = t + 1
             self._after(signals)
-
-    def _step(self, raw: Mapping[str, Tensor], t: int) -> tuple[dict[str, Loss], dict[str, Tensor]]:
-        phases = Phases()
-        try:
-            return step(self.setup, raw, t, phases)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of memory in phase {phases.current!r} of iteration {t}: {str(error).splitlines()[0]} Try "
-                "train.precision=bf16, a smaller train.batch or data.crop, or a smaller model.encoder; "
-                "`udaseg profile` shows the peak of each phase."
-            ) from None
 
     def _next(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
         began = time.monotonic()
@@ -277,10 +273,11 @@ class Trainer:
         """Evaluate the student; the best so far is remembered as *oracle selection* (it looked at target labels)."""
         assert self.setup.validate is not None
         segmentor = self.setup.learner.segmentor
-        confusion = self.setup.validate(segmentor).tolist()
+        with self.phases("validation"):
+            confusion = self.setup.validate(segmentor).tolist()
         self.run.record({"iteration": self.done, "validation": confusion})
         self.validation = {"iteration": self.done, "confusion": confusion, "miou": self.setup.score(confusion)}
-        if self.best is None or self.validation["miou"] > self.best["miou"]:
+        if self.best is None or not self.best["miou"] >= self.validation["miou"]:
             self.best = self.validation
             if self.run.writes:
                 self.setup.save_weights(self.run.best_weights, segmentor)
