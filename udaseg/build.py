@@ -55,23 +55,18 @@ SOCKETS: dict[str, Table] = {
 
 def load(name: str, **layers: Any) -> Loaded:
     """Find, flatten and check a recipe; see ``udaseg.recipe.load``."""
-    loaded = recipes.load(SOCKETS, name, **layers)
-    refuse(inconsistencies(loaded.recipe), loaded)
-    return loaded
+    return recipes.load(SOCKETS, name, more=inconsistencies, **layers)
 
 
 def refuse(problems: list[Problem], loaded: Loaded) -> None:
     """A UserError that lists all problems with the file each key came from; nothing if there are none."""
     if problems:
-        lines = "\n".join(
-            f"  {recipes.found_in(p.path, loaded.origin)}: {'.'.join(p.path)}: {p.message}" for p in problems
-        )
-        raise UserError(f"recipe {loaded.recipe.name!r} cannot run:\n{lines}")
+        raise UserError(f"recipe {loaded.recipe.name!r} cannot run:\n{recipes.listed(problems, loaded.origin)}")
 
 
 def inconsistencies(recipe: Recipe) -> list[Problem]:
     """What no single key shows: unknown data sets and protocols, views that need a target there is none of."""
-    problems = []
+    problems: list[Problem] = []
     for key in ("source", "target", "validation"):
         domain: DomainSection | None = getattr(recipe.data, key)
         if domain is not None and domain.dataset not in DATASETS:
@@ -96,7 +91,7 @@ def needs_target(recipe: Recipe) -> bool:
 
 def absences(recipe: Recipe) -> list[Problem]:
     """What must be there before training and is not: prepared data sets, weights. Each with its remedy."""
-    problems = []
+    problems: list[Problem] = []
     keys: list[str] = [recipe.data.labelled]
     keys += ["target"] if needs_target(recipe) else []
     keys += ["validation"] if recipe.data.validation else []
@@ -104,7 +99,8 @@ def absences(recipe: Recipe) -> list[Problem]:
         try:
             index_of(getattr(recipe.data, key))
         except UserError as error:
-            problems.append(Problem(("data", key), str(error)))
+            if all(problem.message != str(error) for problem in problems):  # target and validation often share a root
+                problems.append(Problem(("data", key), str(error)))
     for find, key in ((encoder_weights, "weights"), (start_weights, "start")):
         try:
             find(recipe)
@@ -230,9 +226,7 @@ def training_pairs(recipe: Recipe) -> TrainingPairs:
     )
 
 
-def images_of(
-    section: DomainSection, scale: int, *, labels: bool = True, limit: int | None = None
-) -> Subset[Any]:
+def images_of(section: DomainSection, scale: int, *, labels: bool = True, limit: int | None = None) -> Subset[Any]:
     """Whole images of a split at test size, with native labels if wanted; only the first ``limit``."""
     images = EvaluationImages(domain(section, scale, labels=labels))
     return Subset(images, range(min(limit or len(images), len(images))))
@@ -309,11 +303,11 @@ def models(
     torch.manual_seed(recipe.seed)
     classes = class_set(recipe)
     student = segmentor(recipe.model.encoder, recipe.model.decoder, len(classes))
+    refuse_small_crop(recipe, student.encoder.strides)  # type: ignore[arg-type]
     stamp: dict[str, Any] = {"encoder_weights": None, "start": recipe.model.start}
     if (path := encoder_weights(recipe)) is not None:
-        stamp["encoder_weights"] = dataclasses.asdict(
-            load_encoder(student.encoder, path, name=recipe.model.encoder["kind"])
-        )
+        report = load_encoder(student.encoder, path, name=recipe.model.encoder["kind"])
+        stamp["encoder_weights"] = {"file": str(path), "sha256": report.sha256, "missing": report.missing}
     reference = Frozen(copy.deepcopy(student.encoder)) if uses_reference(recipe) else None
     if (path := start_weights(recipe)) is not None:
         package.restore(student, package.read(path)[1], path)
@@ -326,6 +320,16 @@ def models(
             module.encoder.compile(dynamic=False)
             module.decoder.compile(dynamic=False)
     return learner, teacher, stamp
+
+
+def refuse_small_crop(recipe: Recipe, strides: tuple[int, ...]) -> None:
+    """BatchNorm of the coarsest map needs more than one value a channel."""
+    height, width = (side * recipe.data.scale // max(strides) for side in recipe.data.crop)
+    if recipe.train.batch * height * width < 2:
+        raise UserError(
+            f"data.crop={list(recipe.data.crop)} with train.batch={recipe.train.batch} is too small for "
+            f"{recipe.model.encoder['kind']}: its coarsest map has one cell in {max(strides)} pixels"
+        )
 
 
 def uses_reference(recipe: Recipe) -> bool:

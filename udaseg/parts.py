@@ -17,6 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from udaseg.errors import UserError
+
 MAP = "a map of keys is expected"
 EXPECTED = {"model_type": MAP, "dict_type": MAP, "tuple_type": "a list is expected, as in [512, 512]"}
 """Pydantic's kinds of errors whose own words name Python's types."""
@@ -51,10 +53,13 @@ class Table:
             return {}, explain(error, schema, path)
 
     def make(self, name: str, settings: Mapping[str, Any], **supplied: Any) -> Any:
-        """The object; of the supplied values it gets those its constructor asks for."""
+        """The object; of the supplied values it gets those its constructor asks for. Its ValueError is the user's."""
         part = self.rows[name]
         wanted = {key: value for key, value in supplied.items() if key in keyword_parameters(part)}
-        return part(**settings, **wanted)
+        try:
+            return part(**settings, **wanted)
+        except ValueError as error:
+            raise UserError(f"{self.noun} {name}: {error}") from None
 
 
 def keyword_parameters(part: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -68,7 +73,7 @@ def keyword_parameters(part: Callable[..., Any]) -> dict[str, inspect.Parameter]
 def settings_schema(part: Callable[..., Any], supplied: frozenset[str]) -> type[BaseModel]:
     """A strict pydantic model of a part's settings."""
     target = part.func if isinstance(part, functools.partial) else part
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in keyword_parameters(part).items()

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +154,9 @@ class Recipe(Section):
         """Identifies what is computed (in which order, too): equal where only name or ``runtime`` differ."""
         text = json.dumps(self.model_dump(exclude={"name", "runtime"}))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+Checks = Callable[[Recipe], list[Problem]]
 
 
 @dataclass(frozen=True)
@@ -385,23 +388,43 @@ def benchmark_data(name: str) -> DataSection:
         raise UserError(f"benchmark {name!r} has {len(problems)} problem(s):\n{listed(problems, origin)}") from None
 
 
-def load(sockets: Mapping[str, Table], name: str, **layers: Any) -> Loaded:
+def load(sockets: Mapping[str, Table], name: str, more: Checks = lambda recipe: [], **layers: Any) -> Loaded:
     """Flatten and check; a UserError lists *all* that is wrong with file, key and what is allowed."""
     tree, origin = flatten(name, **layers)
-    return checked(tree, origin, sockets)
+    return checked(tree, origin, sockets, more)
 
 
-def checked(tree: Tree, origin: dict[KeyPath, str], sockets: Mapping[str, Table]) -> Loaded:
-    """Check a flattened tree (one read back from a run folder, too)."""
+def checked(
+    tree: Tree, origin: dict[KeyPath, str], sockets: Mapping[str, Table], more: Checks = lambda recipe: []
+) -> Loaded:
+    """Check a flattened tree (one read back from a run folder, too); ``more`` finds what no single key shows."""
     problems: list[Problem] = []
     prepared = complete_parts(copy.deepcopy(tree), sockets, problems)
+    recipe = None
     try:
         recipe = Recipe.model_validate(prepared)
     except ValidationError as error:
         problems = [*explain(error, Recipe), *problems]
-    if problems:
+        recipe = without(prepared, error)
+    problems += more(recipe) if recipe else []
+    if problems or recipe is None:
         raise UserError(f"recipe {tree.get('name')!r} has {len(problems)} problem(s):\n{listed(problems, origin)}")
     return Loaded(recipe, tree, origin)
+
+
+def without(tree: Tree, error: ValidationError) -> Recipe | None:
+    """The recipe with every refused value at its default, so that all other problems can be told at the same time."""
+    for found in error.errors():
+        *parents, last = found["loc"]
+        place: Any = tree
+        for step in parents:
+            place = place.get(step) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.pop(last, None)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError:
+        return None
 
 
 def listed(problems: Iterable[Problem], origin: Mapping[KeyPath, str]) -> str:
@@ -457,8 +480,8 @@ def stage(name: str, view: object, sockets: Mapping[str, Table], problems: list[
             problems.append(Problem(where, f"{term!r} is not allowed: {MAP}, as in {{weight: 0.5}}"))
             continue
         weight = term.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            problems.append(Problem((*where, "weight"), f"{weight!r} is not allowed: a number is expected"))
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            problems.append(Problem((*where, "weight"), f"{weight!r} is not allowed: a number from 0 on is expected"))
             weight = 1.0
         section["weights"][key] = weight
         settings = {k: v for k, v in term.items() if k != "weight"}

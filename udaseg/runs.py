@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from udaseg import build
 from udaseg.engine import checkpoint
 from udaseg.engine.runlog import RunFolder
@@ -19,7 +17,7 @@ from udaseg.errors import UserError
 from udaseg.files import write_json, write_text
 from udaseg.models import package
 from udaseg.models.segmentor import Segmentor
-from udaseg.recipe import Loaded, as_yaml, checked, difference
+from udaseg.recipe import Loaded, as_yaml, checked, difference, read_yaml
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def read_recipe(folder: Path) -> Loaded:
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder (it has no recipe.yaml)")
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = read_yaml(path)
     return checked(tree, {(key,): str(path) for key in tree}, build.SOCKETS)
 
 
@@ -157,4 +155,10 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     if not path.is_file():
         raise UserError(f"{folder}: has no result yet; finish it: udaseg train --resume --out {folder}")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        result = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        result = {}
+    if not {"classes", "protocol", "validation", "oracle_selection"} <= result.keys():
+        raise UserError(f"{path}: damaged; delete it and finish the run again: udaseg train --resume --out {folder}")
+    return result

@@ -13,12 +13,13 @@ import pytest
 import udaseg
 
 ROOT = Path(udaseg.__file__).parent
-BASE = {"udaseg", "udaseg.errors", "udaseg.files"}
-"""What everything may import: the version, the one exception, writing files."""
+BASE = {"udaseg", "udaseg.errors", "udaseg.files", "udaseg.ranges"}
+"""What everything may import: the version, the one exception, writing files, types with a range."""
 
 ALLOWED: dict[str, set[str]] = {
     "udaseg.errors": set(),
     "udaseg.files": set(),
+    "udaseg.ranges": set(),
     "udaseg.console": set(),
     "udaseg.parts": set(),
     "udaseg.recipe": {"udaseg.parts"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -51,10 +52,11 @@ def run(loaded: Loaded, folder: Path, resume: bool) -> None:
         outcome = runs.train(loaded, folder, watching, resume=resume)
     finally:
         distributed.leave()
+    if os.environ.get("RANK", "0") != "0":
+        return
     if outcome.already_finished:
         out.print(f"{folder}: finished before; nothing to do")
-    if (folder / "result.json").is_file():
-        summary(folder)
+    summary(folder)
 
 
 def summary(folder: Path) -> None:

@@ -183,9 +183,10 @@ def dataset_spec(name: str) -> DataSetSpec:
     """The row of a data set; UserError with the nearest name and the list."""
     if name in DATASETS:
         return DATASETS[name]
-    near = difflib.get_close_matches(name, DATASETS, n=1)
+    known = [*DATASETS, *GROUPS]
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"No data set is called {name!r}.{hint} There are: {', '.join(DATASETS)}.")
+    raise UserError(f"No data set is called {name!r}.{hint} There are: {', '.join(known)}.")
 
 
 def data_home() -> Path:
@@ -213,5 +214,7 @@ def _missing(spec: DataSetSpec, places: list[Path], *, explicit: bool) -> str:
         lines += [f"Download: {spec.page}", *("  " + f for f in spec.files)]
     lines.append(f"Then run: {spec.command}" + (" --root DIR" if explicit else ""))
     if not explicit:
-        lines.append("Other places: set UDASEG_DATA or pass --root DIR.")
+        lines.append(
+            "Other places: set UDASEG_DATA, or give `udaseg prepare` --root DIR and the recipe data.<domain>.root=DIR."
+        )
     return "\n".join(lines)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from udaseg.errors import UserError
+from udaseg.ranges import NotNegative, Temperature
 
 Counts = npt.NDArray[np.int64]
 
@@ -48,7 +49,7 @@ class RareClass:
     """Draw a class with P(c) = softmax((1 - f_c) / T), then an image that has more than `min_pixels` of it."""
 
     def __init__(
-        self, *, counts: Counts, min_pixels: int, temperature: float = 0.01, min_crop_ratio: float = 0.5
+        self, *, counts: Counts, min_pixels: int, temperature: Temperature = 0.01, min_crop_ratio: NotNegative = 0.5
     ) -> None:
         """`counts` (N,K) at native resolution; `temperature=inf` draws classes uniformly, ratio 0 checks no crop.
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -99,8 +100,7 @@ def profile(setup: Setup, *, batch: int, precision: str, steps: int = 5, warmup:
     synchronise = torch.cuda.synchronize if setup.device.type == "cuda" else (lambda: None)
     name = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else setup.device.type
     result = Profile(name, torch.__version__, precision, batch, steps)
-    steps_wanted = min(warmup + 1 + steps, setup.iterations)
-    batches = setup.batches(0, steps_wanted)
+    batches = endless(setup)
     counting = CountingPhases()
     passes = Passes(setup)
     with counting.counting():
@@ -108,31 +108,36 @@ def profile(setup: Setup, *, batch: int, precision: str, steps: int = 5, warmup:
     result.passes = passes.close()
     result.multiply_adds = {key: value / 2 for key, value in counting.flops.items() if value}
     for t in range(1, 1 + warmup):
-        step(setup, next(batches), t)
+        step(setup, next(batches), t % setup.iterations)
     if setup.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(setup.device)
     phases = Phases(wall_clock(synchronise))
     began = time.perf_counter()
-    for t in range(1 + warmup, steps_wanted):
+    for t in range(1 + warmup, 1 + warmup + steps):
         with phases("data"):
             raw = next(batches)
         with phases("rest"):
-            step(setup, raw, t, phases)
-    taken = max(steps_wanted - 1 - warmup, 1)
-    result.seconds_per_step = (time.perf_counter() - began) / taken
-    result.seconds = {key: value / taken for key, value in phases.seconds.items()}
+            step(setup, raw, t % setup.iterations, phases)
+    result.seconds_per_step = (time.perf_counter() - began) / steps
+    result.seconds = {key: value / steps for key, value in phases.seconds.items()}
     result.images_per_second = batch / result.seconds_per_step
     result.peak_memory_gb = memory_gb(setup.device)
     return result
 
 
+def endless(setup: Setup) -> Iterator[dict[str, Tensor]]:
+    """The run's batches, from the beginning again when they end."""
+    while True:
+        yield from setup.batches(0, setup.iterations)
+
+
 def time_steps(setup: Setup, steps: int) -> float:
     """Median seconds of a step, after one that does not count; used to choose the number of threads."""
-    batches = setup.batches(0, steps + 1)
+    batches = endless(setup)
     taken = []
     for t in range(steps + 1):
         raw = next(batches)
         began = time.perf_counter()
-        step(setup, raw, t)
+        step(setup, raw, t % setup.iterations)
         taken.append(time.perf_counter() - began)
     return sorted(taken[1:])[steps // 2]

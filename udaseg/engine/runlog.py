@@ -34,7 +34,7 @@ class RunFolder:
     def __init__(self, path: Path, *, writes: bool = True, tensorboard: bool = False) -> None:
         self.path = path
         self.writes = writes
-        self._board = board(path) if writes and tensorboard else None
+        self._board: Any = board(path) if writes and tensorboard else None
         self.recipe = path / "recipe.yaml"
         self.result = path / "result.json"
         self.weights = path / "weights.safetensors"
@@ -74,7 +74,10 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
         if "losses" in row:
             self._append_csv(flat(row))
-        for name, value in flat(row).items() if self._board is not None else ():
+            self._show_on_board(flat(row))
+
+    def _show_on_board(self, row: Row) -> None:
+        for name, value in row.items() if self._board is not None else ():
             if isinstance(value, int | float) and name != "iteration":
                 self._board.add_scalar(name, value, row["iteration"])
 

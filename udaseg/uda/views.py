@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from udaseg.ranges import NotNegative, Share
 from udaseg.uda.augment import ColourAugment, Normalisation
 from udaseg.uda.mixing import choose_classes, class_mask, class_slots, mix, present_classes
 from udaseg.uda.types import Iteration, View, ViewBuilder
@@ -40,9 +41,9 @@ class Mixed:
         *,
         normalise: Normalisation,
         classes: int,
-        jitter: float = 0.2,
-        jitter_probability: float = 0.8,
-        blur_probability: float = 0.5,
+        jitter: NotNegative = 0.2,
+        jitter_probability: Share = 0.8,
+        blur_probability: Share = 0.5,
     ) -> None:
         self.classes = classes
         self.augment = ColourAugment(

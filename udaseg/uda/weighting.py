@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from udaseg.ranges import Share
 from udaseg.uda.types import Iteration, PseudoLabels
 
 
@@ -20,7 +21,7 @@ class ConfidenceShare:
     high as the image. HRDA's version follows the image instead and arrives as ``batch.target_valid``.
     """
 
-    def __init__(self, *, threshold: float = 0.968, crop_margins: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, *, threshold: Share = 0.968, crop_margins: tuple[int, int] = (0, 0)) -> None:
         self.threshold = threshold
         self.crop_margins = crop_margins
 

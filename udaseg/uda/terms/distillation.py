@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.models.segmentor import Output
+from udaseg.ranges import Share
 from udaseg.uda.types import IGNORE, Iteration, Loss, View
 
 
@@ -31,9 +32,11 @@ class FeatureDistance(nn.Module):
         reference: nn.Module,
         names: tuple[str, ...],
         class_names: tuple[str, ...] | None = None,
-        min_ratio: float = 0.75,
+        min_ratio: Share = 0.75,
     ) -> None:
         super().__init__()
+        if class_names and not set(class_names) & set(names):
+            raise ValueError(f"class_names {list(class_names)}: no class is called so; there are {', '.join(names)}")
         self.reference = reference
         self.classes = len(names)
         self.min_ratio = min_ratio
