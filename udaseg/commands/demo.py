@@ -55,10 +55,9 @@ def run(*, quick: bool, recipe: str | None, seed: int, folder: Path | None) -> R
     folder = folder or default_folder(quick, recipe, seed)
     prepare_streets()
     common = [f"seed={seed}", *(QUICK if quick else ())]
-    first = build.load("demo_source_only", overrides=common)
-    threads = fastest_threads(first)
-    common.append(f"runtime.threads={threads}")
     start = folder / "source_only"
+    if not (folder / "adapted" / "result.json").is_file():
+        common.append(f"runtime.threads={fastest_threads(build.load('demo_source_only', overrides=common))}")
     train(build.load("demo_source_only", overrides=common), start, "1/2 source-only")
     adapted = load_adaptation(recipe, [*common, f"model.start={start}"])
     train(adapted, folder / "adapted", f"2/2 {adapted.recipe.name}")
@@ -73,9 +72,10 @@ def default_folder(quick: bool, recipe: str | None, seed: int) -> Path:
 
 
 def prepare_streets() -> None:
-    """Draw and index the data set, unless that is done."""
-    with Counting("drawing street scenes") as progress:
-        write_streets(data_home() / "streets", progress=progress)
+    """Draw and index the data set, unless that is done; one the user drew at another size is used as it is."""
+    if not (data_home() / "streets" / "streets.json").is_file():
+        with Counting("drawing street scenes") as progress:
+            write_streets(data_home() / "streets", progress=progress)
     for name in ("streets_source", "streets_target"):
         prepare(name)
 
