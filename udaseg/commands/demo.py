@@ -33,7 +33,7 @@ from udaseg.models.segmentor import Segmentor
 from udaseg.recipe import Loaded
 from udaseg.studies import figures, html
 
-QUICK = ("train.iterations=60", "optimiser.warmup=10")
+QUICK = ("train.iterations=40", "optimiser.warmup=10")
 SHOWN = 6  # validation images in the picture
 
 
