@@ -1,0 +1,46 @@
+"""Multiply-adds of networks at 512 x 512 against the fact sheet (baselines.md section 10); nothing is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from parity.rule import segmentor
+from udaseg.engine.profile import CountingPhases
+
+
+def forward(module: nn.Module, *inputs: object) -> float:
+    """G multiply-adds of one forward pass on the meta device."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*inputs)
+    return counter.get_total_flops() / 2e9
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "body", "head"),
+    [("mit_b5", "daformer", 69.4, 56.9), ("mit_b5", "segformer", 69.4, 40.5), ("resnet101", "deeplabv2", 178.5, 2.9)],
+)
+def test_forward_passes(encoder: str, decoder: str, body: float, head: float) -> None:
+    with torch.device("meta"):
+        model = segmentor(encoder, decoder).eval()
+        image = torch.empty(1, 3, 512, 512)
+        features = tuple(model.encoder(image))
+    assert forward(model.encoder, image) == pytest.approx(body, rel=0.01)
+    assert forward(model.decoder, features) == pytest.approx(head, rel=0.01)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_a_backward_costs_twice_its_forward_also_for_depthwise_filters(groups: int) -> None:
+    convolution = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+    image = torch.randn(2, 8, 16, 16, requires_grad=True)
+    phases = CountingPhases()
+    with phases.counting():
+        with phases("forward"):
+            loss = convolution(image).sum()
+        with phases("backward"):
+            loss.backward()
+    assert phases.flops["forward"] == 2 * 2 * 256 * 8 * (8 // groups) * 9
+    assert phases.flops["backward"] == 2 * phases.flops["forward"]
