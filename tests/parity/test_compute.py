@@ -14,7 +14,7 @@ from udaseg.engine.profile import CountingPhases
 
 def forward(module: nn.Module, *inputs: object) -> float:
     """G multiply-adds of one forward pass on the meta device."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(*inputs)
     return counter.get_total_flops() / 2e9
 
@@ -28,8 +28,8 @@ def test_forward_passes(encoder: str, decoder: str, body: float, head: float) ->
         model = segmentor(encoder, decoder).eval()
         image = torch.empty(1, 3, 512, 512)
         features = tuple(model.encoder(image))
-    assert forward(model.encoder, image) == pytest.approx(body, rel=0.01)
-    assert forward(model.decoder, features) == pytest.approx(head, rel=0.01)
+    assert forward(model.encoder, image) == pytest.approx(body, abs=0.05)
+    assert forward(model.decoder, features) == pytest.approx(head, abs=0.05)
 
 
 @pytest.mark.parametrize("groups", [1, 8])
