@@ -243,9 +243,7 @@ def test_train_lists_all_absences_at_once(udaseg: Run) -> None:
     answer = udaseg("train", "-r", "daformer", "model.start=old/run")
     is_message(answer, "data.source", "'gta5'", "udaseg prepare gta5", "data.target", "'cityscapes'",
                "model.weights", "mit_b5.pth", "model.weights=none", "model.start", "old/run")  # fmt: skip
-    assert (
-        answer.err.count("leftImg8bit_trainvaltest.zip") == 1
-    )  # target and validation lack the same folder: told once
+    assert answer.err.count("leftImg8bit_trainvaltest.zip") == 1  # told once for target and validation
     assert not Path("runs").exists()
     for command in (["train", "--dry-run"], ["profile"]):
         is_message(udaseg(*command, "-r", "daformer"), "udaseg prepare gta5", "model.weights=none")
