@@ -80,6 +80,7 @@ class Domain:
             )
         self.index, self.size, self.labels = index, size, labels
         self.lut = index.lut() if lut is None else lut
+        self.pixels = index.format.pixels
         self._cache: dict[int, Decoded] = {}
         self._room = cache_bytes
 
@@ -102,7 +103,7 @@ class Domain:
         """(H,W) train ids at the size of the label file."""
         path = self.index.pairs[i].label
         assert path is not None, "checked in __init__"
-        return self.lut[read_label(self.index.root / path)]
+        return self.lut[read_label(self.index.root / path, self.pixels)]
 
     def _read(self, i: int) -> Decoded:
         pair = self.index.pairs[i]
@@ -111,7 +112,7 @@ class Domain:
         size = native if self.size is None else keep_ratio_size(native, self.size)
         if not self.labels or pair.label is None:
             return Decoded(image, size, None)
-        label = read_label(self.index.root / pair.label)
+        label = read_label(self.index.root / pair.label, self.pixels)
         if label.shape != image.shape[:2]:
             raise UserError(
                 f"{self.index.root / pair.label} is not of the size of its image; prepare the data set again."
