@@ -231,6 +231,12 @@ def index_of(domain: DomainSection, names: tuple[str, ...] | None = None) -> Ind
     return index if names is None else index.as_classes(names, domain.merge)
 
 
+def ignored_classes(domain: DomainSection, names: tuple[str, ...]) -> list[str]:
+    """Classes of a domain's data set that have no partner among the named ones."""
+    own = dataset_spec(domain.dataset).classes.names
+    return [name for name, i in zip(own, match_classes(own, names, domain.merge), strict=True) if i == IGNORE]
+
+
 def scaled(domain: DomainSection, scale: int) -> tuple[int, int] | None:
     return (domain.size[0] * scale, domain.size[1] * scale) if domain.size else None
 
@@ -450,10 +456,8 @@ def warnings(recipe: Recipe, pairs: TrainingPairs) -> list[str]:
     missing = [name for name, total in zip(names, pairs.source.index.counts.sum(0), strict=True) if total == 0]
     if missing:
         found.append(f"classes absent from the labelled images: {', '.join(missing)}")
-    for key in (recipe.data.labelled, *(["validation"] if recipe.data.validation else [])):
-        section: DomainSection = getattr(recipe.data, key)
-        own = dataset_spec(section.dataset).classes.names
-        alone = [n for n, i in zip(own, match_classes(own, names, section.merge), strict=True) if i == IGNORE]
-        if alone:
+    for key in (recipe.data.labelled, "validation"):
+        section = domains(recipe).get(key)
+        if section and (alone := ignored_classes(section, names)):
             found.append(f"classes of {section.dataset} that become ignore (data.{key}.merge): {', '.join(alone)}")
     return found

@@ -63,6 +63,8 @@ def run(
         print(json.dumps(as_dict(result, title, protocol, counts)))
     else:
         show(result, title)
+        if ignored := build.ignored_classes(section, card.classes):
+            out.print(f"classes of {section.dataset} that the model does not have, left out: {', '.join(ignored)}")
 
 
 def data_section(card: Card, benchmark: str | None) -> DataSection:
