@@ -139,13 +139,15 @@ def load_index(name: str, split: str, root: Path | None = None) -> Index:
     spec = dataset_spec(name)
     _check_split(spec, split)
     place = find_root(spec, root)
-    path = index_path(spec, split, place)
+    path, found = index_path(spec, split, place), spec.find(place, split)
+    if not found.pairs:  # preparing would pass over the split: another remedy
+        raise UserError(f"Data set {name!r} ({split}) in {place} has no image. Expected:\n{spec.tree}")
     if not path.is_file():
         raise UserError(f"Data set {name!r} ({split}) in {place} is not prepared. Run: {_command(spec, root)}")
     meta, sizes, counts = _load(path)
     if meta is None or meta["fingerprint"] != _fingerprint(spec):
         raise UserError(f"The index of {name!r} ({split}) is of another version. Run: {_command(spec, root)}")
-    if meta["files"] != _files_hash(spec.find(place, split)):
+    if meta["files"] != _files_hash(found):
         raise UserError(f"The files of {name!r} ({split}) in {place} have changed. Run: {_command(spec, root)}")
     return _from_meta(meta, place, sizes, counts)
 
