@@ -78,7 +78,7 @@ def demo(
 
 @app.command()
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="gta5, cityscapes, streets")],
+    dataset: Annotated[str, typer.Argument(help="gta5, cityscapes, ... or a YAML file that describes a folder.")],
     root: Root = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Anything left out is an error.")] = False,

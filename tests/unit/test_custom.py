@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from unit.data_files import photo, save
 
+from udaseg.data import index as index_module
 from udaseg.data.classes import IGNORE
 from udaseg.data.dataset import Domain, TrainingPairs
 from udaseg.data.index import Index, build_index, load_index
@@ -69,8 +71,10 @@ def test_a_described_folder(home: Path) -> None:
         Domain(val), Domain(train, labels=False), sampler=Uniform(counts=val.counts), crop=(16, 16), seed=0, length=4
     )
     assert set(np.unique(pairs[0]["source_label"].numpy())) == {0, 1, 2, IGNORE}
-    with pytest.raises(UserError, match=r"prepare .*field\.yaml"):
+    with pytest.raises(UserError, match=r"(?s)field\.yaml.*has no image.*frames/\*\*/\*\.png"):
         load_index(str(path), "train", home / "b/val")
+    with pytest.raises(UserError, match=r"prepare .*field\.yaml --root"):
+        load_index(str(path), "val", shutil.copytree(home / "b", home / "c"))
     with pytest.raises(UserError, match=r"has no split 'test'"):
         build_index(dataset_spec(str(path)), "test")
 
@@ -96,13 +100,17 @@ def test_two_images_with_one_mask(home: Path) -> None:
     assert dict(val.left_out)["val/img/far/1.png"] == "shares its mask val/lab/1_mask.png with val/img/1.png"
 
 
-def test_unknown_label_values(home: Path) -> None:
+def test_unknown_label_values(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = field(home)
     save(home / "b/val/lab/2_mask.png", np.full((30, 40), 9, np.uint8))
     with pytest.raises(UserError, match=r"(?s)label value 9: 1200 pixels, first in val/lab/2_mask\.png.*ignore"):
         prepare(str(path))
     path.write_text(FIELD.replace("unknown: error", "unknown: ignore"))
+    read: list[str] = []
+    original = index_module._read_row
+    monkeypatch.setattr(index_module, "_read_row", lambda job: read.append(job[1].image.name) or original(job))
     assert prepare(str(path))[1].unknown == {9: (1200, "val/lab/2_mask.png")}
+    assert read == []  # what was read before the error is kept
     path.write_text(FIELD.replace("ignore: [255]", "ignore: [255, 9]"))
     assert prepare(str(path))[1].unknown == {}
 

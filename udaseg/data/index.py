@@ -128,7 +128,12 @@ def build_index(
     workers = usable_workers(workers, len(found.pairs))
     rows, bad = _read_rows(place, found, pixels, path, workers=workers, progress=progress)
     index = _assemble(spec, split, place, found, rows, bad)
-    _check_usable(spec, index, required=required, strict=strict)
+    try:
+        _check_usable(spec, index, required=required, strict=strict)
+    except UserError:
+        with contextlib.suppress(UserError):
+            _save_rows(_partial(path), rows)  # so that trying again reads only what was mended
+        raise
     _save(path, index, found, rows, _fingerprint(spec))
     _partial(path).unlink(missing_ok=True)
     return index

@@ -182,8 +182,8 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory in phase {self.phases.current!r} of iteration {self.done}: "
-                f"{str(error).splitlines()[0]} Try train.precision=bf16, a smaller train.batch or data.crop, or a smaller "
-                "model.encoder; `udaseg train ... --dry-run` shows the peak. The newest checkpoint is intact."
+                f"{str(error).splitlines()[0]} Try train.precision=bf16, a smaller train.batch or data.crop, or a "
+                "smaller model.encoder; `udaseg train ... --dry-run` shows the peak. The newest checkpoint is intact."
             ) from None
         finally:
             self.progress.end()
