@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from udaseg import recipe as recipes
-from udaseg.data.classes import PROTOCOLS, ClassSet
+from udaseg.data.classes import IGNORE, PROTOCOLS, ClassSet, match_classes
 from udaseg.data.dataset import Domain, EvaluationImages, Margins, TrainingPairs
 from udaseg.data.index import Index, load_index
-from udaseg.data.layouts import DATASETS, data_home
+from udaseg.data.layouts import DATASETS, DataSetSpec, data_home, dataset_spec
 from udaseg.data.loading import MEAN, STD, Normalise, evaluation_loader, training_loader
 from udaseg.data.sampling import SAMPLERS
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
@@ -66,21 +66,54 @@ def refuse(problems: list[Problem], loaded: Loaded) -> None:
 
 def inconsistencies(recipe: Recipe) -> list[Problem]:
     """What no single key shows: unknown data sets and protocols, views that need a target there is none of."""
-    problems: list[Problem] = []
-    for key in ("source", "target", "validation"):
-        domain: DomainSection | None = getattr(recipe.data, key)
-        if domain is not None and domain.dataset not in DATASETS:
-            message = f"unknown data set {domain.dataset!r}; {suggest(domain.dataset, DATASETS)}"
-            problems.append(Problem(("data", key, "dataset"), message))
-    if recipe.data.protocol not in PROTOCOLS:
-        message = f"unknown protocol {recipe.data.protocol!r}; {suggest(recipe.data.protocol, PROTOCOLS)}"
-        problems.append(Problem(("data", "protocol"), message))
+    problems = class_problems(recipe)
     if recipe.data.target is None:
         needing = [("views", name) for name in recipe.views if VIEWS[name].needs_target]
         needing += [("data", "labelled")] if recipe.data.labelled == "target" else []
         message = "needs a target domain and the recipe has none; choose a --benchmark that has data.target"
         problems += [Problem(path, message) for path in needing]
     return problems
+
+
+def class_problems(recipe: Recipe) -> list[Problem]:
+    """Data sets, protocol and merges that do not exist or do not fit one another."""
+    data, problems = recipe.data, []
+    own: dict[str, tuple[str, ...]] = {}
+    named: dict[tuple[str, ...], str] = {(key, "dataset"): section.dataset for key, section in domains(recipe).items()}
+    if data.classes:
+        named["classes",] = data.classes
+    for path, name in named.items():
+        try:
+            own[path[0]] = known_dataset(name).classes.names
+        except UserError as error:
+            problems.append(Problem(("data", *path), str(error)))
+    names = own.get("classes" if data.classes else "source")
+    for key, section in domains(recipe).items():
+        for name, wanted in section.merge.items():
+            for given, allowed in ((name, own.get(key)), (wanted, names and (*names, "ignore"))):
+                if allowed and given not in allowed:
+                    message = f"no class {given!r}; {suggest(given, allowed)}"
+                    problems.append(Problem(("data", key, "merge", name), message))
+    if data.protocol not in PROTOCOLS:
+        message = f"unknown protocol {data.protocol!r}; {suggest(data.protocol, PROTOCOLS)}"
+        problems.append(Problem(("data", "protocol"), message))
+    elif names and (strange := [name for name in PROTOCOLS[data.protocol] if name not in names]):
+        message = f"{data.protocol} counts classes that are not learnt here: {', '.join(strange)}; `all` always fits"
+        problems.append(Problem(("data", "protocol"), message))
+    return problems
+
+
+def domains(recipe: Recipe) -> dict[str, DomainSection]:
+    """The domains that the recipe has."""
+    found = {key: getattr(recipe.data, key) for key in ("source", "target", "validation")}
+    return {key: section for key, section in found.items() if section is not None}
+
+
+def known_dataset(name: str) -> DataSetSpec:
+    """The data set of that name or YAML file; a UserError in the words of a recipe's other problems."""
+    if name.endswith((".yaml", ".yml")) or name.replace("-", "_") in DATASETS:
+        return dataset_spec(name)
+    raise UserError(f"unknown data set {name!r}; {suggest(name, DATASETS)}, or a YAML file")
 
 
 def needs_target(recipe: Recipe) -> bool:
@@ -97,7 +130,7 @@ def absences(recipe: Recipe) -> list[Problem]:
     keys += ["validation"] if recipe.data.validation else []
     for key in dict.fromkeys(keys):
         try:
-            index_of(getattr(recipe.data, key))
+            index_of(getattr(recipe.data, key), class_set(recipe).names if key != "target" else None)
         except UserError as error:
             if all(problem.message != str(error) for problem in problems):  # target and validation often share a root
                 problems.append(Problem(("data", key), str(error)))
@@ -188,30 +221,43 @@ def card(recipe: Recipe, classes: ClassSet) -> package.Card:
 
 
 def class_set(recipe: Recipe) -> ClassSet:
-    return DATASETS[recipe.data.source.dataset].classes
+    """The classes that are learnt, predicted and evaluated."""
+    return dataset_spec(recipe.data.classes or recipe.data.source.dataset).classes
 
 
-def index_of(domain: DomainSection) -> Index:
-    return load_index(domain.dataset, domain.split, Path(domain.root) if domain.root else None)
+def index_of(domain: DomainSection, names: tuple[str, ...] | None = None) -> Index:
+    """The index of a domain in terms of its own classes or, matched by name, of others."""
+    index = load_index(domain.dataset, domain.split, Path(domain.root) if domain.root else None)
+    return index if names is None else index.as_classes(names, domain.merge)
+
+
+def ignored_classes(domain: DomainSection, names: tuple[str, ...]) -> list[str]:
+    """Classes of a domain's data set that have no partner among the named ones."""
+    own = dataset_spec(domain.dataset).classes.names
+    return [name for name, i in zip(own, match_classes(own, names, domain.merge), strict=True) if i == IGNORE]
 
 
 def scaled(domain: DomainSection, scale: int) -> tuple[int, int] | None:
     return (domain.size[0] * scale, domain.size[1] * scale) if domain.size else None
 
 
-def domain(section: DomainSection, scale: int, *, labels: bool, cache_gb: float = 0.0) -> Domain:
-    return Domain(index_of(section), size=scaled(section, scale), labels=labels, cache_bytes=int(cache_gb * 2**30))
+def domain(
+    section: DomainSection, scale: int, names: tuple[str, ...] | None = None, *, labels: bool, cache_gb: float = 0.0
+) -> Domain:
+    """`names`: the classes of its labels; None: the data set's own."""
+    index = index_of(section, names)
+    return Domain(index, size=scaled(section, scale), labels=labels, cache_bytes=int(cache_gb * 2**30))
 
 
 def training_pairs(recipe: Recipe) -> TrainingPairs:
     """The samples of a run; sample k is a function of (seed, k)."""
-    data, cache = recipe.data, recipe.runtime.cache_gb / 2
+    data, cache, names = recipe.data, recipe.runtime.cache_gb / 2, class_set(recipe).names
     labelled = data.target if data.labelled == "target" else data.source
     assert labelled is not None
-    source = domain(labelled, data.scale, labels=True, cache_gb=cache)
-    target = (
-        domain(data.target, data.scale, labels=False, cache_gb=cache) if data.target and needs_target(recipe) else None
-    )
+    source = domain(labelled, data.scale, names, labels=True, cache_gb=cache)
+    target = None
+    if data.target and needs_target(recipe):
+        target = domain(data.target, data.scale, labels=False, cache_gb=cache)
     margins = data.image_margins if data.margins == "image" else None
     return TrainingPairs(
         source,
@@ -226,9 +272,16 @@ def training_pairs(recipe: Recipe) -> TrainingPairs:
     )
 
 
-def images_of(section: DomainSection, scale: int, *, labels: bool = True, limit: int | None = None) -> Subset[Any]:
-    """Whole images of a split at test size, with native labels if wanted; only the first ``limit``."""
-    images = EvaluationImages(domain(section, scale, labels=labels))
+def images_of(
+    section: DomainSection,
+    scale: int,
+    names: tuple[str, ...] | None = None,
+    *,
+    labels: bool = True,
+    limit: int | None = None,
+) -> Subset[Any]:
+    """Whole images of a split at test size, with native labels of the named classes if wanted; the first ``limit``."""
+    images = EvaluationImages(domain(section, scale, names, labels=labels))
     return Subset(images, range(min(limit or len(images), len(images))))
 
 
@@ -375,12 +428,12 @@ def batches(
 def validator(recipe: Recipe, device: torch.device, ranks: Ranks, stepper: Stepper) -> Callable[[Segmentor], Tensor]:
     """Student -> confusion counts on the validation split, each rank taking its share of the images."""
     assert recipe.data.validation is not None
-    images = images_of(recipe.data.validation, recipe.data.scale)
-    classes, normalise = len(class_set(recipe)), Normalise().to(device)
+    names = class_set(recipe).names
+    images, normalise = images_of(recipe.data.validation, recipe.data.scale, names), Normalise().to(device)
 
     def validate(student: Segmentor) -> Tensor:
         loader = evaluation_loader(images, workers=recipe.runtime.workers, rank=ranks.rank, world=ranks.world)
-        counts = evaluate(student, loader, normalise, classes=classes, device=device, autocast=stepper.autocast)
+        counts = evaluate(student, loader, normalise, classes=len(names), device=device, autocast=stepper.autocast)
         return ranks.reduce(counts)
 
     return validate
@@ -403,4 +456,8 @@ def warnings(recipe: Recipe, pairs: TrainingPairs) -> list[str]:
     missing = [name for name, total in zip(names, pairs.source.index.counts.sum(0), strict=True) if total == 0]
     if missing:
         found.append(f"classes absent from the labelled images: {', '.join(missing)}")
+    for key in (recipe.data.labelled, "validation"):
+        section = domains(recipe).get(key)
+        if section and (alone := ignored_classes(section, names)):
+            found.append(f"classes of {section.dataset} that become ignore (data.{key}.merge): {', '.join(alone)}")
     return found

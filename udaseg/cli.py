@@ -78,10 +78,14 @@ def demo(
 
 @app.command()
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="gta5, cityscapes, streets")],
+    dataset: Annotated[str, typer.Argument(help="gta5, cityscapes, ... or a YAML file that describes a folder.")],
     root: Root = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Anything left out is an error.")] = False,
+    archives: Annotated[Path | None, typer.Option(help="First unpack the official zips in this folder.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Also copy it at a recipe's data size, as in 1280x720.")
+    ] = None,
     size: Annotated[str, typer.Option(help="streets: width x height of the scenes.")] = "256x128",
     gap: Annotated[float, typer.Option(min=0, max=1, help="streets: how far the looks are apart.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="streets: which scenes.")] = 0,
@@ -89,10 +93,25 @@ def prepare(
     """Check a data set, count its classes, write its index (never into the data set itself)."""
     from udaseg.commands import prepare as preparation
 
-    if dataset == "streets":
-        preparation.streets(root, size=size, gap=gap, seed=seed, workers=workers)
+    copy = preparation.parse_size(cache, 1, "--cache") if cache else None
+    if dataset == "streets" and archives is None:
+        preparation.streets(root, size=size, gap=gap, seed=seed, workers=workers, copy=copy)
     else:
-        preparation.dataset(dataset, root, workers=workers, strict=strict)
+        preparation.dataset(dataset, root, workers=workers, strict=strict, packed=archives, size=copy)
+
+
+@app.command()
+def check(
+    benchmark: Annotated[str, typer.Argument(help="A benchmark's name (udaseg recipe ls) or a path to a YAML file.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Whose settings are compared with the data.")
+    ] = "daformer",
+    out: Annotated[Path | None, typer.Option(help="Picture; default: check-<benchmark>.png.")] = None,
+) -> None:
+    """Pairs, class shares of both domains, settings that do not fit the data, and a picture of 12 images."""
+    from udaseg.commands import check as checking
+
+    checking.run(benchmark, recipe, out)
 
 
 @app.command()

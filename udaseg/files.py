@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+from udaseg.errors import UserError
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -33,6 +36,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def check_room(folder: Path, need: int, remedy: str) -> None:
+    """UserError when the disk of ``folder`` (it need not exist) has no room for ``need`` bytes."""
+    place = folder.absolute()
+    free = shutil.disk_usage(next(there for there in (place, *place.parents) if there.exists())).free
+    if need > free:
+        raise UserError(f"{need / 1e9:.2f} GB are needed in {place} and {free / 1e9:.2f} GB are free; {remedy}")
 
 
 def _umask() -> int:

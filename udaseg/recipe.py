@@ -13,18 +13,16 @@ import copy
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
-from yaml.error import MarkedYAMLError
 
 from udaseg.errors import UserError
 from udaseg.parts import MAP, Problem, Table, explain, suggest
+from udaseg.yamls import parse_yaml, read_yaml
 
 Tree = dict[str, Any]
 KeyPath = tuple[str, ...]
@@ -44,10 +42,11 @@ class Section(BaseModel):
 class DomainSection(Section):
     """One domain: a data set, its split, where it lies (None: the default folders) and the size it is resized into."""
 
-    dataset: str
+    dataset: str = Field(description="a data set's name, or a YAML file that describes one")
     split: str = "train"
     root: str | None = None
     size: tuple[PositiveInt, PositiveInt] | None = Field(None, description="(width, height), ratio kept; None: native")
+    merge: dict[str, str] = Field({}, description="class of the data set -> class of the recipe, where names differ")
 
 
 class MarginsSection(Section):
@@ -61,11 +60,15 @@ class MarginsSection(Section):
 
 
 class DataSection(Section):
-    """``scale`` multiplies sizes and crop (HRDA: 2). ``labelled``: the domain that supplies labels (oracle: target)."""
+    """``scale`` multiplies sizes and crop (HRDA: 2). ``labelled``: the domain that supplies labels (oracle: target).
+
+    Classes of different data sets are matched by name; those without a partner are ignored.
+    """
 
     source: DomainSection
     target: DomainSection | None = None
     validation: DomainSection | None = None
+    classes: str | None = Field(None, description="the data set whose classes are learnt; None: the source's")
     protocol: str = "cityscapes19"
     crop: tuple[PositiveInt, PositiveInt] = Field(description="(height, width)")
     scale: PositiveInt = 1
@@ -191,67 +194,6 @@ def locate(name: str, folder: str = "", near: Path | None = None) -> Path:
         return known[stem]
     what = "benchmark" if folder else "recipe"
     raise UserError(f"no {what} {name!r}: not a file, and {suggest(stem, known)}. `udaseg recipe ls` lists them.")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without its traps: keys are text and occur once, 6e-5 is a number, no aliases (few make gigabytes)."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise MarkedYAMLError(problem=f"alias *{event.anchor}: write the value out", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if not isinstance(name, str):
-                raise MarkedYAMLError(problem=f"key {name!r} is not text; quote it", problem_mark=key.start_mark)
-            if name in seen:
-                raise MarkedYAMLError(problem=f"key {name!r} occurs twice", problem_mark=key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads: every value out in full, and text that looks like 6e-5 in quotes."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
-
-
-def parse_yaml(text: str) -> Any:
-    """A YAML value; ValueError saying where and what is wrong."""
-    try:
-        return yaml.load(text, _Loader)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{place}{error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def read_yaml(path: Path) -> Tree:
-    """A YAML map, loaded safely; errors name file and line."""
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a map of keys, not {type(tree).__name__}")
-    return tree
 
 
 def chain(name: str, folder: str = "") -> list[tuple[str, Tree]]:
@@ -502,10 +444,6 @@ def difference(old: Tree, new: Tree, path: KeyPath = ()) -> list[str]:
     if set(old) == set(new) and list(old) != list(new):
         lines.append(f"{'.'.join(path)}: order {', '.join(old)} -> {', '.join(new)}")
     return lines
-
-
-def as_yaml(tree: Tree) -> str:
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def leaves(tree: Tree, path: KeyPath = ()) -> Iterable[tuple[KeyPath, Any]]:

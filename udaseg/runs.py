@@ -17,7 +17,8 @@ from udaseg.errors import UserError
 from udaseg.files import write_json, write_text
 from udaseg.models import package
 from udaseg.models.segmentor import Segmentor
-from udaseg.recipe import Loaded, as_yaml, checked, difference, read_yaml
+from udaseg.recipe import Loaded, checked, difference
+from udaseg.yamls import as_yaml, read_yaml
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ HEAVY = ("torch", "torchvision", "numpy", "pydantic", "PIL")
 COMMANDS = (
     "demo",
     "prepare",
+    "check",
     "train",
     "evaluate",
     "profile",

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from unit.data_files import polygons, synthia_label
 
 from parity.rule import rng_for
-from udaseg.data.classes import CITYSCAPES_IDS, CITYSCAPES_VOID, IGNORE, lookup
+from udaseg.data.classes import CITYSCAPES_IDS, CITYSCAPES_VOID, IGNORE, SYNTHIA_IDS, SYNTHIA_VOID, lookup
+from udaseg.data.images import Pixels, count_values, read_label
 from udaseg.data.index import fold
 from udaseg.data.layouts import Encoding
 from udaseg.data.loading import Normalise
@@ -131,3 +133,37 @@ def test_gta5_counts(number: int) -> None:
 def gta5_label(number: int) -> np.ndarray:
     grid = rng_for(f"conv/gta/{number - 1}").integers(0, 35, size=(1052 // 24 + 2, 1914 // 24 + 2))
     return grid.repeat(24, 0).repeat(24, 1)[:1052, :1914].astype(np.uint8)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_synthia_counts(number: int, tmp_path: Path) -> None:
+    synthia = json.loads((DATA / "convert.json").read_text())["synthia"]
+    grid = rng_for(f"conv/synthia/{number}").integers(0, 23, size=(760 // 24 + 2, 1280 // 24 + 2))
+    path = tmp_path / "label.png"
+    path.write_bytes(synthia_label(grid.repeat(24, 0).repeat(24, 1)[:760, :1280]))
+    stats = next(s for s in synthia["stats"] if f"{number:07d}" in s["file"])
+    raw, _ = count_values(path, Pixels("red"))
+    counts = fold(raw[None], Encoding(SYNTHIA_IDS, SYNTHIA_VOID), 19)[0]
+    assert {str(c): int(n) for c, n in enumerate(counts) if n} == {k: v for k, v in stats.items() if k != "file"}
+    assert sha(lookup(SYNTHIA_IDS)[read_label(path, Pixels("red"))]) in synthia["sha256_out"]
+
+
+@pytest.mark.parametrize(("split", "number"), [("train", 0), ("train", 2), ("val", 1)])
+def test_cityscapes_polygons(split: str, number: int, tmp_path: Path) -> None:
+    expected = json.loads((DATA / "convert.json").read_text())["cityscapes"]["out"]
+    label = lookup(CITYSCAPES_IDS)[read_label(official_polygons(split, number, tmp_path), Pixels("polygons"))]
+    assert sha(label) == next(v for k, v in expected.items() if f"{split}/aachen/aachen_{number:06d}" in k)
+
+
+def official_polygons(split: str, number: int, folder: Path) -> Path:
+    """The generated scene of the fixtures."""
+    streets = ["road", "sidewalk", "building", "car", "sky", "person", "rider", "bus", "train", "ego vehicle"]
+    names = [*streets, "cargroup", "license plate", "static", "traffic light", "pole", "rail track", "vegetation"]
+    g = rng_for(f"conv/cs/{split}/{number}")
+    objects = []
+    for _ in range(60):
+        c, r, a = g.integers(0, [2048, 1024]), g.integers(20, 400, size=(6, 2)), np.sort(g.random(6)) * 2 * np.pi
+        name = names[int(g.integers(0, len(names)))]
+        points = [[int(c[0] + r[k, 0] * np.cos(a[k])), int(c[1] + r[k, 1] * np.sin(a[k]))] for k in range(6)]
+        objects.append({"label": name, "polygon": points})
+    return polygons(folder / "x_gtFine_polygons.json", objects, (2048, 1024))

@@ -86,7 +86,7 @@ def occurs(image: np.ndarray, label: np.ndarray, whole: np.ndarray, whole_label:
 def test_target_labels_are_never_decoded(indices: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     original = dataset_module.read_label
-    monkeypatch.setattr(dataset_module, "read_label", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(dataset_module, "read_label", lambda path, pixels: read.append(path) or original(path, pixels))
     data = pairs(indices)
     for k in range(5):
         data[k]

@@ -13,8 +13,8 @@ import pytest
 import udaseg
 
 ROOT = Path(udaseg.__file__).parent
-BASE = {"udaseg", "udaseg.errors", "udaseg.files", "udaseg.ranges"}
-"""What everything may import: the version, the one exception, writing files, types with a range."""
+BASE = {"udaseg", "udaseg.errors", "udaseg.files", "udaseg.ranges", "udaseg.yamls"}
+"""What everything may import: the version, the one exception, writing files, types with a range, reading YAML."""
 
 ALLOWED: dict[str, set[str]] = {
     "udaseg.errors": set(),
@@ -23,7 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "udaseg.console": set(),
     "udaseg.parts": set(),
     "udaseg.recipe": {"udaseg.parts"},
+    "udaseg.yamls": set(),
     "udaseg.data": set(),
+    "udaseg.data.custom": {"udaseg.data", "udaseg.parts"},
     "udaseg.models": set(),
     "udaseg.uda": {"udaseg.models"},
     "udaseg.uda.terms": {"udaseg.models.segmentor", "udaseg.uda.types"},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from unit.data_files import cityscapes, gta5, save
+from unit.data_files import cityscapes, gta5, png, save
 
 from udaseg.data.classes import CITYSCAPES, CITYSCAPES_IDS, PROTOCOLS, SYNTHIA_IDS, lookup
 from udaseg.data.images import read_image, read_label
@@ -105,24 +105,10 @@ def test_label_formats(tmp_path: Path) -> None:
 
 def test_16_bit_colour_png_is_never_zeros(tmp_path: Path) -> None:
     path = tmp_path / "synthia.png"
-    path.write_bytes(png16(np.full((4, 6, 3), 3, np.uint16)))
+    path.write_bytes(png(np.full((4, 6, 3), 3, np.uint16)))
     for read in (read_label, read_image):
         with pytest.raises(UserError, match=r"synthia\.png has 16 bits"):
             read(path)
-
-
-def png16(array: np.ndarray) -> bytes:
-    """A 16-bit RGB PNG, which Pillow cannot write."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    h, w, _ = array.shape
-    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    head = struct.pack(">IIBBBBB", w, h, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
 def test_bad_image_files(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from udaseg.errors import UserError
 from udaseg.recipe import (
     OVERRIDE,
     Loaded,
-    as_yaml,
     benchmark_data,
     chain,
     checked,
@@ -25,10 +24,9 @@ from udaseg.recipe import (
     merge,
     normalise,
     parse_override,
-    parse_yaml,
-    read_yaml,
     shipped,
 )
+from udaseg.yamls import as_yaml, parse_yaml, read_yaml
 
 
 def write(path: Path, text: str) -> Path:
@@ -418,7 +416,9 @@ def test_all_errors_at_once_with_file_key_and_nearest_name(here: Path) -> None:
 def test_unknown_data_sets_and_protocols() -> None:
     message = refused("dacs", "data.target.dataset=cityscape", "data.protocol=synthia", "data.source.dataset=gta")
     assert f"{OVERRIDE}: data.target.dataset: unknown data set 'cityscape'; did you mean 'cityscapes'?" in message
-    assert "data.protocol: unknown protocol 'synthia'; did you mean 'synthia16'? allowed: cityscapes19" in message
+    assert (
+        "data.protocol: unknown protocol 'synthia'; did you mean 'synthia16'? allowed: all, camvid11, city" in message
+    )
     assert "data.source.dataset" in message
 
 

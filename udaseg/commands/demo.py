@@ -140,21 +140,20 @@ def report(folder: Path, adapted: Loaded, start: Path, seconds: float) -> Result
 def control_confusion(start: Path, adapted: Loaded) -> np.ndarray:
     """Counts of the source-only model with BatchNorm statistics recomputed on the unlabelled target."""
     model, _ = runs.load_student(start)
-    data = adapted.recipe.data
+    data, names = adapted.recipe.data, build.class_set(adapted.recipe).names
     assert data.target is not None and data.validation is not None
     normalise = Normalise()
     images = build.images_of(data.target, data.scale, labels=False)
     recompute_batchnorm(model, (normalise(item["image"][None]) for item in evaluation_loader(images, workers=0)))
-    held_out = evaluation_loader(build.images_of(data.validation, data.scale), workers=0)
-    classes = len(build.class_set(adapted.recipe))
-    return evaluate(model, held_out, normalise, classes=classes, device=torch.device("cpu")).numpy()
+    held_out = evaluation_loader(build.images_of(data.validation, data.scale, names), workers=0)
+    return evaluate(model, held_out, normalise, classes=len(names), device=torch.device("cpu")).numpy()
 
 
 def draw(loaded: Loaded, plain: Segmentor, adapted: Segmentor) -> Image.Image:
     """Target image, truth, source-only, adapted, for evenly spaced validation images."""
     section, classes = loaded.recipe.data.validation, build.class_set(loaded.recipe)
     assert section is not None
-    images = build.images_of(section, loaded.recipe.data.scale)
+    images = build.images_of(section, loaded.recipe.data.scale, classes.names)
     rows = []
     for position in np.linspace(0, len(images) - 1, SHOWN).round().astype(int):
         item = images[int(position)]

@@ -16,7 +16,6 @@ from udaseg import build, runs
 from udaseg import recipe as recipes
 from udaseg.console import Counting, out, percent, table
 from udaseg.data.classes import PROTOCOLS
-from udaseg.data.layouts import dataset_spec
 from udaseg.data.loading import Normalise, evaluation_loader
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.errors import UserError
@@ -45,15 +44,13 @@ def run(
         raise UserError(f"--protocol {protocol!r}: {suggest(protocol, PROTOCOLS)}")
     data = data_section(card, benchmark)
     section = (data.validation or data.source).model_copy(update={"split": split} if split else {})
-    if dataset_spec(section.dataset).classes.names != card.classes:
-        raise UserError(f"the model's classes are not those of data set {section.dataset}: {', '.join(card.classes)}")
     device = choose_device("auto")
     precision = choose_precision("auto", device)
     set_up(device, precision, None)
     module.to(device).eval()
     if recompute_bn:
         recompute_batchnorm(module, unlabelled(data, device))
-    images = build.images_of(section, data.scale, limit=limit)
+    images = build.images_of(section, data.scale, card.classes, limit=limit)
     with Counting("evaluating") as progress:
         counts = evaluate(
             module, reporting(images, progress), Normalise(), classes=len(card.classes), device=device,
@@ -66,6 +63,8 @@ def run(
         print(json.dumps(as_dict(result, title, protocol, counts)))
     else:
         show(result, title)
+        if ignored := build.ignored_classes(section, card.classes):
+            out.print(f"classes of {section.dataset} that the model does not have, left out: {', '.join(ignored)}")
 
 
 def data_section(card: Card, benchmark: str | None) -> DataSection:

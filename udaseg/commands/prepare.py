@@ -1,42 +1,94 @@
-"""`udaseg prepare`: index a data set, or draw the generated one."""
+"""`udaseg prepare`: unpack, index and copy a data set, or draw the generated one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from udaseg.console import Counting, out, table
+from udaseg.data import archives, cache
 from udaseg.data import prepare as preparation
-from udaseg.data.index import Index
-from udaseg.data.layouts import data_home
+from udaseg.data.dataset import Domain
+from udaseg.data.index import Index, usable_workers
+from udaseg.data.layouts import GROUPS, data_home, dataset_spec
 from udaseg.errors import UserError
 
+RAW = np.arange(256, dtype=np.uint8)
+"""Table that leaves label values as they are."""
 
-def dataset(name: str, root: Path | None, *, workers: int | None, strict: bool) -> None:
-    """Index all splits of a data set and print what was found, expected and left out."""
+
+def dataset(
+    name: str,
+    root: Path | None,
+    *,
+    workers: int | None,
+    strict: bool,
+    packed: Path | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Unpack if asked to, index all splits, print what was found, expected and left out, copy at `size` if given."""
+    if packed is not None:
+        root = unpacked(name, packed, root)
     with Counting(f"reading {name}") as progress:
         indices = preparation.prepare(name, root=root, workers=workers, strict=strict, progress=progress)
     for index in indices:
         show(index)
+    if size is not None:
+        copied([i for i in indices if not i.split.startswith(("val", "test"))] or indices, size, workers)
 
 
-def streets(root: Path | None, *, size: str, gap: float, seed: int, workers: int | None) -> None:
+def unpacked(name: str, folder: Path, root: Path | None) -> Path | None:
+    """Unpack the official archives in `folder` and say what was done; the root to go on with."""
+    if name in GROUPS:
+        raise UserError(f"{name} has no official archives; leave out --archives.")
+    spec = dataset_spec(name)
+    place = archives.place_of(spec, root)
+    with Counting(f"unpacking {name} into {place}") as progress:
+        done = archives.unpack(spec, folder, place, progress=progress)
+    out.print(f"unpacked {done.written} files into {place}; {done.kept} were there already")
+    if done.missing:
+        out.print(f"not in {folder}: {', '.join(done.missing)}", style="yellow")
+    return root and place
+
+
+def copied(indices: list[Index], size: tuple[int, int], workers: int | None) -> None:
+    """Copy splits at training size; all of the disk this takes is said and checked first."""
+    need = sum(cache.missing_bytes(index, size) for index in indices)
+    if need == 0:
+        out.print(f"copy at {size[0]}x{size[1]}: nothing to do")
+        return
+    out.print(f"copy at {size[0]}x{size[1]}: {need / 1e9:.2f} GB in {data_home() / '.udaseg' / 'cache'}")
+    cache.check_disk(need)
+    for index in indices:
+        load = Domain(index, lut=RAW, size=size, labels=index.labelled).load
+        with Counting(f"copying {index.dataset} {index.split}") as progress:
+            cache.build(index, size, load, workers=usable_workers(workers, len(index)), progress=progress)
+    out.print(f"used from now on by every recipe whose size is [{size[0]}, {size[1]}] (data.scale counted)")
+
+
+def streets(
+    root: Path | None, *, size: str, gap: float, seed: int, workers: int | None, copy: tuple[int, int] | None = None
+) -> None:
     """Draw `streets` into ``root`` (default: the data home) in the formats of GTA5 and Cityscapes, and index it."""
     from udaseg.data.streets import write_streets
     from udaseg.data.streets.render import SMALLEST
 
     place = root or data_home() / "streets"
     with Counting("drawing street scenes") as progress:
-        write_streets(place, size=parse_size(size, SMALLEST), gap=gap, seed=seed, workers=workers, progress=progress)
+        write_streets(
+            place, size=parse_size(size, SMALLEST, "--size"), gap=gap, seed=seed, workers=workers, progress=progress
+        )
     for name, folder in (("streets_source", "gta5"), ("streets_target", "cityscapes")):
-        dataset(name, place / folder if root else None, workers=workers, strict=True)
+        dataset(name, place / folder if root else None, workers=workers, strict=True, size=copy)
 
 
-def parse_size(text: str, smallest: int) -> tuple[int, int]:
+def parse_size(text: str, smallest: int, option: str) -> tuple[int, int]:
     """'256x128' -> (256, 128), both at least ``smallest``."""
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= smallest):
         raise UserError(
-            f"--size {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each at least {smallest} pixels"
+            f"{option} {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each at least {smallest} pixels"
         )
     return int(width), int(height)
 

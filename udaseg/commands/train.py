@@ -85,7 +85,8 @@ def dry_run(loaded: Loaded) -> None:
     rows = profile_rows(found)
     image_seconds = 0.0
     if recipe.data.validation:
-        images = build.images_of(recipe.data.validation, recipe.data.scale, limit=1)
+        names = build.class_set(recipe).names
+        images = build.images_of(recipe.data.validation, recipe.data.scale, names, limit=1)
         began = time.perf_counter()
         evaluate(
             built.setup.learner.segmentor, evaluation_loader(images, workers=0), Normalise(),

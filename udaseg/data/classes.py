@@ -7,7 +7,7 @@ read, so nothing is ever converted or written back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,7 @@ _TABLE: tuple[tuple[str, int, int, tuple[int, int, int]], ...] = (
 CITYSCAPES = ClassSet(tuple(row[0] for row in _TABLE), tuple(row[3] for row in _TABLE))
 CITYSCAPES_IDS: dict[int, int] = {row[1]: train_id for train_id, row in enumerate(_TABLE)}
 SYNTHIA_IDS: dict[int, int] = {row[2]: train_id for train_id, row in enumerate(_TABLE)}
+SYNTHIA_VOID = frozenset({0, 13, 14, 22, IGNORE})
 TRAIN_IDS: dict[int, int] = {train_id: train_id for train_id in range(len(_TABLE))}
 
 CITYSCAPES_VOID = frozenset(range(35)) - frozenset(CITYSCAPES_IDS) | {IGNORE}
@@ -84,13 +85,32 @@ CITYSCAPES_COLOURS: dict[tuple[int, int, int], int] = {
 }
 """RGB colour -> Cityscapes label id, for label files that a tool expanded from palette to colour."""
 
+CITYSCAPES_NAMES: dict[str, int] = {
+    **{row[0]: row[1] for row in _TABLE},
+    **{"unlabeled": 0, "ego vehicle": 1, "rectification border": 2, "out of roi": 3, "static": 4, "dynamic": 5},
+    **{"ground": 6, "parking": 9, "rail track": 10, "guard rail": 14, "bridge": 15, "tunnel": 16, "polegroup": 18},
+    **{"caravan": 29, "trailer": 30, "license plate": -1},
+}
+"""Names in Cityscapes polygon files -> label id."""
+
+CAMVID = ClassSet(
+    ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
+    (
+        *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
+        *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+    ),
+)
+"""The 11 classes of the SegNet tutorial's copy, in its order."""
+
 _SYNTHIA16 = tuple(n for n in CITYSCAPES.names if n not in ("terrain", "truck", "train"))
 PROTOCOLS: dict[str, tuple[str, ...]] = {
     "cityscapes19": CITYSCAPES.names,
     "synthia16": _SYNTHIA16,
     "synthia13": tuple(n for n in _SYNTHIA16 if n not in ("wall", "fence", "pole")),
+    "camvid11": CAMVID.names,
+    "all": (),
 }
-"""Classes that an mIoU is the mean of."""
+"""Classes that an mIoU is the mean of; none named: all that the model has."""
 
 
 def lookup(mapping: Mapping[int, int]) -> npt.NDArray[np.uint8]:
@@ -99,3 +119,10 @@ def lookup(mapping: Mapping[int, int]) -> npt.NDArray[np.uint8]:
     for value, train_id in mapping.items():
         table[value] = train_id
     return table
+
+
+def match_classes(own: Sequence[str], wanted: Sequence[str], merge: Mapping[str, str]) -> tuple[int, ...]:
+    """For each class of a data set its train id among the wanted ones: what `merge` says, else the one of that name,
+    else IGNORE."""
+    ids = {name: train_id for train_id, name in enumerate(wanted)}
+    return tuple(ids.get(merge.get(name, name), IGNORE) for name in own)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from udaseg.data import cache
 from udaseg.data.classes import IGNORE
 from udaseg.data.images import read_image, read_label
 from udaseg.data.index import Index
@@ -27,7 +28,6 @@ from udaseg.data.transforms import (
     Bytes,
     Margins,
     Size,
-    class_counts,
     cut,
     draw_crop,
     flip,
@@ -80,6 +80,8 @@ class Domain:
             )
         self.index, self.size, self.labels = index, size, labels
         self.lut = index.lut() if lut is None else lut
+        self.pixels = index.format.pixels
+        self.copy = cache.find(index, size)  # of `udaseg prepare --cache`: the same pixels without decoding
         self._cache: dict[int, Decoded] = {}
         self._room = cache_bytes
 
@@ -102,16 +104,19 @@ class Domain:
         """(H,W) train ids at the size of the label file."""
         path = self.index.pairs[i].label
         assert path is not None, "checked in __init__"
-        return self.lut[read_label(self.index.root / path)]
+        return self.lut[read_label(self.index.root / path, self.pixels)]
 
     def _read(self, i: int) -> Decoded:
+        if self.copy is not None:
+            raw = self.copy.label(i) if self.labels else None
+            return Decoded(self.copy.image(i), self.copy.sizes[i], None if raw is None else self.lut[raw])
         pair = self.index.pairs[i]
         image = read_image(self.index.root / pair.image)
         native = (image.shape[1], image.shape[0])
         size = native if self.size is None else keep_ratio_size(native, self.size)
         if not self.labels or pair.label is None:
             return Decoded(image, size, None)
-        label = read_label(self.index.root / pair.label)
+        label = read_label(self.index.root / pair.label, self.pixels)
         if label.shape != image.shape[:2]:
             raise UserError(
                 f"{self.index.root / pair.label} is not of the size of its image; prepare the data set again."
@@ -183,7 +188,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         if choice.wanted is None:
             return box, flipped
         for _ in range(TRIES):
-            if class_counts(cut(label, box))[choice.wanted] > choice.min_pixels:
+            if np.count_nonzero(cut(label, box) == choice.wanted) > choice.min_pixels:
                 break
             box, flipped = self._draw(size, label, rng)
         return box, flipped

@@ -2,26 +2,48 @@
 
 Shapes: H, W pixels. Source: baselines (GTA5 palette PNGs hold label ids as palette indices; Pillow opens 16-bit RGB
 PNGs without an error and returns only the high bytes). What differs from the public code: the bit depth is checked in
-the PNG header, colour copies of labels are inverted, and every failure names its file.
+the PNG header, colour copies of labels are inverted, polygons are drawn when they are read, checksums are checked when
+a label is counted, and every failure names its file.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from udaseg.data.classes import CITYSCAPES_COLOURS, UNKNOWN_COLOUR
+from udaseg.data.classes import CITYSCAPES_COLOURS, CITYSCAPES_NAMES, UNKNOWN_COLOUR
 from udaseg.errors import UserError
 
 Bytes = npt.NDArray[np.uint8]
+Colours = tuple[tuple[tuple[int, int, int], int], ...]
+"""(RGB colour, raw label value) rows."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a label file holds its raw values.
+
+    `index`: palette index or gray level; a file that was expanded to colours is inverted with `colours`, if there are
+    any. `colour`: colours, whatever the format. `red`: the red channel in 8 or 16 bits. `polygons`: Cityscapes JSON.
+    """
+
+    kind: Literal["index", "colour", "red", "polygons"] = "index"
+    colours: Colours = ()
+
+
+STREET_PIXELS = Pixels(colours=tuple(CITYSCAPES_COLOURS.items()))
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -29,8 +51,8 @@ _JPEG_END = b"\xff\xd9"
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An opened 8-bit image, every failure turned into a UserError that names the file.
+def _opened(path: Path, *, deep: bool = False) -> Iterator[Image.Image]:
+    """An opened 8-bit image (`deep`: or 16-bit), every failure turned into a UserError that names the file.
 
     Pillow's limit on the number of pixels is kept (89 MP warn, 179 MP fail; street images have 2 MP), the warning is
     an error here: a small file that expands to gigabytes is refused.
@@ -39,7 +61,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
-                _refuse_16_bit(path, picture)
+                if not deep:
+                    _refuse_16_bit(path, picture)
                 yield picture
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; was the data set moved? Run its `udaseg prepare` again.") from None
@@ -67,21 +90,55 @@ def _refuse_16_bit(path: Path, picture: Image.Image) -> None:
 def read_image(path: Path) -> Bytes:
     """(H,W,3) RGB. Raises UserError for a missing, truncated, corrupt or 16-bit file."""
     with _opened(path) as picture:
-        return np.array(picture.convert("RGB"))
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))  # no copies: decoding is slow
 
 
-def read_label(path: Path) -> Bytes:
-    """(H,W) raw label values: palette index, gray level, or the label id of an official colour (254: unknown)."""
+def read_label(path: Path, pixels: Pixels = STREET_PIXELS) -> Bytes:
+    """(H,W) raw label values; 254 is a colour that no table lists. Raises UserError as `read_image`."""
+    if pixels.kind == "polygons":
+        return _polygons(path)
+    if pixels.kind == "red":
+        return _red(path)
     with _label_picture(path) as picture:
-        return _values(picture)
+        return _values(path, picture, pixels)
 
 
-def count_values(path: Path) -> tuple[npt.NDArray[np.int64], tuple[int, int]]:
-    """((256,) pixels of each raw label value, (w, h)) of a label file, without an array where Pillow can count."""
+def count_values(path: Path, pixels: Pixels = STREET_PIXELS) -> tuple[npt.NDArray[np.int64], tuple[int, int]]:
+    """((256,) pixels of each raw label value, (w, h)) of a label file, without an array where Pillow can count.
+
+    Checks the checksums of a PNG, which Pillow does not: damage in the middle of a label would be other classes.
+    """
+    _check_png(path)
+    if pixels.kind == "index":
+        with _label_picture(path) as picture:
+            if picture.mode in ("P", "L"):
+                return np.array(picture.histogram(), dtype=np.int64), picture.size
+    values = read_label(path, pixels)
+    return np.bincount(values.ravel(), minlength=256), (values.shape[1], values.shape[0])
+
+
+def unknown_colours(path: Path, pixels: Pixels) -> str:
+    """The commonest colours of a label file that no table lists, as "r,g,b", at most three."""
     with _label_picture(path) as picture:
-        if picture.mode in ("P", "L"):
-            return np.array(picture.histogram(), dtype=np.int64), picture.size
-        return np.bincount(_values(picture).ravel(), minlength=256), picture.size
+        rgb = np.array(picture.convert("RGB"))
+    strange, pixel_counts = np.unique(rgb[read_label(path, pixels) == UNKNOWN_COLOUR], axis=0, return_counts=True)
+    return " and ".join(",".join(map(str, strange[i])) for i in np.argsort(-pixel_counts, kind="stable")[:3])
+
+
+def _check_png(path: Path) -> None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return  # reading it as an image says what is wrong
+    at = len(_PNG)
+    while data.startswith(_PNG) and at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        end = at + 8 + length
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big") or end + 4 > len(data):
+            raise UserError(f"{path} is damaged (wrong checksum); download or unpack it again.")
+        if data[at + 4 : at + 8] == b"IEND":
+            return
+        at = end + 4
 
 
 @contextmanager
@@ -92,25 +149,84 @@ def _label_picture(path: Path) -> Iterator[Image.Image]:
         yield picture
 
 
-def _values(picture: Image.Image) -> Bytes:
-    if picture.mode in ("RGB", "RGBA"):
-        return _from_colours(np.array(picture.convert("RGB")))
-    return np.array(picture, dtype=np.uint8)  # palette: the index, never the colour
+def _values(path: Path, picture: Image.Image, pixels: Pixels) -> Bytes:
+    if pixels.kind == "index" and picture.mode not in ("RGB", "RGBA"):
+        return np.array(picture, dtype=np.uint8)  # palette: the index, never the colour
+    if not pixels.colours:
+        raise UserError(f"{path} holds colours; labels of this data set are 8-bit palette or gray files.")
+    return _from_colours(np.array(picture.convert("RGB")), pixels.colours)
 
 
 @cache
-def _colour_table() -> tuple[npt.NDArray[np.int32], Bytes]:
-    codes = {(r << 16) + (g << 8) + b: value for (r, g, b), value in CITYSCAPES_COLOURS.items()}
+def _colour_table(colours: Colours) -> tuple[npt.NDArray[np.int32], Bytes]:
+    codes = {(r << 16) + (g << 8) + b: value for (r, g, b), value in colours}
     keys = sorted(codes)
     return np.array(keys, dtype=np.int32), np.array([codes[k] for k in keys], dtype=np.uint8)
 
 
-def _from_colours(rgb: Bytes) -> Bytes:
-    """(H,W,3) official colours -> (H,W) label ids."""
-    keys, values = _colour_table()
+def _from_colours(rgb: Bytes, colours: Colours) -> Bytes:
+    """(H,W,3) colours -> (H,W) raw values."""
+    keys, values = _colour_table(colours)
     code = (rgb[..., 0].astype(np.int32) << 16) + (rgb[..., 1].astype(np.int32) << 8) + rgb[..., 2]
     at = np.minimum(np.searchsorted(keys, code), len(keys) - 1)
     return np.where(keys[at] == code, values[at], np.uint8(UNKNOWN_COLOUR))
+
+
+def _red(path: Path) -> Bytes:
+    """The red channel (SYNTHIA's class; the others number instances), or a gray copy of it.
+
+    A file of zeros only is an error: that is what a program leaves behind that reads 8 of the 16 bits.
+    """
+    if _png_depth(path) == 16:
+        if _one_byte(path, "B").any():
+            raise UserError(f"{path} has values above 255 in its red channel; that is no label of this data set.")
+        values = _one_byte(path, "L")
+    else:
+        with _label_picture(path) as picture:
+            array = np.array(picture, dtype=np.uint8)
+        values = array if array.ndim == 2 else array[..., 0]
+    if not values.any():
+        raise UserError(f"{path} is all zeros: it was copied by a program that cannot read 16-bit files.")
+    return values
+
+
+def _one_byte(path: Path, order: Literal["B", "L"]) -> Bytes:
+    """(H,W) the high ("B") or low ("L") byte of each red value in a 16-bit colour PNG.
+
+    Pillow decodes all of it and then keeps one byte a value: the first as for big-endian (PNG) files, the second if
+    told that the file is little-endian.
+    """
+    with _opened(path, deep=True) as picture:
+        tiles = getattr(picture, "tile", [])
+        mode = picture.mode
+        if mode not in ("RGB", "RGBA") or picture.info.get("interlace") or [t[3] for t in tiles] != [f"{mode};16B"]:
+            raise UserError(f"{path} is no plain 16-bit colour PNG (not interlaced, RGB); use the official file.")
+        picture.tile = [(*tiles[0][:3], f"{mode};16{order}")]  # type: ignore[attr-defined]
+        return np.array(picture)[..., 0]
+
+
+def _polygons(path: Path) -> Bytes:
+    """Cityscapes label ids, drawn as the official tool does: in the order of the file, deleted objects and license
+    plates not at all, a group ("cargroup") as its class, what nothing covers as 0 (unlabelled)."""
+    try:
+        scene = json.loads(path.read_bytes())
+        width, height = int(scene["imgWidth"]), int(scene["imgHeight"])
+        if not 0 < width * height <= 2**26:
+            raise ValueError(f"{width}x{height} pixels")
+        picture = Image.new("L", (width, height), 0)
+        pen = ImageDraw.Draw(picture)
+        for item in scene["objects"]:
+            name = item["label"]
+            name = name if name in CITYSCAPES_NAMES else name.removesuffix("group")
+            if name not in CITYSCAPES_NAMES:
+                raise ValueError(f"unknown label {item['label']!r}")
+            if not item.get("deleted") and CITYSCAPES_NAMES[name] >= 0:
+                pen.polygon([(x, y) for x, y in item["polygon"]], fill=CITYSCAPES_NAMES[name])
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; was the data set moved? Run its `udaseg prepare` again.") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as polygons ({error}); download or unpack it again.") from None
+    return np.array(picture)
 
 
 def image_size(path: Path) -> tuple[int, int]:

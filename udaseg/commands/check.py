@@ -1,0 +1,202 @@
+"""`udaseg check`: is a benchmark's data what its recipe takes it for?"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from udaseg import build
+from udaseg import recipe as recipes
+from udaseg.console import out, table
+from udaseg.data import cache
+from udaseg.data.classes import IGNORE, ClassSet
+from udaseg.data.dataset import Domain
+from udaseg.data.index import Index
+from udaseg.data.layouts import dataset_spec
+from udaseg.data.transforms import keep_ratio_size, resize_label
+from udaseg.errors import UserError
+from udaseg.parts import Problem
+from udaseg.recipe import DomainSection, Loaded, Recipe
+from udaseg.studies import figures
+
+SHOWN = 6  # images of each domain
+TILE = (384, 216)
+TUNED = 3000 / (1914 * 1052)
+"""Share of an image that makes it count for a class in the published recipes: 3000 pixels of GTA5's size."""
+
+Domains = dict[str, tuple[DomainSection, Index]]
+
+
+def run(benchmark: str, recipe: str, picture: Path | None) -> None:
+    """Print what was found and write the picture; UserError for a data set that is not usable."""
+    loaded = build.load(recipe, benchmark=benchmark)
+    domains = prepared(loaded, benchmark)
+    table(
+        ("", "data set", "pairs", "left out", "labels", "images", "in the box", "copy"),
+        [domain_row(key, *domain, loaded.recipe.data.scale) for key, domain in domains.items()],
+        left=2,
+    )
+    classes = build.class_set(loaded.recipe)
+    shares = {key: class_shares(index) for key, (_, index) in domains.items() if index.labelled}
+    rows = [[name, *map(percentage, row)] for name, *row in zip(classes.names, *shares.values(), strict=True)]
+    table(("class, % of labelled pixels", *shares), rows)
+    notes = [*one_sided(shares, classes.names), *misfits(loaded.recipe, domains)]
+    for note in notes or ["nothing found that does not fit"]:
+        out.print(f"note: {note}" if notes else note, style="yellow" if notes else None)
+    image = panel(domains, loaded.recipe.data.scale, classes)
+    out.print(f"\npicture {written(image, picture or Path(f'check-{loaded.recipe.benchmark}.png'))}")
+
+
+def prepared(loaded: Loaded, benchmark: str) -> Domains:
+    """The domains with their indices in the recipe's classes; UserError with the remedy for each that is not usable."""
+    found: Domains = {}
+    problems: list[Problem] = []
+    names = build.class_set(loaded.recipe).names
+    for key, section in build.domains(loaded.recipe).items():
+        try:
+            index = build.index_of(section)
+            if key != "target" and not index.labelled:
+                raise UserError(f"Data set {section.dataset!r} ({section.split}) in {index.root} has no labels.")
+            found[key] = section, index.as_classes(names, section.merge) if index.labelled else index
+        except UserError as error:
+            if all(problem.message != str(error) for problem in problems):
+                problems.append(Problem(("data", key), str(error)))
+    if problems:
+        raise UserError(f"benchmark {benchmark!r} cannot be used:\n{recipes.listed(problems, loaded.origin)}")
+    return found
+
+
+def domain_row(key: str, section: DomainSection, index: Index, scale: int) -> list[str]:
+    """What there is of one domain; the commonest size stands for all."""
+    sizes, times = np.unique(index.sizes, axis=0, return_counts=True)
+    width, height = (int(side) for side in sizes[times.argmax()])
+    box = build.scaled(section, scale)
+    inside = keep_ratio_size((width, height), box) if box else (width, height)
+    native = f"{width}x{height}" + (f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else "")
+    return [
+        key, f"{index.dataset} {index.split}", str(len(index)), str(len(index.left_out)),
+        index.encoding if index.labelled else "none", native, f"{inside[0]}x{inside[1]}",
+        "used" if cache.find(index, box) else "none",
+    ]  # fmt: skip
+
+
+def class_shares(index: Index) -> list[float]:
+    """Percent of the pixels that have a class."""
+    pixels = index.counts.sum(0)
+    return [float(share) for share in 100 * pixels / max(pixels.sum(), 1)]
+
+
+def percentage(value: float) -> str:
+    return "-" if value == 0 else f"{value:.3f}" if value < 0.1 else f"{value:.1f}"
+
+
+def one_sided(shares: dict[str, list[float]], names: tuple[str, ...]) -> Iterator[str]:
+    """Classes that only the source has, or only the target (its validation images count, too)."""
+    found = {key: {n for n, share in zip(names, row, strict=True) if share} for key, row in shares.items()}
+    source = found.pop("source")
+    if not found:
+        yield "the target has no labels here: its classes cannot be compared"
+        return
+    target = set().union(*found.values())
+    for title, alone in (("the source", source - target), ("the target", target - source)):
+        if alone:
+            yield f"classes with pixels in {title} only: {', '.join(n for n in names if n in alone)}"
+
+
+def misfits(recipe: Recipe, domains: Domains) -> Iterator[str]:
+    """Values made for GTA5 -> Cityscapes that are active on other data, and values that the data make void."""
+    data = recipe.data
+    target = domains["target"][1] if "target" in domains else None
+    if target is not None and target.dataset != "cityscapes":
+        active = {"crop": any(data.crop_margins), "image": data.image_margins is not None, "none": False}
+        if active[data.margins]:
+            value = data.crop_margins if data.margins == "crop" else data.image_margins
+            yield (
+                f"data.margins={data.margins} ({value}) hides the bonnet of the Cityscapes car; does the camera of "
+                f"{target.dataset} see one? If not: data.margins=none"
+            )
+    names = build.class_set(recipe).names
+    yield from pixel_misfits(recipe, domains["source"][1], names)
+    for key, (_, index) in domains.items():
+        own = dataset_spec(index.dataset).classes.names
+        ignored = [name for name, i in zip(own, index.train_ids or (), strict=False) if i == IGNORE]
+        if ignored:
+            yield f"classes of {key} that become ignore (data.{key}.merge): {', '.join(ignored)}"
+    for view, stage in recipe.views.items():
+        for term, options in stage.terms.items():
+            strangers = [name for name in options.get("class_names") or () if name not in names]
+            if strangers:
+                yield f"views.{view}.terms.{term}.class_names: no class is called {', '.join(strangers)}"
+
+
+def pixel_misfits(recipe: Recipe, source: Index, names: tuple[str, ...]) -> Iterator[str]:
+    """``data.min_pixels`` against the sizes of the images and what their labels hold."""
+    if recipe.data.sampler["kind"] != "rare_class":
+        return
+    wanted = recipe.data.min_pixels
+    share = wanted / float(np.median(source.sizes.prod(1)))
+    if not TUNED / 4 <= share <= TUNED * 4:
+        yield (
+            f"data.min_pixels={wanted} is {100 * share:.2g} % of an image of {source.dataset}, {100 * TUNED:.2g} % in "
+            f"the published recipes: about {max(1, round(wanted * TUNED / share))} would be alike"
+        )
+    never = [n for n, column in zip(names, source.counts.T, strict=True) if column.any() and column.max() <= wanted]
+    if never:
+        yield f"no source image has more than {wanted} pixels (data.min_pixels) of: {', '.join(never)}; never drawn"
+
+
+# ----------------------------------------------------------------------------------------------------------- picture
+
+
+def panel(domains: Domains, scale: int, classes: ClassSet) -> Image.Image:
+    """Evenly spaced images of source and target beside the same with their labels' colours over them."""
+    columns: list[tuple[np.ndarray, ...]] = []
+    headers: list[str] = []
+    for key in ("source", "target"):
+        if key in domains:
+            section, index = domains[key]
+            domain = Domain(index, size=build.scaled(section, scale), labels=index.labelled)
+            columns += zip(*tiles(domain, classes), strict=True)
+            headers += [f"{key}: {index.dataset}", "labels" if index.labelled else "no labels"]
+    grid = figures.panel(list(zip(*columns, strict=False)), headers, width=TILE[0])
+    return figures.stacked([grid, figures.legend(classes.names, classes.palette, width=grid.width)])
+
+
+def tiles(domain: Domain, classes: ClassSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(image, image under its labels' colours), each fitted into a tile; ignored pixels are dark."""
+    for position in np.linspace(0, len(domain) - 1, SHOWN).round().astype(int):
+        image, label = domain.load(int(position))
+        size = keep_ratio_size((image.shape[1], image.shape[0]), TILE)
+        small = np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BOX))
+        ids = np.full(small.shape[:2], IGNORE, np.uint8) if label is None else resize_label(label, size)
+        blended = (0.4 * small + 0.6 * figures.colour(ids, classes.palette)).astype(np.uint8)
+        yield fitted(small), fitted(blended)
+
+
+def fitted(image: np.ndarray) -> np.ndarray:
+    """In the middle of a white tile."""
+    tile = np.full((TILE[1], TILE[0], 3), 255, np.uint8)
+    y, x = (TILE[1] - image.shape[0]) // 2, (TILE[0] - image.shape[1]) // 2
+    tile[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return tile
+
+
+def written(image: Image.Image, path: Path) -> Path:
+    """Save as PNG under the name, or under the next free one: `check-x-2.png`."""
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            with place.open("xb") as file:
+                file.write(content.getvalue())
+            return place
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")

@@ -1,0 +1,174 @@
+"""Unpack the official archives of a data set into its root, without trusting them.
+
+What differs from `unzip`: a name that leaves the root, a link, a special file or an implausible size stops everything
+before a byte is written; the disk is checked first; files appear whole or not at all, and what is there with the right
+size is not written again, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from udaseg.data.layouts import DataSetSpec, data_home
+from udaseg.errors import UserError
+from udaseg.files import check_room
+
+MOST_EXPANSION = 200  # bytes unpacked per byte packed; JSON reaches about 20, DEFLATE's limit (a bomb) is 1032
+SMALL = 2**20  # a file below this size may compress as it likes
+
+
+class Unpacked(NamedTuple):
+    """Numbers of files, and the official archives that were not in the folder."""
+
+    written: int
+    kept: int
+    missing: tuple[str, ...]
+
+
+class _Member(NamedTuple):
+    archive: Path
+    info: zipfile.ZipInfo
+    target: Path
+
+
+def archive_names(spec: DataSetSpec) -> list[str]:
+    """File names in the data set's table row; `01_images.zip ... 10_images.zip` stands for ten."""
+    names: list[str] = []
+    for line in spec.files:
+        found = re.findall(r"[\w-]+\.(?:zip|rar)\b", line)
+        ends = [re.match(r"(\d+)(\D.*)", name) for name in found]
+        if "..." in line and len(found) == 2 and ends[0] and ends[1]:
+            width = len(ends[0][1])
+            names += [f"{n:0{width}}{ends[0][2]}" for n in range(int(ends[0][1]), int(ends[1][1]) + 1)]
+        else:
+            names += found
+    return names
+
+
+def place_of(spec: DataSetSpec, root: Path | None) -> Path:
+    """Where to unpack: `root`, else the default folder there is, else the first default folder."""
+    if root is not None:
+        return root.expanduser().absolute()
+    places = [data_home() / folder for folder in spec.folders]
+    return next((place for place in places if place.is_dir()), places[0]).absolute()
+
+
+def unpack(
+    spec: DataSetSpec, folder: Path, root: Path | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> Unpacked:
+    """Unpack the archives that are in `folder`; UserError, with nothing written, if one of them cannot be trusted."""
+    place = place_of(spec, root)
+    archives, missing = _archives(spec, folder, place)
+    members = [member for archive in archives for member in _members(spec, archive, place)]
+    todo = [member for member in members if not _there(member)]
+    need = sum(member.info.file_size for member in todo)
+    check_room(place, need, "make room or give --root DIR on another disk.")
+    for done, _ in enumerate(_written(todo), start=len(members) - len(todo) + 1):
+        if progress is not None:
+            progress(done, len(members))
+    return Unpacked(len(todo), len(members) - len(todo), missing)
+
+
+def _archives(spec: DataSetSpec, folder: Path, place: Path) -> tuple[list[Path], tuple[str, ...]]:
+    names = archive_names(spec)
+    if not names:
+        raise UserError(f"{spec.name} has no official archives; leave out --archives.")
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--archives {folder}: no such folder")
+    zips = {name: (folder / name).with_suffix(".zip") for name in names}  # a .rar may have been packed again
+    found = [path for path in zips.values() if path.is_file()]
+    packed = [name for name in names if name.endswith(".rar") and (folder / name).is_file() and zips[name] not in found]
+    if packed:
+        raise UserError(f"{folder / packed[0]} is a RAR file, which Python cannot read. Unpack it into {place} first.")
+    if not found:
+        raise UserError(
+            f"--archives {folder} has none of the archives of {spec.name}: {', '.join(names)}. Get them: {spec.page}"
+        )
+    return found, tuple(name for name, path in zips.items() if path not in found)
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+def _members(spec: DataSetSpec, archive: Path, place: Path) -> list[_Member]:
+    """The files of an archive and where they go. Raises UserError for one that is unsafe or damaged."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            infos = file.infolist()
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{archive} is not a whole zip file ({error}); download it again.") from None
+    for info in infos:
+        _refuse_unsafe(archive, info)
+    infos = [info for info in infos if not info.is_dir()]
+    paths = _without_wrapper([PurePosixPath(info.filename) for info in infos], spec.needs)
+    if len(set(paths)) != len(paths):
+        raise UserError(f"{archive} holds one name twice; it is not an official file. Nothing was unpacked.")
+    return [_Member(archive, info, place.joinpath(*path.parts)) for info, path in zip(infos, paths, strict=True)]
+
+
+def _refuse_unsafe(archive: Path, info: zipfile.ZipInfo) -> None:
+    name, kind = info.orig_filename.replace("\\", "/"), stat.S_IFMT(info.external_attr >> 16)
+    problem = ""
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or "\0" in name or ".." in name.split("/"):
+        problem = "leads out of the data set's folder"
+    elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        problem = "is a link or a special file"
+    elif info.flag_bits & 1:
+        problem = "is encrypted"
+    elif info.file_size > max(SMALL, MOST_EXPANSION * info.compress_size):
+        problem = f"claims to grow {info.file_size / max(info.compress_size, 1):.0f}-fold"
+    if problem:
+        raise UserError(f"{archive}: {info.orig_filename!r} {problem}. Nothing was unpacked; is it the official file?")
+
+
+def _without_wrapper(paths: list[PurePosixPath], needs: tuple[str, ...]) -> list[PurePosixPath]:
+    """Without the one folder around everything, where the data set's own folders lie below it."""
+    wanted = {need.split("/")[0] for need in needs}
+    tops, seconds = {path.parts[0] for path in paths}, {path.parts[1] for path in paths if len(path.parts) > 2}
+    if len(tops) == 1 and not tops & wanted and seconds & wanted:
+        return [PurePosixPath(*path.parts[1:]) for path in paths]
+    return paths
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def _there(member: _Member) -> bool:
+    return member.target.is_file() and member.target.stat().st_size == member.info.file_size
+
+
+def _written(todo: list[_Member]) -> Iterator[Path]:
+    """Write each file. A damaged one raises UserError and keeps what was written before it."""
+    for path, members in itertools.groupby(todo, lambda member: member.archive):
+        with zipfile.ZipFile(path) as archive:
+            for member in members:
+                try:
+                    _write(archive, member)
+                except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+                    raise UserError(
+                        f"{path}: {member.info.filename} is damaged ({error}); download the archive again and run the "
+                        "same command."
+                    ) from None
+                yield member.target
+
+
+def _write(archive: zipfile.ZipFile, member: _Member) -> None:
+    """Atomic, but not flushed to disk one by one: after a power cut a file of the wrong size is written again."""
+    member.target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = member.target.with_name(f".{member.target.name}.{os.getpid()}.tmp")
+    try:
+        with archive.open(member.info) as source, temporary.open("wb") as file:  # reads the stated size at most
+            shutil.copyfileobj(source, file, 2**20)
+        os.replace(temporary, member.target)
+    finally:
+        temporary.unlink(missing_ok=True)

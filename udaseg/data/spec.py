@@ -1,0 +1,101 @@
+"""What the program knows about a data set, and the helpers that pair its images with its labels.
+
+What differs from the public code: the order of files is sorted, never the directory order of the file system, so sample
+indices mean the same on every machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from udaseg.data.classes import IGNORE, ClassSet
+from udaseg.data.images import STREET_PIXELS, Pixels
+
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and its label file (None when there is none); relative to the root of the data set."""
+
+    image: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finder saw: pairs sorted by image path, names it could not pair with the reason, and the encoding."""
+
+    pairs: tuple[Pair, ...]
+    unmatched: tuple[tuple[str, str], ...] = ()
+    encoding: str = "ids"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Raw label value -> train id, and the values known to have no class (anything else is reported as unknown)."""
+
+    ids: Mapping[int, int]
+    void: frozenset[int] = frozenset({IGNORE})
+    pixels: Pixels = STREET_PIXELS
+
+
+@dataclass(frozen=True)
+class DataSetSpec:
+    """Everything the program knows about a data set; `find(root, split)` raises nothing for missing folders."""
+
+    name: str
+    classes: ClassSet
+    find: Callable[[Path, str], Found]
+    encodings: Mapping[str, Encoding]
+    folders: tuple[str, ...]  # tried in this order under the data home
+    needs: tuple[str, ...]  # sub-folders without which a folder is not this data set
+    splits: tuple[str, ...]
+    tree: str
+    unlabelled: frozenset[str] = frozenset()  # splits that are of use without labels
+    expected: Mapping[str, int] = field(default_factory=dict)
+    page: str = ""
+    files: tuple[str, ...] = ()
+    command: str = ""
+    notes: str = ""  # known irregularities, shown in the summary
+    conditions: tuple[str, ...] = ()  # weather or light: folders that say which one an image belongs to
+    title: str = ""  # of a data set that a file describes; its `name` is the path of that file
+    refuse_unknown: bool = False  # unknown label values are an error, not a line of the summary
+
+    @property
+    def ids(self) -> Mapping[int, int]:
+        """Raw label value -> train id of the data set's main encoding."""
+        return self.encodings["ids"].ids
+
+
+def walk(folder: Path, suffixes: tuple[str, ...] = PICTURES) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                yield Path(parent, name)
+
+
+def keyed(root: Path, folder: str, ending: str = "", suffixes: tuple[str, ...] = PICTURES) -> dict[str, Path]:
+    """Path below `folder` without suffix and ending -> path relative to `root`."""
+    base = root / folder
+    found = {p.relative_to(base).with_suffix("").as_posix(): p.relative_to(root) for p in walk(base, suffixes)}
+    return {key.removesuffix(ending): path for key, path in found.items() if key.endswith(ending)}
+
+
+def match(images: Mapping[str, Path], labels: Mapping[str, Path], *, encoding: str = "ids") -> Found:
+    """Pair by key. An image without a label stays only if the whole split has none (a target); the rest is listed."""
+    if not labels:
+        return Found(tuple(Pair(images[k], None) for k in sorted(images)), (), encoding)
+    alone = [(str(images[k]), "image without a label") for k in sorted(images.keys() - labels.keys())]
+    alone += [(str(labels[k]), "label without an image") for k in sorted(labels.keys() - images.keys())]
+    both = sorted(images.keys() & labels.keys())
+    return Found(tuple(Pair(images[k], labels[k]) for k in both), tuple(alone), encoding)
+
+
+def best(images: Mapping[str, Path], **labels: Mapping[str, Path]) -> Found:
+    """Pair with the encoding whose label files cover most images; the first of those that cover as many."""
+    encoding = max(labels, key=lambda name: len(images.keys() & labels[name].keys()))
+    return match(images, labels[encoding], encoding=encoding)
