@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, lookup, match_classes
 from udaseg.data.images import Pixels, count_values, image_size, unknown_colours
 from udaseg.data.layouts import DataSetSpec, Encoding, Found, Pair, data_home, dataset_spec, find_root
 from udaseg.errors import UserError
+from udaseg.files import write_atomic
 
 FORMAT = 1  # raise when the file or the meaning of a row changes
 Progress = Callable[[int, int], None]
@@ -338,31 +339,19 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.stem + ".partial.json")
 
 
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """Atomic: a reader sees the old file or the whole new one; the temporary file is flushed to disk first."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Atomic; a folder that cannot be written to is the user's to choose anew."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomic(path, write)
     except OSError as error:
         raise UserError(
             f"The index {path} cannot be written ({error.strerror}); set UDASEG_DATA to a folder you can write to."
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _save_rows(path: Path, rows: dict[str, _Row]) -> None:
     text = json.dumps({"format": FORMAT, "rows": rows})
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text)
-
-    _write(path, write)
+    _write(path, lambda file: file.write(text.encode()))
 
 
 def _save(path: Path, index: Index, found: Found, rows: dict[str, _Row], fingerprint: str) -> None:
@@ -379,11 +368,7 @@ def _save(path: Path, index: Index, found: Found, rows: dict[str, _Row], fingerp
         "rows": rows,
     }
     text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-
-    def write(temporary: Path) -> None:
-        np.savez_compressed(temporary, meta=text, sizes=index.sizes, counts=index.counts)
-
-    _write(path, write)
+    _write(path, lambda file: np.savez_compressed(file, meta=text, sizes=index.sizes, counts=index.counts))
 
 
 def _load(path: Path) -> tuple[dict | None, npt.NDArray[np.int32], npt.NDArray[np.int64]]:

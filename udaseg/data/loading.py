@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ def training_loader(
     return Batches(loader)
 
 
-def to_device(batch: Batch, device: torch.device | str, non_blocking: bool = True) -> Batch:
+def to_device(batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = True) -> Batch:
     """The same batch on the device."""
     return {name: value.to(device, non_blocking=non_blocking) for name, value in batch.items()}
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from udaseg.data.loading import Normalise
+from udaseg.data.loading import Normalise, to_device
 from udaseg.engine import checkpoint
 from udaseg.engine.distributed import Ranks
 from udaseg.engine.optim import PolyWarmup
@@ -347,7 +347,7 @@ def step(
 
 def make_batch(raw: Mapping[str, Tensor], setup: Setup) -> Batch:
     """uint8 from the loader -> normalised images and int64 labels on the device."""
-    moved = {key: value.to(setup.device, non_blocking=True) for key, value in raw.items()}
+    moved = to_device(raw, setup.device)
 
     def image(key: str) -> Tensor:
         return setup.normalise(moved[key]).contiguous(memory_format=setup.memory_format)
