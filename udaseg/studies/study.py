@@ -1,4 +1,4 @@
-"""Studies: one table of a paper, or one's own, as a YAML file: a row is a run (recipe + overrides) and what was printed.
+"""Studies: one table of a paper, or of one's own, as a YAML file. A row is a run and what was printed for it.
 
 Where the columns of a printed table are runs, too (two methods, two architectures), each cell is a row, and ``group``
 is its printed column. Labels are as printed, without citations; "†" is the paper's mark for its own reproduction.
@@ -49,13 +49,13 @@ class Row(Section):
     label: Name
     group: str = ""
     recipe: str | None = None
-    overrides: list[str] = []
+    overrides: tuple[str, ...] = ()
     published: list[Cell] | None = None
     std: list[Cell] | None = None
 
 
 class Study(Section):
-    """Columns are classes (IoU in %), mIoU over the protocol's classes, mIoU* over SYNTHIA's 13; others are printed only.
+    """Columns: classes (IoU in %), mIoU over the protocol's classes, mIoU* over SYNTHIA's 13; others are printed only.
 
     ``protocol`` None: the benchmark's.
     """
