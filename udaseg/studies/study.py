@@ -75,7 +75,8 @@ def studies() -> dict[str, Path]:
 
 
 def load_study(name: str) -> Study:
-    """A shipped study by name, or the file at a path; a UserError lists *all* that is wrong with file and key."""
+    """A shipped study by name, or the file at a path. A UserError lists what is wrong with file and key: all wrong keys
+    and values, or, where there are none, all that does not fit together."""
     path = locate(name, "studies")
     tree = read_yaml(path, "study")
     try:
