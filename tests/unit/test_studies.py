@@ -327,7 +327,7 @@ def test_what_is_no_study(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(UserError, match=r"no study 'mrm_1_gta'.*did you mean 'mrm_1_gta5'.*`udaseg study ls`"):
+    with pytest.raises(UserError, match=r"no study 'mrm_1_gta'.*did you mean 'mrm_1_gta5'.*`udaseg ablate --list`"):
         load_study("mrm_1_gta")
 
 
