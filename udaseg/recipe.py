@@ -203,8 +203,8 @@ def locate(name: str, folder: str = "", near: Path | None = None) -> Path:
     if stem in known:
         return known[stem]
     what = {"": "recipe", "benchmarks": "benchmark", "studies": "study"}[folder]
-    command = "study" if folder == "studies" else "recipe"
-    raise UserError(f"no {what} {name!r}: not a file, and {suggest(stem, known)}. `udaseg {command} ls` lists them.")
+    command = "ablate --list" if folder == "studies" else "recipe ls"
+    raise UserError(f"no {what} {name!r}: not a file, and {suggest(stem, known)}. `udaseg {command}` lists them.")
 
 
 def chain(name: str, folder: str = "") -> list[tuple[str, Tree]]:

@@ -242,7 +242,7 @@ def test_rows_of_several_tables_agree() -> None:
 def test_rows_name_recipes_sections_and_the_command(name: str) -> None:
     study = SHIPPED[name]
     assert study.source is not None and study.benchmark in shipped("benchmarks")
-    assert f"#   udaseg study run {name}\n" in studies()[name].read_text(encoding="utf-8")
+    assert f"#   udaseg ablate {name}\n" in studies()[name].read_text(encoding="utf-8")
     for r in study.rows:
         assert r.recipe in {None, *RECIPES}
         assert {parse_override(text)[0][0] for text in r.overrides} <= set(Recipe.model_fields)
