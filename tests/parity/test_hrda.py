@@ -14,7 +14,7 @@ from parity.rule import DATA, blocks, hrda_parts, image, public_shapes, rng_for,
 from udaseg.evaluation.inference import Inference
 from udaseg.models import weights
 from udaseg.models.blocks import DropPath
-from udaseg.models.multires import HRDA, STEP, box_mask, draw_box, fuse, half
+from udaseg.models.multires import HRDA, box_mask, draw_box, fuse, half
 from udaseg.models.segmentor import Box, Encoded, upsample
 from udaseg.models.windows import crop, grid, slide
 from udaseg.uda.terms.segmentation import segmentation_loss
@@ -178,7 +178,7 @@ def test_boxes_are_multiples_of_eight_and_never_reach_the_border() -> None:
     drawn = [draw_box((1024, 1024), (512, 512)) for _ in range(4000)]
     for box in drawn:
         assert (box.bottom - box.top, box.right - box.left) == (512, 512)
-    assert {box.top for box in drawn} == {box.left for box in drawn} == set(range(0, 505, STEP))
+    assert {box.top for box in drawn} == {box.left for box in drawn} == set(range(0, 505, 8))
     assert len({(box.top, box.left) for box in drawn}) > 1000  # the two offsets are drawn apart
     assert draw_box((512, 512), (512, 512)) == Box(0, 512, 0, 512)
     assert draw_box((256, 512), (512, 512)) == Box(0, 256, 0, 512)
