@@ -30,25 +30,30 @@ from udaseg.engine.trainer import Setup
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
+from udaseg.evaluation.inference import Inference
 from udaseg.models import package
 from udaseg.models.frozen import Frozen
+from udaseg.models.multires import WRAPPERS
 from udaseg.models.segmentor import Segmentor
 from udaseg.models.weights import load_encoder, official
 from udaseg.models.zoo import DECODERS, ENCODERS
 from udaseg.parts import Problem, Table, keyword_parameters, suggest
 from udaseg.recipe import DomainSection, Loaded, Recipe
+from udaseg.uda.masking import MASKERS
 from udaseg.uda.step import Learner, Stage, Stepper
 from udaseg.uda.teacher import Teacher
 from udaseg.uda.terms import TERMS
 from udaseg.uda.views import VIEWS
 from udaseg.uda.weighting import WEIGHTINGS
 
+VIEW_SUPPLIED = frozenset({"normalise", "classes", "synthetic_source"})
 SOCKETS: dict[str, Table] = {
     "encoder": Table("encoder", ENCODERS),
     "decoder": Table("decoder", DECODERS, frozenset({"channels", "strides", "classes"})),
+    "wrapper": Table("segmentor wrapper", WRAPPERS, frozenset({"encoder", "decoder", "attention", "crop"})),
     "sampler": Table("sampler", SAMPLERS, frozenset({"counts", "min_pixels"})),
     "pseudo_labels": Table("weighting rule", WEIGHTINGS, frozenset({"crop_margins"})),
-    "view": Table("view", VIEWS, frozenset({"normalise", "classes"})),
+    "view": Table("view", VIEWS, VIEW_SUPPLIED, {"masker": (Table("masker", MASKERS), "blocks")}),
     "term": Table("term", TERMS, frozenset({"reference", "names"})),
 }
 
@@ -145,11 +150,35 @@ def absences(recipe: Recipe) -> list[Problem]:
 # --- models --------------------------------------------------------------------------------------------------------
 
 
-def segmentor(encoder: dict[str, Any], decoder: dict[str, Any], classes: int) -> Segmentor:
-    """Encoder and decoder as a recipe names them: {kind, settings...}."""
+def segmentor(
+    encoder: dict[str, Any],
+    decoder: dict[str, Any],
+    classes: int,
+    *,
+    wrapper: dict[str, Any] | None = None,
+    crop: tuple[int, int] | None = None,
+) -> Segmentor:
+    """Encoder, decoder and wrapper as a recipe names them: {kind, settings...}; ``crop``: (h, w) of training."""
     body = make("encoder", encoder)
-    head = make("decoder", decoder, channels=body.channels, strides=body.strides, classes=classes)
-    return Segmentor(body, head)
+    shape = {"channels": body.channels, "strides": body.strides, "classes": classes}
+    head = make("decoder", decoder, **shape)
+    if wrapper is None:
+        return Segmentor(body, head)
+    attention = make("decoder", {**decoder, **getattr(DECODERS[decoder["kind"]], "as_attention", {})}, **shape)
+    return make("wrapper", wrapper, encoder=body, decoder=head, attention=attention, crop=crop)
+
+
+def segmentor_of(recipe: Recipe) -> Segmentor:
+    """The recipe's network, not yet with any weights."""
+    model = recipe.model
+    return segmentor(
+        model.encoder, model.decoder, len(class_set(recipe)), wrapper=model.wrapper, crop=training_crop(recipe)
+    )
+
+
+def training_crop(recipe: Recipe) -> tuple[int, int]:
+    """(height, width) of what the student sees."""
+    return recipe.data.crop[0] * recipe.data.scale, recipe.data.crop[1] * recipe.data.scale
 
 
 def make(socket: str, part: dict[str, Any], **supplied: Any) -> Any:
@@ -193,7 +222,7 @@ def start_weights(recipe: Recipe) -> Path | None:
 def load_package(path: Path) -> tuple[Segmentor, package.Card]:
     """A segmentor from a weights file that `udaseg train` wrote."""
     card, tensors = package.read(path)
-    module = segmentor(card.encoder, card.decoder, len(card.classes))
+    module = segmentor(card.encoder, card.decoder, len(card.classes), wrapper=card.wrapper, crop=card.crop)
     package.restore(module, tensors, path)
     return module, card
 
@@ -214,6 +243,9 @@ def card(recipe: Recipe, classes: ClassSet) -> package.Card:
         seed=recipe.seed,
         iterations=recipe.train.iterations,
         data=recipe.data.model_dump(include={"source", "target", "validation", "scale"}),
+        wrapper=recipe.model.wrapper,
+        crop=training_crop(recipe),
+        inference=recipe.evaluation.mode,
     )
 
 
@@ -263,7 +295,7 @@ def training_pairs(recipe: Recipe) -> TrainingPairs:
         source,
         target,
         sampler=make("sampler", data.sampler, counts=source.index.counts, min_pixels=data.min_pixels),
-        crop=(data.crop[0] * data.scale, data.crop[1] * data.scale),
+        crop=training_crop(recipe),
         seed=recipe.seed,
         length=recipe.train.iterations * recipe.train.batch,
         cat_max_ratio=data.cat_max_ratio,
@@ -355,7 +387,7 @@ def models(
     """Learner, teacher, and the hashes of the weights they started from."""
     torch.manual_seed(recipe.seed)
     classes = class_set(recipe)
-    student = segmentor(recipe.model.encoder, recipe.model.decoder, len(classes))
+    student = segmentor_of(recipe)
     refuse_small_crop(recipe, student.encoder.strides)  # type: ignore[arg-type]
     stamp: dict[str, Any] = {"encoder_weights": None, "start": recipe.model.start}
     if (path := encoder_weights(recipe)) is not None:
@@ -370,8 +402,8 @@ def models(
     teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs_target(recipe) else None
     if recipe.train.compile:
         for module in [student, *([teacher.segmentor] if teacher else [])]:
-            module.encoder.compile(dynamic=False)
-            module.decoder.compile(dynamic=False)
+            for part in module.children():
+                part.compile(dynamic=False)
     return learner, teacher, stamp
 
 
@@ -394,7 +426,10 @@ def stages(recipe: Recipe, classes: ClassSet, reference: nn.Module | None, norma
     """The recipe's views with their terms, in its order."""
     found = {}
     for name, section in recipe.views.items():
-        view = SOCKETS["view"].make(name, section.options, normalise=normalise, classes=len(classes))
+        view = SOCKETS["view"].make(
+            name, section.options, normalise=normalise, classes=len(classes),
+            synthetic_source=recipe.data.synthetic_source,
+        )  # fmt: skip
         terms = {
             key: SOCKETS["term"].make(key, options, reference=reference, names=classes.names)
             for key, options in section.terms.items()
@@ -425,15 +460,23 @@ def batches(
     return between
 
 
+def inference(mode: str, crop: tuple[int, int] | None, batch: int = 3) -> Inference:
+    """How a recipe or a weights file wants whole images looked at; windows have the size of the training crop."""
+    return Inference(crop if mode == "slide" else None, batch)
+
+
 def validator(recipe: Recipe, device: torch.device, ranks: Ranks, stepper: Stepper) -> Callable[[Segmentor], Tensor]:
     """Student -> confusion counts on the validation split, each rank taking its share of the images."""
     assert recipe.data.validation is not None
     names = class_set(recipe).names
     images, normalise = images_of(recipe.data.validation, recipe.data.scale, names), Normalise().to(device)
+    look = inference(recipe.evaluation.mode, training_crop(recipe), recipe.evaluation.window_batch)
 
     def validate(student: Segmentor) -> Tensor:
         loader = evaluation_loader(images, workers=recipe.runtime.workers, rank=ranks.rank, world=ranks.world)
-        counts = evaluate(student, loader, normalise, classes=len(names), device=device, autocast=stepper.autocast)
+        counts = evaluate(
+            student, loader, normalise, classes=len(names), device=device, autocast=stepper.autocast, inference=look
+        )
         return ranks.reduce(counts)
 
     return validate

@@ -12,7 +12,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -34,11 +34,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Table:
-    """All parts for one socket: ``noun`` names it in messages, ``supplied`` lists parameters the user does not set."""
+    """All parts for one socket: ``noun`` names it in messages, ``supplied`` lists parameters the user does not set.
+
+    ``inner``: parameters that are parts themselves, each with its table and its name when nothing is said.
+    """
 
     noun: str
     rows: Mapping[str, Callable[..., Any]]
     supplied: frozenset[str] = frozenset()
+    inner: Mapping[str, tuple[Table, str]] = field(default_factory=dict)
 
     def check(
         self, name: object, settings: Mapping[str, Any], path: tuple[str, ...]
@@ -46,18 +50,43 @@ class Table:
         """Settings completed with their defaults, and what is wrong with them (or with the name)."""
         if not isinstance(name, str) or name not in self.rows:
             return {}, [Problem(path, f"unknown {self.noun} {name!r}; {suggest(str(name), self.rows)}")]
-        schema = settings_schema(self.rows[name], self.supplied)
+        schema = settings_schema(self.rows[name], self.supplied.union(self.inner))
+        own = dict(settings)
+        parts, problems = self._check_inner(self.rows[name], own, path)
         try:
-            return schema.model_validate(dict(settings)).model_dump(), []
+            return {**schema.model_validate(own).model_dump(), **parts}, problems
         except ValidationError as error:
-            return {}, explain(error, schema, path)
+            return {}, [*explain(error, schema, path), *problems]
+
+    def _check_inner(
+        self, row: Callable[..., Any], settings: dict[str, Any], path: tuple[str, ...]
+    ) -> tuple[dict[str, Any], list[Problem]]:
+        """Takes the inner parts out of ``settings``: each as {kind, its settings with defaults}."""
+        parts, problems = {}, []
+        for key in self.inner.keys() & keyword_parameters(row).keys():
+            table, default = self.inner[key]
+            given = settings.pop(key, default)
+            part = {"kind": given} if isinstance(given, str) else given
+            if not isinstance(part, dict):
+                problems.append(Problem((*path, key), f"{given!r} is not allowed: a name or {MAP}"))
+                continue
+            kind = part.get("kind", default)
+            rest = {name: value for name, value in part.items() if name != "kind"}
+            done, found = table.check(kind, rest, (*path, key))
+            parts[key] = {"kind": kind, **done}
+            problems += found
+        return parts, problems
 
     def make(self, name: str, settings: Mapping[str, Any], **supplied: Any) -> Any:
         """The object; of the supplied values it gets those its constructor asks for. Its ValueError is the user's."""
         part = self.rows[name]
         wanted = {key: value for key, value in supplied.items() if key in keyword_parameters(part)}
+        given = dict(settings)
+        for key in self.inner.keys() & given.keys():
+            inner = dict(given[key])
+            given[key] = self.inner[key][0].make(inner.pop("kind"), inner, **supplied)
         try:
-            return part(**settings, **wanted)
+            return part(**given, **wanted)
         except ValueError as error:
             raise UserError(f"{self.noun} {name}: {error}") from None
 

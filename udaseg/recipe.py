@@ -29,6 +29,7 @@ KeyPath = tuple[str, ...]
 PART_KEYS: tuple[KeyPath, ...] = (
     ("model", "encoder"),
     ("model", "decoder"),
+    ("model", "wrapper"),
     ("data", "sampler"),
     ("pseudo_labels",),
 )
@@ -72,6 +73,7 @@ class DataSection(Section):
     protocol: str = "cityscapes19"
     crop: tuple[PositiveInt, PositiveInt] = Field(description="(height, width)")
     scale: PositiveInt = 1
+    synthetic_source: bool = Field(True, description="rendered source images; decides what MIC masks")
     labelled: Literal["source", "target"] = "source"
     cat_max_ratio: float = Field(0.75, gt=0, le=1)
     photometric: bool = False
@@ -85,10 +87,14 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    """``weights``: auto (the encoder's official file), none or a path; ``start``: a whole model's weights, or a run."""
+    """``weights``: auto (the encoder's official file), none or a path; ``start``: a whole model's weights, or a run.
+
+    ``wrapper``: how encoder and decoder are used together, if not plainly (hrda).
+    """
 
     encoder: dict[str, Any]
     decoder: dict[str, Any]
+    wrapper: dict[str, Any] | None = None
     weights: str = "auto"
     start: str | None = None
 
@@ -116,7 +122,11 @@ class TrainSection(Section):
 
 
 class EvaluationSection(Section):
+    """``slide``: windows of the training crop's size, half overlapping; ``window_batch`` of them at once."""
+
     every: PositiveInt = 4000
+    mode: Literal["whole", "slide"] = "whole"
+    window_batch: PositiveInt = 3
 
 
 class RuntimeSection(Section):

@@ -143,12 +143,11 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, packa
     state = checkpoint.load(newest)
     if teacher and state["teacher"] is None:
         raise UserError(f"{path}: recipe {recipe.name!r} has no teacher; leave out --teacher")
-    classes = build.class_set(recipe)
-    module = build.segmentor(recipe.model.encoder, recipe.model.decoder, len(classes))
+    module = build.segmentor_of(recipe)
     prefix, tensors = "segmentor.", state["teacher" if teacher else "learner"]
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     package.restore(module, own, newest)
-    return module, build.card(recipe, classes)
+    return module, build.card(recipe, build.class_set(recipe))
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_recipe_show_prints(name: str, capsys: pytest.CaptureFixture[str]) -> No
         rf"passes per step: student {len(views)} \({re.escape(' + '.join(views))}\), teacher {int('mixed' in views)}",
         text,
     )
-    assert ("frozen ImageNet encoder 1" in text) == (name == "daformer")
+    assert ("frozen ImageNet encoder 1" in text) == ("feature_distance" in text)
     assert loaded.recipe.fingerprint()[:12] in text
     assert re.search(rf"^name +{name} +recipes/{name}.yaml *$", text, re.MULTILINE)
     assert re.search(r"^teacher.alpha +0\.\d+ +\S+ *$", text, re.MULTILINE)

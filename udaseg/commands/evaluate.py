@@ -54,7 +54,7 @@ def run(
     with Counting("evaluating") as progress:
         counts = evaluate(
             module, reporting(images, progress), Normalise(), classes=len(card.classes), device=device,
-            autocast=autocast(precision, device),
+            autocast=autocast(precision, device), inference=build.inference(card.inference, card.crop),
         )  # fmt: skip
     result = scores(counts.cpu().numpy(), card.classes, PROTOCOLS[protocol])
     network = ("teacher" if teacher else "student") + (" + recomputed BatchNorm" if recompute_bn else "")

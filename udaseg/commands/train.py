@@ -91,6 +91,9 @@ def dry_run(loaded: Loaded) -> None:
         evaluate(
             built.setup.learner.segmentor, evaluation_loader(images, workers=0), Normalise(),
             classes=len(build.class_set(recipe)), device=built.setup.device, autocast=built.setup.stepper.autocast,
+            inference=build.inference(
+                recipe.evaluation.mode, build.training_crop(recipe), recipe.evaluation.window_batch
+            ),
         )  # fmt: skip
         image_seconds = time.perf_counter() - began
         rows.append(["one validation image", f"{image_seconds:.2f} s"])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.evaluation.confusion import count
+from udaseg.evaluation.inference import Inference
 from udaseg.models.segmentor import Segmentor, upsample
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -34,10 +35,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def predict(segmentor: Segmentor, image: Tensor, size: tuple[int, int], autocast: Autocast = nullcontext) -> Tensor:
+def predict(
+    segmentor: Segmentor,
+    image: Tensor,
+    size: tuple[int, int],
+    autocast: Autocast = nullcontext,
+    inference: Inference = Inference(),  # noqa: B008 - frozen
+) -> Tensor:
     """Train ids (B, *size) int64 for a normalised image (B, 3, H, W) already at test size."""
     with autocast():
-        logits = segmentor.infer(image)
+        logits = inference(segmentor, image)
     return upsample(logits, size).argmax(dim=1)
 
 
@@ -49,6 +56,7 @@ def evaluate(
     classes: int,
     device: torch.device,
     autocast: Autocast = nullcontext,
+    inference: Inference = Inference(),  # noqa: B008 - frozen
 ) -> Tensor:
     """(K, K) int64 confusion counts over ``images`` (one at a time: ``image`` uint8 (3, h, w), ``label`` (H, W))."""
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
@@ -56,7 +64,7 @@ def evaluate(
         for item in images:
             label = item["label"].to(device, non_blocking=True)
             image = normalise(item["image"][None].to(device, non_blocking=True))
-            counts += count(predict(segmentor, image, tuple(label.shape), autocast)[0], label, classes)
+            counts += count(predict(segmentor, image, tuple(label.shape), autocast, inference)[0], label, classes)
     return counts
 
 

@@ -11,7 +11,7 @@ Shapes: B images, C_i channels of level i, D = width, K classes. h x w is the fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class Embed(nn.Module):
 
 class DAFormerHead(nn.Module):
     """Encoder maps -> logits (B, K, h, w) at the first map's stride."""
+
+    as_attention: ClassVar[dict[str, str]] = {"fusion": "conv1"}  # its settings as HRDA's scale attention
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -22,7 +22,11 @@ from udaseg.files import write_atomic
 
 @dataclass(frozen=True)
 class Card:
-    """What a weights file says of itself. ``size``: (width, height) images were resized into, None for native."""
+    """What a weights file says of itself.
+
+    ``size``: (width, height) images were resized into, None for native. ``crop``: (height, width) of a training crop;
+    ``inference`` "slide" moves a window of that size over an image, "whole" looks at it at once.
+    """
 
     encoder: dict[str, Any]
     decoder: dict[str, Any]
@@ -37,6 +41,9 @@ class Card:
     seed: int
     iterations: int
     data: dict[str, Any] = field(default_factory=dict)
+    wrapper: dict[str, Any] | None = None
+    crop: tuple[int, int] | None = None
+    inference: Literal["whole", "slide"] = "whole"
 
 
 def save(path: Path, module: nn.Module, card: Card) -> None:
@@ -59,7 +66,8 @@ def read(path: Path) -> tuple[Card, Mapping[str, Tensor]]:
     content = json.loads(header)
     content["classes"] = tuple(content["classes"])
     content["palette"] = tuple(tuple(colour) for colour in content["palette"])
-    content["size"] = tuple(content["size"]) if content["size"] else None
+    for key in ("size", "crop"):
+        content[key] = tuple(content[key]) if content.get(key) else None
     return Card(**content), tensors
 
 

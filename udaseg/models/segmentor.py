@@ -92,6 +92,7 @@ class Segmentor(nn.Module):
         return (Prediction(self.decoder(branches[0].features)),)
 
     def forward(self, image: Tensor) -> Output:
+        """One pass over an image (B, 3, H, W), normalised."""
         branches = self.encode(image)
         return Output(branches, self.decode(branches))
 

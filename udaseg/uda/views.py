@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
+from torch import Tensor
+
 from udaseg.ranges import NotNegative, Share
 from udaseg.uda.augment import ColourAugment, Normalisation
+from udaseg.uda.masking import Masker
 from udaseg.uda.mixing import choose_classes, class_mask, class_slots, mix, present_classes
-from udaseg.uda.types import Iteration, View, ViewBuilder
+from udaseg.uda.types import Iteration, PseudoLabels, View, ViewBuilder
 
 
 class Source:
@@ -60,4 +66,51 @@ class Mixed:
         return mixed._replace(image=self.augment(mixed.image, draws))
 
 
-VIEWS: dict[str, type[ViewBuilder]] = {"source": Source, "target": Target, "mixed": Mixed}
+class Masked:
+    """Blocks of the target are hidden; the loss still asks for all of it (MIC eq. 2-6; baselines.md 5.4).
+
+    The pseudo-labels are the step's own, never computed again. The mask comes after colour augmentation and
+    normalisation, so hidden pixels have the mean colour. ``images``: "target" is MIC from synthetic sources, both
+    target images, augmented together (one order and one sigma for the batch); "pair" is MIC for adverse weather: the
+    first half of the batch are source images with their labels, the second target images, none augmented; "auto" goes
+    by ``synthetic_source``, which the benchmark knows.
+    """
+
+    needs_target = True
+
+    def __init__(
+        self,
+        *,
+        normalise: Normalisation,
+        masker: Masker,
+        synthetic_source: bool = True,
+        images: Literal["auto", "target", "pair"] = "auto",
+        jitter: NotNegative = 0.2,
+        jitter_probability: Share = 0.8,
+        blur_probability: Share = 0.5,
+    ) -> None:
+        self.masker = masker
+        self.pair = images == "pair" or (images == "auto" and not synthetic_source)
+        self.augment = ColourAugment(
+            normalise, jitter=jitter, jitter_probability=jitter_probability, blur_probability=blur_probability
+        )
+
+    def __call__(self, iteration: Iteration) -> View:
+        batch, draws, pseudo = iteration.batch, iteration.draws, iteration.pseudo_labels
+        if self.pair:
+            image, label, weight = half_source(View(batch.source_image, batch.source_label), batch.target, pseudo)
+        else:
+            image, label, weight = self.augment(batch.target, draws, together=True), pseudo.label, pseudo.weight
+        return View(image * self.masker(label, draws), label, weight)
+
+
+def half_source(source: View, target: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, label and weight of a batch whose first half (rounded down) is source, the rest target."""
+    count = target.shape[0] // 2
+    rest = target.shape[0] - count
+    image = torch.cat([source.image[:count], target[:rest]])
+    label = torch.cat([source.label[:count], pseudo.label[:rest]])
+    return image, label, torch.cat([torch.ones_like(pseudo.weight[:count]), pseudo.weight[:rest]])
+
+
+VIEWS: dict[str, type[ViewBuilder]] = {"source": Source, "target": Target, "mixed": Mixed, "masked": Masked}

@@ -1,0 +1,31 @@
+"""How a network looks at a whole image: at once, or through overlapping windows (baselines.md 2.8).
+
+Shapes: B images, K classes, H x W pixels, already at the scale of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from udaseg.models.segmentor import Segmentor
+from udaseg.models.windows import grid, slide
+
+
+@dataclass(frozen=True)
+class Inference:
+    """``window``: (height, width) of sliding windows that overlap by half, None to look at once.
+
+    ``batch``: windows put through the network together.
+    """
+
+    window: tuple[int, int] | None = None
+    batch: int = 3
+
+    def __call__(self, segmentor: Segmentor, image: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) -> logits (B, K, H, W); windows are averaged in logit space."""
+        if self.window is None:
+            return segmentor.infer(image)
+        boxes = grid(image.shape[-2:], self.window, [side // 2 for side in self.window])
+        return slide(segmentor.infer, image, boxes, tiles=self.batch)
