@@ -127,9 +127,13 @@ class Part(NamedTuple):
     family: str
 
 
-def segmentor_parts(encoder: str, decoder: str) -> tuple[Part, ...]:
-    """The two parts of a plain segmentor, by the names of the zoo."""
-    return Part("backbone.", "encoder.", family(encoder)), Part("decode_head.", "decoder.", decoder)
+def segmentor_parts(encoder: str, decoder: str, *, hrda: bool = False) -> tuple[Part, ...]:
+    """The parts of a segmentor by the names of the zoo; HRDA's attention is a second decoder of the same kind."""
+    body = Part("backbone.", "encoder.", family(encoder))
+    if not hrda:
+        return body, Part("decode_head.", "decoder.", decoder)
+    attention = Part("decode_head.scale_attention.", "attention.", decoder)
+    return body, Part("decode_head.head.", "decoder.", decoder), attention
 
 
 def public_names(names: Iterable[str], parts: Iterable[Part]) -> dict[str, str]:
@@ -219,6 +223,25 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, name: str | None = Non
     _refuse_other_stem(report, state, name)
     _refuse_misfit(report, state, wanted, remedy)
     encoder.load_state_dict({key: state[key] for key in report.matched}, strict=False)
+    return report
+
+
+def load_segmentor(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> LoadReport:
+    """Fills a whole segmentor (it may lie on the meta device) with tensors under our names, read from ``path``.
+
+    Nothing may be missing, and no tensor on the way from image to logits left over: the network would say something
+    else than the one that was trained. Other surplus (auxiliary heads) is in the report.
+    """
+    wanted = module.state_dict()
+    report = compared(path, state, wanted)
+    ours = tuple(f"{name}." for name, _ in module.named_children())
+    lines = [_miss(key, state, wanted) for key in report.missing]
+    lines += [f"no place for: {key}" for key in report.unexpected if key.startswith((*ours, "neck."))]
+    if lines:
+        raise UserError(f"{path} does not hold this network; {len(lines)} tensors do not fit:\n{_listing(lines)}")
+    counters = {key: torch.zeros_like(value, device="cpu") for key, value in wanted.items() if key.endswith(UNCOUNTED)}
+    tensors = counters | {key: state[key].to(wanted[key].dtype) for key in report.matched}
+    module.load_state_dict(tensors, assign=True)
     return report
 
 
@@ -350,5 +373,5 @@ def _listing(lines: list[str], limit: int = 20) -> str:
     return "\n".join([f"  {line}" for line in lines[:limit]] + more)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:200]
