@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from udaseg.models import weights
+from udaseg.models.multires import HRDA
 from udaseg.models.segmentor import Segmentor
 from udaseg.models.zoo import DECODERS, ENCODERS
 
@@ -113,5 +114,28 @@ def rule_segmentor(keys_file: str, encoder: str, decoder: str, *, prefix: str = 
     with torch.device("meta"):  # no time lost on an initialisation that nobody sees
         model = segmentor(encoder, decoder, **options)
     state = weights.from_public(rule_state(keys_file, prefix), weights.segmentor_parts(encoder, decoder))
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def hrda_parts(encoder: str, decoder: str) -> tuple[weights.Part, ...]:
+    """The three parts of an HRDA checkpoint."""
+    return (
+        weights.Part("backbone.", "encoder.", weights.family(encoder)),
+        weights.Part("decode_head.head.", "decoder.", decoder),
+        weights.Part("decode_head.scale_attention.", "attention.", decoder),
+    )
+
+
+def rule_hrda(keys_file: str, encoder: str, decoder: str, *, crop: int, prefix: str = "", **options: Any) -> HRDA:
+    """HRDA in eval mode with rule weights; ``crop``: side of a training crop."""
+    with torch.device("meta"):
+        plain = segmentor(encoder, decoder)
+        head, light = DECODERS[decoder], {"fusion": "conv1"} if decoder == "daformer" else {}
+        shape = {"channels": plain.encoder.channels, "strides": plain.encoder.strides, "classes": CLASSES}
+        model = HRDA(
+            encoder=plain.encoder, decoder=plain.decoder, attention=head(**shape, **light), crop=(crop, crop), **options
+        )
+    state = weights.from_public(rule_state(keys_file, prefix), hrda_parts(encoder, decoder))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()

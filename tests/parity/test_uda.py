@@ -14,6 +14,7 @@ from udaseg.data.loading import Normalise
 from udaseg.engine.optim import PolyWarmup
 from udaseg.models.segmentor import Box, Encoded, Output, Prediction
 from udaseg.uda.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, colour_jitter, gaussian_blur, kernel_size
+from udaseg.uda.masking import Blocks
 from udaseg.uda.mixing import choose_classes, class_mask, class_slots, mix, present_classes
 from udaseg.uda.teacher import Teacher
 from udaseg.uda.terms.distillation import FeatureDistance, downscale_label
@@ -321,3 +322,26 @@ def test_learning_rate_of_every_iteration() -> None:
         for t, rates in PIECES["lr"][key].items():
             for base, expected in zip((6e-5, 6e-4), rates, strict=True):
                 assert schedule.rate(base, int(t)) == pytest.approx(expected, rel=1e-12), (key, t)
+
+
+class Given(Draws):
+    """Answers with the fixture's noise."""
+
+    def __init__(self, noise: np.ndarray) -> None:
+        self.noise = torch.from_numpy(noise)
+
+    def per_image(self, images: int, *shape: int) -> torch.Tensor:
+        assert (images, *shape) == tuple(self.noise.shape)
+        return self.noise
+
+
+@pytest.mark.parametrize("case", "abcd")
+def test_block_masks(case: str) -> None:
+    """Grid of round(H / b) x round(W / b), kept where the number is above the ratio, brought up by nearest."""
+    found, facts = arrays("uda_mic"), PIECES["mic"][case]
+    masker = Blocks(block=facts["block"] / facts["h"], ratio=facts["ratio"])
+    shape = (2, facts["h"], facts["w"])
+    mask = masker(torch.zeros(shape, dtype=torch.int64), Given(found[f"{case}_rand"]))
+    np.testing.assert_array_equal(mask.numpy(), found[f"{case}_mask"])
+    masked = tensor(f"input/mic_{case}", 2, 3, *shape[1:]) * mask
+    np.testing.assert_array_equal(masked[:, :, ::4, ::4].numpy(), found[f"{case}_masked_hw4"])

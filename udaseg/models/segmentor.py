@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -102,9 +103,9 @@ class Segmentor(nn.Module):
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, align_corners False (baselines.md section 6), in float32 whatever the logits' type.
+    """Bilinear, align_corners False (baselines.md section 6), in float32 at least.
 
     Contiguous: a softmax over K channels that lie side by side in memory is several times slower.
     """
-    logits = logits.float().contiguous()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
     return logits if logits.shape[-2:] == tuple(size) else F.interpolate(logits, tuple(size), mode="bilinear")
