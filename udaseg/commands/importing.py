@@ -102,7 +102,8 @@ def show(card: package.Card, report: weights.LoadReport, target: Path, *, publis
     console.print(f"{who} (sha256 {report.sha256[:12]}): {len(report.matched)} tensors, nothing missing")
     for name in ("encoder", "decoder", "wrapper"):
         if part := getattr(card, name):
-            console.print(f"  {name}: {', '.join(str(v) if k == 'kind' else f'{k} {v}' for k, v in part.items())}")
+            settings = [f"{key} {value}" for key, value in part.items() if key != "kind" and value is not None]
+            console.print(f"  {name}: {', '.join([part['kind'], *settings])}")
     size = "native size" if card.size is None else f"{card.size[0]}x{card.size[1]}"
     console.print(f"  {len(card.classes)} classes of {card.benchmark}; images at {size}, looked at: {card.inference}")
     if report.unexpected:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -165,8 +166,8 @@ class Official(NamedTuple):
 
 
 _SEGFORMER = (
-    "the SegFormer release (https://github.com/NVlabs/SegFormer, section Training: ImageNet-1K weights; the "
-    "model.safetensors of https://huggingface.co/smp-hub/mit_b{n}.imagenet or https://huggingface.co/nvidia/mit-b{n} "
+    "the SegFormer release (https://github.com/NVlabs/SegFormer, section Training: ImageNet-1K weights; those "
+    "of https://huggingface.co/smp-hub/mit_b{n}.imagenet or https://huggingface.co/nvidia/mit-b{n} "
     "will do under that name, too)"
 )
 
@@ -269,7 +270,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         head = file.read(9)
     try:
-        content: Any = load_file(path) if head[8:] == b"{" else torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numbers()):
+            safetensors = head[8:] == b"{"
+            content: Any = load_file(path) if safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise UserError(f"{path} {_why_unreadable(head, error)}") from error
     while isinstance(content, dict) and isinstance(inner := content.get("state_dict", content.get("model")), dict):
@@ -279,6 +282,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{path} holds no tensors: expected a state dict, bare or under 'state_dict' or 'model'.")
     return tensors
+
+
+def _numbers() -> list[Any]:
+    """What unpickles numpy's numbers: harmless, and common among the settings that are saved beside weights."""
+    scalar = np.float64().__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*names, np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
 
 
 def _why_unreadable(head: bytes, error: Exception) -> str:
@@ -291,7 +301,7 @@ def _why_unreadable(head: bytes, error: Exception) -> str:
             "is refused: it is a pickle that holds more than tensors, and loading it could run any code its author "
             "put inside. If you trust it, convert it once on a machine you can afford to lose: "
             "torch.load(..., weights_only=False), then safetensors.torch.save_file on the tensors alone. "
-            f"({cause})"
+            f"({cause.split('. Please')[0]})"
         )
     return f"cannot be read as weights; it is damaged or incomplete, fetch it again ({type(error).__name__}: {cause})."
 
