@@ -100,6 +100,9 @@ def test_what_is_not_ours_is_not_taken_for_something_similar() -> None:
     three = {k: v for k, v in public_shapes("dlv2_r50").items() if "aspp_modules.3." not in k}
     assert recognise(tensors(deeper)).encoder is None and recognise(tensors(wider)).encoder is None
     assert recognise(tensors(isa)).decoder is None and recognise(tensors(three)).decoder is None
+    v3 = {f"decode_head.aspp_modules.{i}.conv.weight": (512, 2048, 3, 3) for i in range(4)}
+    v3 |= {"decode_head.image_pool.1.conv.weight": (512, 2048, 1, 1), "decode_head.conv_seg.weight": (19, 512, 1, 1)}
+    assert recognise(tensors(v3)).decoder is None
     original = {k.replace("linear_c.", "linear_c"): v for k, v in public_shapes("segformer_mitb5").items()}
     assert recognise(tensors(original)).decoder is None  # SegFormer's own files join the levels the other way round
 

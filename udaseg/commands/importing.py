@@ -64,11 +64,11 @@ def segmentor_of(file: Path, *, teacher: bool) -> dict[str, Tensor]:
     state = one_network(tensors, teacher=teacher)
     if not state:
         raise UserError(f"{file} holds no teacher (no names with ema_model.); leave out --teacher")
-    lacking = [p for p in ("backbone.", "decode_head.") if not any(name.startswith(p) for name in state)]
+    lacking = [f"{p}*" for p in ("backbone.", "decode_head.") if not any(name.startswith(p) for name in state)]
     if lacking:
         starts = sorted({name.split(".")[0] for name in tensors})[:8]
         raise UserError(
-            f"{file} is no complete checkpoint of the DAFormer family: it has no {' and no '.join(lacking)}* (also "
+            f"{file} is no complete checkpoint of the DAFormer family: it has no {' and no '.join(lacking)} (also "
             f"looked for after model.); its names begin with {', '.join(starts)}. Weights of an encoder alone are used "
             "with model.weights=FILE; our own weights files need no import"
         )
