@@ -132,13 +132,13 @@ def explain(error: ValidationError, schema: type[BaseModel], path: tuple[str, ..
 def fields_at(schema: type[BaseModel], path: tuple[str, ...]) -> list[str]:
     """The keys allowed at a path inside a (nested) model."""
     model: Any = schema
-    in_map = False
+    in_many = False
     for step in path:
-        if in_map:  # the key of a map of models
-            in_map = False
+        if in_many:  # the key of a map of models, or the place in a list of them
+            in_many = False
             continue
         annotation = model.model_fields[step].annotation if step in model.model_fields else None
-        in_map = typing.get_origin(annotation) is dict
+        in_many = typing.get_origin(annotation) in (dict, list)
         options = [annotation, *typing.get_args(annotation)]
         model = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), None)
         if model is None:

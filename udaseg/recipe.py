@@ -188,7 +188,7 @@ def recipe_folder() -> Path:
 
 
 def shipped(folder: str = "") -> dict[str, Path]:
-    """Name -> file of the shipped recipes (``folder`` "benchmarks": of the benchmarks)."""
+    """Name -> file of the shipped recipes (``folder`` "benchmarks", "studies": of those)."""
     return {path.stem: path for path in sorted((recipe_folder() / folder).glob("*.yaml"))}
 
 
@@ -202,8 +202,9 @@ def locate(name: str, folder: str = "", near: Path | None = None) -> Path:
     stem = name.removesuffix(".yaml")
     if stem in known:
         return known[stem]
-    what = "benchmark" if folder else "recipe"
-    raise UserError(f"no {what} {name!r}: not a file, and {suggest(stem, known)}. `udaseg recipe ls` lists them.")
+    what = {"": "recipe", "benchmarks": "benchmark", "studies": "study"}[folder]
+    command = "ablate --list" if folder == "studies" else "recipe ls"
+    raise UserError(f"no {what} {name!r}: not a file, and {suggest(stem, known)}. `udaseg {command}` lists them.")
 
 
 def chain(name: str, folder: str = "") -> list[tuple[str, Tree]]:

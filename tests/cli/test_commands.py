@@ -302,13 +302,13 @@ def test_profile_in_one_line_of_json(udaseg: Run, streets: Path) -> None:
     answer = udaseg("profile", "-r", "demo", *SMALL, "train.iterations=4", "--steps", "1", "--json")
     assert answer.code == 0 and len(answer.out.splitlines()) == 1
     found = json.loads(answer.out)
-    assert found["passes"] == {"student": 2, "teacher": 1} and found["recipe"] == "demo"
+    assert found["passes"] == {"student": [2, 2], "teacher": [2]} and found["recipe"] == "demo"
 
 
 def test_dry_run_says_what_a_run_costs_and_writes_nothing(udaseg: Run, streets: Path) -> None:
     answer = udaseg("train", "-r", "demo", *SMALL, "--dry-run")
     assert answer.code == 0 and not list(Path().iterdir())
-    for words in ("passes per step", "step", "peak memory", "whole run", "disk", "one validation image"):
+    for words in ("encoder passes", "step", "peak memory", "whole run", "disk", "one validation image"):
         assert words in answer.out
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from udaseg import cli
 
 RECIPE = ("--recipe", "daformer", "--benchmark", "streets")
+MIC = ("--recipe", "mic", "--benchmark", "streets")
 STEPS = ("train.iterations=20", "runtime.log_every=4", "evaluation.every=10")
 
 
@@ -35,8 +36,8 @@ def run(*arguments: str) -> int:
     return 0
 
 
-def train(folder: Path, *more: str) -> tuple[str, ...]:
-    return ("train", *RECIPE, "--out", str(folder), *toy.MIT, *STEPS, *more)
+def train(folder: Path, *more: str, recipe: tuple[str, ...] = RECIPE) -> tuple[str, ...]:
+    return ("train", *recipe, "--out", str(folder), *toy.MIT, *STEPS, *more)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -84,6 +85,21 @@ def test_twenty_steps_equal_ten_a_kill_and_ten_more(whole: Path, streets: Path) 
     assert 10 <= int(last.stem[5:]) < 20
     assert run(*train(folder, "runtime.workers=2")) == 0
     same_run(whole, folder)
+
+
+def test_resume_is_exact_for_mic(streets: Path) -> None:
+    """HRDA's boxes, the block masks and the shared pseudo-labels, too: nothing of them is carried between steps."""
+    few = ("train.iterations=6", "evaluation.every=6", "runtime.log_every=2")
+    whole, killed = streets / "mic", streets / "mic-killed"
+    assert run(*train(whole, *few, recipe=MIC)) == 0
+    arguments = train(killed, *few, "runtime.checkpoint_minutes=0", recipe=MIC)
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: any((killed / "checkpoints").glob("step-0000002.pt")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").is_file()
+    assert run(*arguments) == 0
+    same_run(whole, killed)
 
 
 def test_a_signal_saves_and_the_same_command_continues(whole: Path, streets: Path, capsys: Any) -> None:

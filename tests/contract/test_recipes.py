@@ -7,9 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import toy
+from torch import nn
 
 from udaseg import build
 from udaseg.commands import recipes as commands
+from udaseg.data.loading import Normalise
+from udaseg.engine import trainer
 from udaseg.recipe import benchmark_data, chain, leaves, recipe_folder, shipped
 
 RECIPES, BENCHMARKS = shipped(), shipped("benchmarks")
@@ -68,11 +73,72 @@ def test_views_are_in_the_order_of_the_step(name: str) -> None:
     assert views == [view for view in ORDER if view in views]
 
 
+def small(name: str) -> tuple[str, ...]:
+    """The recipe at toy size with its own decoder."""
+    decoder = build.load(name).recipe.model.decoder["kind"]
+    return toy.MIT if decoder == "daformer" else (*toy.SMALL, "model.encoder=tiny")
+
+
+@pytest.mark.parametrize("overrides", [(), ("data.synthetic_source=false",)], ids=["rendered", "real"])
+@pytest.mark.parametrize("name", FULL)
+def test_three_steps_at_toy_size(name: str, overrides: tuple[str, ...], streets: Path) -> None:
+    setup = build.training(toy.load(name, "train.iterations=3", *overrides, base=small(name))).setup
+    before = {key: value.clone() for key, value in setup.learner.named_parameters()}
+    meter = trainer.Meter()
+    for t, raw in enumerate(setup.batches(0, 3)):
+        meter.add(*trainer.step(setup, raw, t), t)
+    assert meter.broken() is None
+    still = [key for key, value in setup.learner.named_parameters() if torch.equal(value, before[key])]
+    assert not [key for key in still if not key.startswith("stages.")]  # the reference never changes
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "model.encoder=mit_b2", "model.encoder=mit_b3", "model.encoder=resnet50",
+        "model={encoder: resnet101, decoder: deeplabv3plus}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["dacs", "daformer", "hrda", "mic"])
+def test_other_networks_by_override(name: str, model: str) -> None:
+    """The architectures of the add-on papers' tables."""
+    recipe = build.load(name, overrides=[model]).recipe
+    with torch.device("meta"):
+        segmentor = build.segmentor_of(recipe)
+    predictions = segmentor(torch.empty(2, 3, 1024, 1024, device="meta")).predictions
+    assert len(predictions) == (2 if name in ("hrda", "mic") else 1)
+
+
+def test_sizes_margins_and_modes_of_the_large_baselines() -> None:
+    """baselines.md 2.2, 2.4, 2.8, 5.4: what each benchmark makes of HRDA and MIC."""
+    for name, source, target, pair in (
+        ("gta5_cityscapes", (2560, 1440), (2048, 1024), False),
+        ("synthia_cityscapes", (2560, 1520), (2048, 1024), False),
+        ("cityscapes_acdc", (2048, 1024), (1920, 1080), True),
+        ("cityscapes_dark_zurich", (2048, 1024), (1920, 1080), True),
+    ):
+        recipe = build.load("mic", benchmark=name).recipe
+        assert build.scaled(recipe.data.source, recipe.data.scale) == source
+        assert build.scaled(recipe.data.target, recipe.data.scale) == target
+        assert build.training_crop(recipe) == (1024, 1024) and recipe.evaluation.mode == "slide"
+        assert (recipe.data.image_margins is None) == pair and recipe.data.margins == "image"
+        masked = build.stages(recipe, build.class_set(recipe), nn.Identity(), Normalise())["masked"].build
+        assert masked.pair == pair
+    whole = {name for name in FULL if build.load(name).recipe.evaluation.mode == "whole"}
+    assert {"dacs", "daformer", "hrda_dlv2", "mic_daformer", "mic_dacs_dlv2"} <= whole
+    assert build.load("daformer_dlv2").recipe.data.margins == "crop"
+
+
 def test_views_and_terms_of_the_baselines() -> None:
     found = {name: {view: list(stage.terms) for view, stage in build.load(name).recipe.views.items()} for name in FULL}
     assert found["source_only"] == found["oracle"] == {"source": ["cross_entropy"]}
     assert found["dacs"] == {"source": ["cross_entropy"], "mixed": ["cross_entropy"]}
     assert found["daformer"] == {"source": ["cross_entropy", "feature_distance"], "mixed": ["cross_entropy"]}
+    assert found["hrda"] == found["hrda_dlv2"] == found["daformer_dlv2"] == found["daformer"]
+    assert found["dacs_dlv2"] == found["dacs"]
+    hosts = {"mic": "hrda", "mic_dlv2": "hrda", "mic_daformer": "daformer", "mic_dacs_dlv2": "dacs"}
+    for name, parent in hosts.items():
+        assert found[name] == {**found[parent], "masked": ["cross_entropy"]}
 
 
 def test_a_method_is_the_same_on_another_benchmark() -> None:

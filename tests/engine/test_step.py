@@ -69,16 +69,31 @@ def test_gradients_of_staged_views_are_those_of_the_summed_losses(streets: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "student", "teacher"), [("source_only", 1, 0), ("oracle", 1, 0), ("dacs", 2, 1), ("daformer", 2, 1)]
+    ("name", "expected"),
+    [
+        ("source_only", {"student": [2]}),
+        ("oracle", {"student": [2]}),
+        ("dacs", {"student": [2, 2], "teacher": [2]}),
+        ("daformer", {"student": [2, 2], "teacher": [2], "reference": [2]}),
+        ("mic_daformer", {"student": [2, 2, 2], "teacher": [2], "reference": [2]}),
+        ("hrda", {"student": [4, 4], "teacher": [2, 18], "reference": [2]}),
+        ("mic", {"student": [4, 4, 4], "teacher": [2, 18], "reference": [2]}),
+    ],
 )
-def test_one_student_pass_a_view_and_at_most_one_of_the_teacher(
-    streets: Path, name: str, student: int, teacher: int
-) -> None:
-    setup = setup_of(name)
-    assert len(setup.learner.stages) == student
+def test_encoder_passes_are_those_of_the_papers(streets: Path, name: str, expected: dict[str, list[int]]) -> None:
+    """baselines.md 10.1: one student pass a view, one of the teacher, one of the reference; no second backward."""
+    setup = setup_of(name, base=toy.MIT)
     passes = Passes(setup)
     trainer.step(setup, next(setup.batches(0, 1)), 0)
-    assert passes.close() == {"student": student} | ({"teacher": teacher} if teacher else {})
+    assert passes.close() == expected
+
+
+def test_hrda_with_batch_norm_keeps_its_two_resolutions_apart(streets: Path) -> None:
+    """Merged, they would share batch statistics (trap 15)."""
+    setup = setup_of("hrda")
+    passes = Passes(setup)
+    trainer.step(setup, next(setup.batches(0, 1)), 0)
+    assert passes.close() == {"student": [2, 2, 2, 2], "teacher": [2, 18], "reference": [2]}
 
 
 def test_pseudo_labels_are_computed_once_however_often_they_are_asked_for(streets: Path) -> None:
@@ -86,7 +101,7 @@ def test_pseudo_labels_are_computed_once_however_often_they_are_asked_for(street
     assert list(setup.learner.stages) == ["source", "mixed", "target"]
     passes = Passes(setup)
     losses, _ = trainer.step(setup, next(setup.batches(0, 1)), 0)
-    assert passes.close() == {"student": 3, "teacher": 1}
+    assert passes.close() == {"student": [2, 2, 2], "teacher": [2]}
     assert set(losses) == {"source/cross_entropy", "mixed/cross_entropy", "target/cross_entropy"}
 
 
@@ -114,11 +129,12 @@ def peak_saved(work: Callable[[], Any]) -> int:
     return ledger["peak"]
 
 
-def test_peak_memory_is_the_largest_views_not_the_sum(streets: Path) -> None:
-    whole = setup_of("daformer", base=toy.MIT)
+@pytest.mark.parametrize("recipe", ["daformer", "mic"])
+def test_peak_memory_is_the_largest_views_not_the_sum(streets: Path, recipe: str) -> None:
+    whole = setup_of(recipe, base=toy.MIT)
     single = {}
     for name in whole.learner.stages:
-        setup = setup_of("daformer", base=toy.MIT)
+        setup = setup_of(recipe, base=toy.MIT)
         setup.learner.stages = nn.ModuleDict({name: setup.learner.stages[name]})
         raw = next(setup.batches(0, 1))
         single[name] = peak_saved(lambda s=setup, r=raw: trainer.step(s, r, 0))
@@ -153,7 +169,7 @@ class NoReading(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-@pytest.mark.parametrize("name", ["source_only", "dacs", "daformer"])
+@pytest.mark.parametrize("name", ["source_only", "dacs", "daformer", "mic"])
 def test_nothing_in_a_step_reads_the_device(streets: Path, name: str) -> None:
     setup = setup_of(name)
     raws = list(setup.batches(0, 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -10,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from parity.rule import segmentor
 from udaseg.engine.profile import CountingPhases
+from udaseg.models.multires import HRDA
+from udaseg.models.zoo import DECODERS
 
 
-def forward(module: nn.Module, *inputs: object) -> float:
+def forward(module: Callable[..., object], *inputs: object) -> float:
     """G multiply-adds of one forward pass on the meta device."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(*inputs)
@@ -30,6 +34,25 @@ def test_forward_passes(encoder: str, decoder: str, body: float, head: float) ->
         features = tuple(model.encoder(image))
     assert forward(model.encoder, image) == pytest.approx(body, abs=0.05)
     assert forward(model.decoder, features) == pytest.approx(head, abs=0.05)
+
+
+def test_hrda_passes() -> None:
+    """baselines.md 10.1 at B5, 2 images of 1024: a student pass 515, its backward twice that, the teacher 2536."""
+    with torch.device("meta"):
+        plain = segmentor("mit_b5", "daformer")
+        shape = {"channels": plain.encoder.channels, "strides": plain.encoder.strides, "classes": 19}
+        attention = DECODERS["daformer"](**shape, fusion="conv1")
+        model = HRDA(encoder=plain.encoder, decoder=plain.decoder, attention=attention, crop=(1024, 1024))
+        image = torch.empty(2, 3, 1024, 1024)
+    assert forward(model, image) == pytest.approx(515, abs=1)
+    with torch.no_grad():
+        assert forward(model.infer, image) == pytest.approx(2536, abs=2)
+    phases = CountingPhases()
+    with phases.counting():
+        loss = torch.stack([p.logits.sum() for p in model(image).predictions]).sum()
+        with phases("backward"):
+            loss.backward()
+    assert phases.flops["backward"] / 2e9 == pytest.approx(1030, rel=0.005)
 
 
 @pytest.mark.parametrize("groups", [1, 8])

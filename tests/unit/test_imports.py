@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "udaseg.evaluation": {"udaseg.models"},
     "udaseg.engine": {"udaseg.data.loading", "udaseg.models", "udaseg.uda", "udaseg.evaluation"},
     "udaseg.studies": {
-        "udaseg.build", "udaseg.runs", "udaseg.recipe", "udaseg.evaluation", "udaseg.data.classes", "udaseg.console",
+        "udaseg.build", "udaseg.runs", "udaseg.recipe", "udaseg.parts", "udaseg.evaluation", "udaseg.data.classes",
+        "udaseg.console",
     },
     "udaseg.build": {
         "udaseg.recipe", "udaseg.parts", "udaseg.data", "udaseg.models", "udaseg.uda", "udaseg.engine",

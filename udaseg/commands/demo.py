@@ -56,9 +56,14 @@ def run(*, quick: bool, recipe: str | None, seed: int, folder: Path | None) -> R
     prepare_streets()
     common = [f"seed={seed}", *(QUICK if quick else ())]
     start = folder / "source_only"
+    network = {"model": {"wrapper": load_adaptation(recipe, common).recipe.model.wrapper}}  # both halves have one
+
+    def first_half() -> Loaded:
+        return build.load("demo_source_only", overlays=[("the demo", network)], overrides=common)
+
     if not (folder / "adapted" / "result.json").is_file():
-        common.append(f"runtime.threads={fastest_threads(build.load('demo_source_only', overrides=common))}")
-    train(build.load("demo_source_only", overrides=common), start, "1/2 source-only")
+        common.append(f"runtime.threads={fastest_threads(first_half())}")
+    train(first_half(), start, "1/2 source-only")
     adapted = load_adaptation(recipe, [*common, f"model.start={start}"])
     train(adapted, folder / "adapted", f"2/2 {adapted.recipe.name}")
     result = report(folder, adapted, start, time.monotonic() - began)

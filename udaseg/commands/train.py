@@ -122,7 +122,7 @@ def totals(loaded: Loaded, built: build.Built, step: float, image: float) -> lis
 def profile_rows(found: Profile) -> list[list[str]]:
     rows = [
         ["device", f"{found.device}, torch {found.torch}, {found.precision}, {torch.get_num_threads()} threads"],
-        ["passes per step", ", ".join(f"{who} {count}" for who, count in found.passes.items())],
+        ["encoder passes", "; ".join(f"{who} {counted(calls)}" for who, calls in found.passes.items())],
         ["step", f"{found.seconds_per_step:.3f} s, {found.images_per_second:.1f} images/s"],
         ["peak memory", f"{found.peak_memory_gb} GB" if found.peak_memory_gb else "unknown"],
     ]
@@ -137,6 +137,11 @@ def profile_rows(found: Profile) -> list[list[str]]:
         )
     rows.append(["multiply-adds", f"{sum(found.multiply_adds.values()) / 1e9:.1f} G"])
     return rows
+
+
+def counted(calls: list[int]) -> str:
+    """[4, 4, 4] -> 3 (12 images)."""
+    return f"{len(calls)} ({sum(calls)} images)"
 
 
 def profile(loaded: Loaded, steps: int, as_json: bool) -> None:

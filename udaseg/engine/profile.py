@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from udaseg.engine.phases import Phases, wall_clock
 from udaseg.engine.trainer import Setup, memory_gb, step
+from udaseg.models.frozen import Frozen
 
 Shape: TypeAlias = Sequence[int]
 
@@ -24,7 +25,8 @@ Shape: TypeAlias = Sequence[int]
 class Profile:
     """Seconds and multiply-adds of one step by phase, images a second, peak memory.
 
-    ``multiply_adds``: forward and backward of the phase, from the shapes of matrix products and convolutions.
+    ``passes``: images of every encoder call of a step, by network. ``multiply_adds``: forward and backward of the
+    phase, from the shapes of matrix products and convolutions.
     """
 
     device: str
@@ -37,7 +39,7 @@ class Profile:
     images_per_second: float = 0.0
     multiply_adds: dict[str, float] = field(default_factory=dict)
     peak_memory_gb: float | None = None
-    passes: dict[str, int] = field(default_factory=dict)
+    passes: dict[str, list[int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,24 +77,28 @@ class CountingPhases(Phases):
 
 
 class Passes:
-    """Counts how often the encoder of a module runs, while open."""
+    """Counts, while open, the images that go through the encoder of student, teacher and reference, call by call.
+
+    ``calls``: who -> images of each call. HRDA's tiles are images here.
+    """
 
     def __init__(self, setup: Setup) -> None:
-        self.counts = {"student": 0, "teacher": 0}
-        self._handles = [setup.learner.segmentor.encoder.register_forward_pre_hook(self._count("student"))]
+        watched: dict[str, nn.Module] = {"student": setup.learner.segmentor.encoder}
         if setup.teacher is not None:
-            self._handles.append(setup.teacher.segmentor.encoder.register_forward_pre_hook(self._count("teacher")))
+            watched["teacher"] = setup.teacher.segmentor.encoder
+        for module in setup.learner.modules():
+            if isinstance(module, Frozen):
+                watched["reference"] = module
+        self.calls: dict[str, list[int]] = {who: [] for who in watched}
+        self._handles = [module.register_forward_pre_hook(self._count(who)) for who, module in watched.items()]
 
     def _count(self, who: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            self.counts[who] += 1
+        return lambda module, inputs: self.calls[who].append(len(inputs[0]))
 
-        return hook
-
-    def close(self) -> dict[str, int]:
+    def close(self) -> dict[str, list[int]]:
         for handle in self._handles:
             handle.remove()
-        return {who: count for who, count in self.counts.items() if count}
+        return {who: images for who, images in self.calls.items() if images}
 
 
 def profile(setup: Setup, *, batch: int, precision: str, steps: int = 5, warmup: int = 2) -> Profile:

@@ -108,12 +108,11 @@ def draw_box(size: torch.Size | tuple[int, int], window: tuple[int, int]) -> Box
 
     For 1024 and 512 that is 0 .. 504: the far border is never reached, as in the public code.
     """
-    offsets = [
-        STEP * int(torch.randint(max((side - extent + 1) // STEP, 1), ())) if side > extent else 0
-        for side, extent in zip(size, window, strict=True)
-    ]
-    sides = [min(side, extent) for side, extent in zip(size, window, strict=True)]
-    return Box(offsets[0], offsets[0] + sides[0], offsets[1], offsets[1] + sides[1])
+    corners = []
+    for side, extent, drawn in zip(size, window, torch.rand(2).tolist(), strict=True):
+        offset = STEP * int(drawn * ((side - extent + 1) // STEP))
+        corners += [offset, offset + min(side, extent)] if side > extent else [0, side]
+    return Box(*corners)
 
 
 def box_mask(like: Tensor, box: Box, cell: int) -> Tensor:
