@@ -35,7 +35,7 @@ from udaseg.models import package
 from udaseg.models.frozen import Frozen
 from udaseg.models.multires import WRAPPERS
 from udaseg.models.segmentor import Segmentor
-from udaseg.models.weights import OFFICIAL, load_encoder
+from udaseg.models.weights import load_encoder, official
 from udaseg.models.zoo import DECODERS, ENCODERS
 from udaseg.parts import Problem, Table, keyword_parameters, suggest
 from udaseg.recipe import DomainSection, Loaded, Recipe
@@ -196,13 +196,13 @@ def encoder_weights(recipe: Recipe) -> Path | None:
         if not path.is_file():
             raise UserError(f"no such weights file: {path}; allowed: a file, auto, none (from scratch)")
         return path
-    if kind not in OFFICIAL:
+    file = official(kind, recipe.model.encoder.get("stem"))
+    if file is None:
         raise UserError(f"encoder {kind} has no public ImageNet weights; give a file or model.weights=none")
-    official = OFFICIAL[kind]
-    path = data_home() / "weights" / official.file
+    path = data_home() / "weights" / file.file
     if not path.is_file():
         raise UserError(
-            f"No ImageNet weights of {kind}: get {official.file} from {official.source} and put it at {path}, or "
+            f"No ImageNet weights of {kind}: get {file.file} from {file.source} and put it at {path}, or "
             "give model.weights=PATH, or train from scratch with model.weights=none (far below the published score)"
         )
     return path

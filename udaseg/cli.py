@@ -163,6 +163,27 @@ def evaluate(
     )  # fmt: skip
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A public checkpoint of the DAFormer family: .pth or .safetensors.")],
+    teacher: Annotated[
+        bool, typer.Option("--teacher/--student", help="Which network; the published scores are the student's.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The new file; must not exist. Default: <name>-<network>.safetensors here.")
+    ] = None,
+    benchmark: Annotated[
+        str, typer.Option("--benchmark", "-b", help="What it was trained on: classes, sizes, protocol.")
+    ] = "gta5_cityscapes",
+    encoder: Annotated[str | None, typer.Option(help="Instead of the recognised one, as in mit_b5.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="Instead of the recognised one, as in daformer.")] = None,
+) -> None:
+    """A public DAFormer, HRDA or MIC checkpoint as a weights file that every command understands."""
+    from udaseg.commands import importing
+
+    importing.run(file, teacher=teacher, out=out, benchmark=benchmark, encoder=encoder, decoder=decoder)
+
+
 @app.command()
 def profile(
     recipe: RecipeOption,

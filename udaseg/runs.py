@@ -130,7 +130,7 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, packa
     """A segmentor from a weights file, or from a run folder: its final weights, else its newest checkpoint."""
     if path.is_file():
         if teacher:
-            raise UserError(f"{path}: a weights file holds the student only; give the run folder for --teacher")
+            raise UserError(f"{path}: a weights file holds one network; give the run folder for --teacher")
         return build.load_package(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder or weights file")

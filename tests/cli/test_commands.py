@@ -22,6 +22,7 @@ COMMANDS = (
     "check",
     "train",
     "evaluate",
+    "import",
     "profile",
     "doctor",
     "recipe",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from udaseg.models.blocks import DropPath
 from udaseg.models.mit import Attention, MixTransformer
 from udaseg.models.resnet import ResNet
 from udaseg.models.segmentor import Segmentor
+from udaseg.models.weights import load_encoder
 from udaseg.models.zoo import DECODERS, ENCODERS
 
 CLASSES = 5
@@ -21,6 +24,7 @@ CLASSES = 5
 SMALL: dict[str, Callable[..., nn.Module]] = {
     "mit": partial(ENCODERS["mit_b0"], depths=(1, 1, 1, 2)),
     "resnet": partial(ENCODERS["resnet50"], depths=(1, 1, 2, 2)),
+    "resnet_plain": partial(ENCODERS["resnet50"], depths=(1, 1, 2, 2), stem="plain"),
     "tiny": ENCODERS["tiny"],
 }
 NARROW = {"daformer": {"width": 16}, "segformer": {"width": 16}, "deeplabv3plus": {"width": 16, "detail_width": 8}}
@@ -178,6 +182,27 @@ def test_resnet_dilation_is_contracted() -> None:
     middle = [[block.conv.conv for block in stage] for stage in encoder.stages]  # type: ignore[union-attr]
     assert [[conv.dilation[0] for conv in stage[:2]] for stage in middle] == [[1, 1], [1, 1], [1, 2], [2, 4]]
     assert [[conv.stride[0] for conv in stage[:2]] for stage in middle] == [[1, 1], [2, 1], [1, 1], [1, 1]]
+
+
+@torch.no_grad()
+def test_plain_stem_is_torchvisions_resnet(tmp_path: Path) -> None:
+    """Its dilation instead of stride is the contracted one, too; so its files mean the same here, map by map."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.ResNet(
+        torchvision.models.resnet.Bottleneck, [1, 2, 3, 3], replace_stride_with_dilation=[False, True, True]
+    ).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for held in (module.running_mean, module.running_var, module.weight, module.bias):
+                held.add_(0.3 * torch.rand_like(held))  # type: ignore[union-attr]
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    ours = ResNet(depths=(1, 2, 3, 3), stem="plain").eval()
+    load_encoder(ours, tmp_path / "resnet.pth")
+    image = picture(1, 72, 104)
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
+    for i, map_ in enumerate(ours(image), 1):
+        x = getattr(theirs, f"layer{i}")(x)
+        torch.testing.assert_close(map_, x, rtol=1e-5, atol=1e-5)
 
 
 def test_the_demo_network_is_small() -> None:

@@ -120,11 +120,7 @@ def rule_segmentor(keys_file: str, encoder: str, decoder: str, *, prefix: str = 
 
 def hrda_parts(encoder: str, decoder: str) -> tuple[weights.Part, ...]:
     """The three parts of an HRDA checkpoint."""
-    return (
-        weights.Part("backbone.", "encoder.", weights.family(encoder)),
-        weights.Part("decode_head.head.", "decoder.", decoder),
-        weights.Part("decode_head.scale_attention.", "attention.", decoder),
-    )
+    return weights.segmentor_parts(encoder, decoder, hrda=True)
 
 
 def rule_hrda(keys_file: str, encoder: str, decoder: str, *, crop: int, prefix: str = "", **options: Any) -> HRDA:

@@ -57,7 +57,8 @@ def run(
             autocast=autocast(precision, device), inference=build.inference(card.inference, card.crop),
         )  # fmt: skip
     result = scores(counts.cpu().numpy(), card.classes, PROTOCOLS[protocol])
-    network = ("teacher" if teacher else "student") + (" + recomputed BatchNorm" if recompute_bn else "")
+    network = "teacher" if teacher else (card.origin or {}).get("network", "student")
+    network += " + recomputed BatchNorm" if recompute_bn else ""
     title = f"{network} of {card.recipe} on {section.dataset} {section.split} ({len(images)} images), {protocol}"
     if as_json:
         print(json.dumps(as_dict(result, title, protocol, counts)))

@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
 
+PUBLIC = "A public checkpoint becomes a weights file with `udaseg import FILE`."
+
 
 @dataclass(frozen=True)
 class Card:
     """What a weights file says of itself.
 
     ``size``: (width, height) images were resized into, None for native. ``crop``: (height, width) of a training crop;
-    ``inference`` "slide" moves a window of that size over an image, "whole" looks at it at once.
+    ``inference`` "slide" moves a window of that size over an image, "whole" looks at it at once. ``origin``: of an
+    imported file name and sha256 of the public checkpoint and which of its networks this is.
     """
 
     encoder: dict[str, Any]
@@ -38,12 +41,13 @@ class Card:
     recipe: str
     benchmark: str | None
     protocol: str
-    seed: int
-    iterations: int
+    seed: int | None
+    iterations: int | None
     data: dict[str, Any] = field(default_factory=dict)
     wrapper: dict[str, Any] | None = None
     crop: tuple[int, int] | None = None
     inference: Literal["whole", "slide"] = "whole"
+    origin: dict[str, str] | None = None
 
 
 def save(path: Path, module: nn.Module, card: Card) -> None:
@@ -60,9 +64,9 @@ def read(path: Path) -> tuple[Card, Mapping[str, Tensor]]:
             header = (file.metadata() or {}).get("udaseg")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+        raise UserError(f"{path}: not a readable safetensors file ({error}). {PUBLIC}") from None
     if header is None:
-        raise UserError(f"{path}: has no udaseg header; it is not a weights file written by `udaseg train`")
+        raise UserError(f"{path}: has no udaseg header; it is not a weights file written by `udaseg train`. {PUBLIC}")
     content = json.loads(header)
     content["classes"] = tuple(content["classes"])
     content["palette"] = tuple(tuple(colour) for colour in content["palette"])

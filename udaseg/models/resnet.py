@@ -1,13 +1,16 @@
 """ResNet-V1c 50 and 101 with output stride 8: the encoder of the DeepLab baselines.
 
-Source: baselines.md section 6.4 (He et al., CVPR 2016; "V1c" is the stem of three 3x3 convolutions). The last two
-stages trade their stride for dilation, and their first block has half the dilation of the others ("contracted").
+Source: baselines.md section 6.4 (He et al., CVPR 2016; "V1c" is the stem of three 3x3 convolutions, ``stem="plain"``
+the original 7x7 one, for torchvision's weights). The last two stages trade their stride for dilation, and their first
+block has half the dilation of the others ("contracted"; torchvision dilates in the same way).
 All BatchNorms train. Parameters have names of their own; ``weights.py`` translates the public ones.
 
 Shapes: B images, C channels. Maps have 256, 512, 1024, 2048 channels at strides 4, 8, 8, 8.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from udaseg.models.blocks import ConvBNReLU
 STRIDES = (1, 2, 1, 1)
 DILATIONS = (1, 1, 2, 4)
 EXPANSION = 4
+
+Stem = Literal["deep", "plain"]
 
 
 class Bottleneck(nn.Module):
@@ -44,13 +49,9 @@ class ResNet(nn.Module):
     channels: tuple[int, ...] = (256, 512, 1024, 2048)
     strides: tuple[int, ...] = (4, 8, 8, 8)
 
-    def __init__(self, *, depths: tuple[int, ...]) -> None:
+    def __init__(self, *, depths: tuple[int, ...], stem: Stem = "deep") -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            ConvBNReLU(3, to=32, kernel=3, stride=2),
-            ConvBNReLU(32, to=32, kernel=3),
-            ConvBNReLU(32, to=64, kernel=3),
-        )
+        self.stem = _stem(stem)
         self.pool = nn.MaxPool2d(3, 2, 1)
         inputs = (64, *self.channels)
         self.stages = nn.ModuleList(
@@ -69,6 +70,15 @@ class ResNet(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Nothing: the ResNet baselines decay their BatchNorms too (section 7.1)."""
         return set()
+
+
+def _stem(kind: Stem) -> nn.Module:
+    """(B, 3, H, W) -> (B, 64, H / 2, W / 2)."""
+    if kind == "plain":
+        return ConvBNReLU(3, to=64, kernel=7, stride=2)
+    return nn.Sequential(
+        ConvBNReLU(3, to=32, kernel=3, stride=2), ConvBNReLU(32, to=32, kernel=3), ConvBNReLU(32, to=64, kernel=3)
+    )
 
 
 def _stage(channels: int, *, depth: int, width: int, index: int) -> nn.Sequential:

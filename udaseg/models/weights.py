@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,6 +41,21 @@ def _stem(index: int) -> tuple[int, str]:
 SEPARABLE: tuple[Rule, ...] = ((r"\.depthwise_conv\.", ".depthwise."), (r"\.pointwise_conv\.", ".pointwise."))
 CONV_SEG: Rule = (r"^conv_seg\.", "classifier.")
 
+# MiT as Hugging Face names it. Its query, key and value are three tensors; ``joined`` makes "kv" of the last two.
+HF_MIT: tuple[Rule, ...] = (
+    (r"^patch_embeddings\.(\d)\.", r"stages.\1.embed."),
+    (r"^block\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"^layer_norm\.(\d)\.", r"stages.\1.norm."),
+    (r"\.embed\.layer_norm\.", ".embed.norm."),
+    (r"\.layer_norm_(\d)\.", r".norm\1."),
+    (r"\.attention\.self\.query\.", ".attn.q."),
+    (r"\.attention\.self\.kv\.", ".attn.kv."),
+    (r"\.attention\.self\.sr\.", ".attn.reduce."),
+    (r"\.attention\.self\.layer_norm\.", ".attn.reduce_norm."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.mlp\.dense(\d)\.", r".mlp.fc\1."),
+)
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "mit": (
         (r"^head\.", None),
@@ -49,9 +65,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (r"\.attn\.sr\.", ".attn.reduce."),
         (r"\.attn\.norm\.", ".attn.reduce_norm."),
         (r"\.mlp\.dwconv\.dwconv\.", ".mlp.mix."),
+        *HF_MIT,
     ),
     "resnet": (
         (r"^fc\.", None),
+        (r"^(conv|bn)1\.", r"stem.\1."),
         (r"^stem\.(\d)\.", lambda match: "stem.{}.{}.".format(*_stem(int(match[1])))),
         (r"^layer(\d)\.", _less("stages.{0}.")),
         (r"\.(conv|bn)1\.", r".reduce.\1."),
@@ -110,9 +128,13 @@ class Part(NamedTuple):
     family: str
 
 
-def segmentor_parts(encoder: str, decoder: str) -> tuple[Part, ...]:
-    """The two parts of a plain segmentor, by the names of the zoo."""
-    return Part("backbone.", "encoder.", family(encoder)), Part("decode_head.", "decoder.", decoder)
+def segmentor_parts(encoder: str, decoder: str, *, hrda: bool = False) -> tuple[Part, ...]:
+    """The parts of a segmentor by the names of the zoo; HRDA's attention is a second decoder of the same kind."""
+    body = Part("backbone.", "encoder.", family(encoder))
+    if not hrda:
+        return body, Part("decode_head.", "decoder.", decoder)
+    attention = Part("decode_head.scale_attention.", "attention.", decoder)
+    return body, Part("decode_head.head.", "decoder.", decoder), attention
 
 
 def public_names(names: Iterable[str], parts: Iterable[Part]) -> dict[str, str]:
@@ -143,14 +165,34 @@ class Official(NamedTuple):
     source: str
 
 
-_SEGFORMER = "the SegFormer release (https://github.com/NVlabs/SegFormer, section Training: ImageNet-1K weights)"
-_OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"
+_SEGFORMER = (
+    "the SegFormer release (https://github.com/NVlabs/SegFormer, section Training: ImageNet-1K weights; those "
+    "of https://huggingface.co/smp-hub/mit_b{n}.imagenet or https://huggingface.co/nvidia/mit-b{n} "
+    "will do under that name, too)"
+)
+
+
+def _at(url: str) -> Official:
+    return Official(url.rpartition("/")[2], url)
+
 
 OFFICIAL: dict[str, Official] = {
-    **{f"mit_b{n}": Official(f"mit_b{n}.pth", _SEGFORMER) for n in range(6)},
-    "resnet50": Official("resnet50_v1c-2cccc1ad.pth", _OPENMMLAB + "resnet50_v1c-2cccc1ad.pth"),
-    "resnet101": Official("resnet101_v1c-e67eebb6.pth", _OPENMMLAB + "resnet101_v1c-e67eebb6.pth"),
+    **{f"mit_b{n}": Official(f"mit_b{n}.pth", _SEGFORMER.format(n=n)) for n in range(6)},
+    "resnet50": _at("https://download.openmmlab.com/pretrain/third_party/resnet50_v1c-2cccc1ad.pth"),
+    "resnet101": _at("https://download.openmmlab.com/pretrain/third_party/resnet101_v1c-e67eebb6.pth"),
 }
+PLAIN_STEM: dict[str, Official] = {
+    "resnet50": _at("https://download.pytorch.org/models/resnet50-0676ba61.pth"),
+    "resnet101": _at("https://download.pytorch.org/models/resnet101-63fe2227.pth"),
+}
+STEMS = {"deep": "stem.0.conv.weight", "plain": "stem.conv.weight"}
+"""A ResNet's setting ``stem`` and a tensor that only this stem has."""
+
+
+def official(encoder: str | None, stem: str | None = None) -> Official | None:
+    """The file for an encoder of the zoo (for a ResNet: with that stem), None where there is none."""
+    return (PLAIN_STEM if stem == "plain" else OFFICIAL).get(encoder or "")
+
 
 ENOUGH = 0.95  # share of the encoder's tensors that a file must hold, and of the file's that the encoder must know
 UNCOUNTED = "num_batches_tracked"  # older files have none, and nothing depends on it
@@ -173,45 +215,66 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, name: str | None = Non
     ``name``: the encoder's row in the zoo, for the advice in an error. Raises UserError when the file is missing, is
     not a pure tensor file, or is some other network's.
     """
-    path = Path(path)
+    path, wanted = Path(path), encoder.state_dict()
+    remedy = advice(name, path, "plain" if STEMS["plain"] in wanted else None)
     if not path.is_file():
-        raise UserError(f"Encoder weights: {path} does not exist. {advice(name, path)}")
-    wanted = encoder.state_dict()
-    state = _own_names(read_tensors(path), wanted)
-    matched = [key for key, value in wanted.items() if key in state and state[key].shape == value.shape]
-    missing = [key for key in wanted if key not in set(matched) and not key.endswith(UNCOUNTED)]
-    unexpected = [key for key in state if key not in wanted and not key.endswith(UNCOUNTED)]
-    report = LoadReport(path, sha256(path), tuple(matched), tuple(missing), tuple(unexpected))
-    _refuse_misfit(report, state, wanted, advice(name, path))
-    encoder.load_state_dict({key: state[key] for key in matched}, strict=False)
+        raise UserError(f"Encoder weights: {path} does not exist. {remedy}")
+    state = _own_names(read_tensors(path))
+    report = compared(path, state, wanted)
+    _refuse_other_stem(report, state, name)
+    _refuse_misfit(report, state, wanted, remedy)
+    encoder.load_state_dict({key: state[key] for key in report.matched}, strict=False)
     return report
 
 
-def advice(name: str | None, path: Path) -> str:
+def load_segmentor(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> LoadReport:
+    """Fills a whole segmentor (it may lie on the meta device) with tensors under our names, read from ``path``.
+
+    Nothing may be missing, and no tensor on the way from image to logits left over: the network would say something
+    else than the one that was trained. Other surplus (auxiliary heads) is in the report.
+    """
+    wanted = module.state_dict()
+    report = compared(path, state, wanted)
+    ours = tuple(f"{name}." for name, _ in module.named_children())
+    lines = [_miss(key, state, wanted) for key in report.missing]
+    lines += [f"no place for: {key}" for key in report.unexpected if key.startswith((*ours, "neck."))]
+    if lines:
+        raise UserError(f"{path} does not hold this network; {len(lines)} tensors do not fit:\n{_listing(lines)}")
+    counters = {key: torch.zeros_like(value, device="cpu") for key, value in wanted.items() if key.endswith(UNCOUNTED)}
+    tensors = counters | {key: state[key].to(wanted[key].dtype) for key in report.matched}
+    module.load_state_dict(tensors, assign=True)
+    return report
+
+
+def compared(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> LoadReport:
+    """What of a file (under our names) fits a network's state."""
+    matched = [key for key, value in wanted.items() if key in state and state[key].shape == value.shape]
+    missing = [key for key in wanted if key not in set(matched) and not key.endswith(UNCOUNTED)]
+    unexpected = [key for key in state if key not in wanted and not key.endswith(UNCOUNTED)]
+    return LoadReport(path, sha256(path), tuple(matched), tuple(missing), tuple(unexpected))
+
+
+def advice(name: str | None, path: Path, stem: str | None = None) -> str:
     """Which file to fetch, from where, and where to put it."""
-    if name not in OFFICIAL:
+    file = official(name, stem)
+    if file is None:
         return f"Encoders with public weights: {', '.join(OFFICIAL)}."
-    official = OFFICIAL[name]
-    return f"For {name} fetch {official.file} from {official.source} and put it at {path}."
+    return f"For {name} fetch {file.file} from {file.source} and put it at {path}."
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .pth / .safetensors file, out of its ``state_dict`` or ``model`` wrapping. Executes nothing."""
+    """Every tensor of a .pth / .safetensors file, out of its ``state_dict`` or ``model`` wrapping. Executes nothing.
+
+    The content decides which kind of file it is, not the name.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
     try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is refused: it is a pickle that holds more than tensors, and loading it could run any code its "
-            f"author put inside. If you trust it, convert it once on a machine you can afford to lose: "
-            f"torch.load(..., weights_only=False), then safetensors.torch.save_file on the tensors alone. "
-            f"({_first_line(error)})"
-        ) from error
+        with torch.serialization.safe_globals(_numbers()):
+            safetensors = head[8:] == b"{"
+            content: Any = load_file(path) if safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}: {_first_line(error)}).") from error
+        raise UserError(f"{path} {_why_unreadable(head, error)}") from error
     while isinstance(content, dict) and isinstance(inner := content.get("state_dict", content.get("model")), dict):
         content = inner
     items = content.items() if isinstance(content, dict) else ()
@@ -219,6 +282,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{path} holds no tensors: expected a state dict, bare or under 'state_dict' or 'model'.")
     return tensors
+
+
+def _numbers() -> list[Any]:
+    """What unpickles numpy's numbers: harmless, and common among the settings that are saved beside weights."""
+    scalar = np.float64().__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*names, np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
+
+
+def _why_unreadable(head: bytes, error: Exception) -> str:
+    """The rest of a sentence about a file that begins with ``head``."""
+    if head[8:] != b"{" and not head.startswith((b"PK", b"\x80")):
+        return f"is not a weights file: it begins with {head!r}. Was a web page saved instead of the file?"
+    cause = _first_line(error.__context__ or error)  # torch's own message says what to switch off, not what was found
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "is refused: it is a pickle that holds more than tensors, and loading it could run any code its author "
+            "put inside. If you trust it, convert it once on a machine you can afford to lose: "
+            "torch.load(..., weights_only=False), then safetensors.torch.save_file on the tensors alone. "
+            f"({cause.split('. Please')[0]})"
+        )
+    return f"cannot be read as weights; it is damaged or incomplete, fetch it again ({type(error).__name__}: {cause})."
 
 
 def sha256(path: Path) -> str:
@@ -230,22 +315,43 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _own_names(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's part of a file under our names. MiT's and ResNet's public names have nothing in common.
 
     Of a whole training checkpoint that is the student (``model.``), not the teacher (``ema_model.``).
     """
-    for prefix in ("module.", "model.", "backbone.", "encoder."):
+    for prefix in ("module.", "model.", "backbone.", "segformer.", "encoder."):
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if any(key.startswith("stages.") for key in state):  # one of our own files
+        return state
     renamed = {}
-    for key, value in state.items():
-        ours: str | None = key
-        if key not in wanted and not key.startswith("stages."):  # else it is one of our own files
-            ours = rename(key, "mit" if re.match(r"(patch_embed|block|norm|head)\d?\.", key) else "resnet")
+    for key, value in joined(state).items():
+        ours = rename(key, "mit" if re.match(r"patch_embed|block|norm|head|layer_norm", key) else "resnet")
         if ours is not None:
             renamed[ours] = value
     return renamed
+
+
+def joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's key and value as one "kv" tensor, keys first (baselines.md 6.1); everything else as it is."""
+    whole = dict(state)
+    for key in state:
+        value = key.replace(".self.key.", ".self.value.")
+        if value != key and value in state:
+            whole[key.replace(".self.key.", ".self.kv.")] = torch.cat([whole.pop(key), whole.pop(value)])
+    return whole
+
+
+def _refuse_other_stem(report: LoadReport, state: Mapping[str, Tensor], name: str | None) -> None:
+    """A ResNet with the other stem fits by 98 % and would start from a random one."""
+    if report.missing and all(key.startswith("stem.") for key in report.missing):
+        for stem, key in STEMS.items():
+            if key in state and key not in report.matched:
+                raise UserError(
+                    f"{report.path} has a {stem} stem, the network here another; use the file with "
+                    f"model.encoder={{kind: {name}, stem: {stem}}}"
+                )
 
 
 def _refuse_misfit(report: LoadReport, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], remedy: str) -> None:
@@ -277,5 +383,5 @@ def _listing(lines: list[str], limit: int = 20) -> str:
     return "\n".join([f"  {line}" for line in lines[:limit]] + more)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:200]

@@ -1,0 +1,103 @@
+"""What a public checkpoint of the DAFormer family holds, told from its names and shapes alone.
+
+Source: baselines.md sections 6.1 - 6.9. Depths and widths give the encoder, the names inside ``decode_head.`` the
+decoder and its settings; ``decode_head.head.`` means HRDA. Settings without a tensor (dropout, dilations of an ASPP)
+are the published ones. Head types were renamed over the years (UniHead, MultiResAttentionWrapper), parameters never.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from udaseg.models.zoo import ENCODERS
+
+Tensors = Mapping[str, Tensor]
+
+HRDA_HEAD = "decode_head.head."
+DILATIONS = {2: (6, 12), 4: (6, 12, 18, 24)}
+"""Of DeepLab-V2, by the number of its branches."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Encoder and decoder as a recipe writes them, None where the zoo has no such part; outputs of the last layer."""
+
+    encoder: dict[str, Any] | None
+    decoder: dict[str, Any] | None
+    hrda: bool
+    classes: int | None
+
+
+def one_network(state: Tensors, *, teacher: bool) -> dict[str, Tensor]:
+    """Student or teacher of a training checkpoint; a segmentor by itself is a student. Empty if it is not there."""
+    prefix = "ema_model." if teacher else "model."
+    plain = {key.removeprefix("module."): value for key, value in state.items()}
+    own = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    return own or ({} if teacher else plain)
+
+
+def recognise(state: Tensors) -> Network:
+    """The network of a segmentor's tensors (names ``backbone.*``, ``decode_head.*``)."""
+    hrda = any(name.startswith(HRDA_HEAD) for name in state)
+    head = inside(state, HRDA_HEAD if hrda else "decode_head.")
+    return Network(encoder_of(inside(state, "backbone.")), decoder_of(head), hrda, classes_of(head))
+
+
+def inside(state: Tensors, prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def encoder_of(state: Tensors) -> dict[str, Any] | None:
+    """By blocks a stage and, for MiT, channels a stage."""
+    blocks = {(int(m[1]), int(m[2])) for name in state if (m := re.match(r"(?:block|layer)(\d)\.(\d+)\.", name))}
+    found: dict[str, Any] = {"depths": tuple(sum(stage == s for stage, _ in blocks) for s in (1, 2, 3, 4))}
+    embeds = [f"patch_embed{s}.proj.weight" for s in (1, 2, 3, 4)]
+    if all(name in state for name in embeds):
+        found["widths"] = tuple(state[name].shape[0] for name in embeds)
+    kind = next((name for name, row in ENCODERS.items() if getattr(row, "keywords", None) == found), None)
+    if kind is None:
+        return None
+    return {"kind": kind, "stem": "plain"} if "conv1.weight" in state else {"kind": kind}
+
+
+def decoder_of(head: Tensors) -> dict[str, Any] | None:
+    """By the names of its layers; widths from their shapes."""
+    if "linear_c.0.proj.weight" in head and "linear_pred.weight" in head:
+        return {"kind": "segformer", "width": head["linear_pred.weight"].shape[1]}
+    if "embed_layers.0.proj.weight" in head and (fusion := fusion_of(head)):
+        return {"kind": "daformer", "width": head["embed_layers.0.proj.weight"].shape[0], "fusion": fusion}
+    if "image_pool.1.conv.weight" in head and "c1_bottleneck.conv.weight" in head:
+        return {
+            "kind": "deeplabv3plus",
+            "width": head["image_pool.1.conv.weight"].shape[0],
+            "detail_width": head["c1_bottleneck.conv.weight"].shape[0],
+            "norm": "image_pool.1.bn.weight" in head,
+        }
+    branches = sum(re.fullmatch(r"aspp_modules\.\d\.conv\.weight", name) is not None for name in head)
+    if branches in DILATIONS and "conv_seg.weight" not in head:
+        return {"kind": "deeplabv2", "dilations": DILATIONS[branches]}
+    return None
+
+
+def fusion_of(head: Tensors) -> str | None:
+    """Which of DAFormer's fusions: the published one or another row of its decoder study."""
+    for fusion, name in (
+        ("sep_aspp", "aspp_modules.1.depthwise_conv.conv.weight"),
+        ("aspp", "aspp_modules.1.conv.weight"),
+        ("conv1", "conv.weight"),
+    ):
+        if f"fuse_layer.{name}" in head:
+            return fusion
+    return None
+
+
+def classes_of(head: Tensors) -> int | None:
+    """Outputs of the classifier (DeepLab-V2 consists of nothing else)."""
+    last = next((head[name] for name in ("conv_seg.weight", "aspp_modules.0.conv.weight") if name in head), None)
+    return None if last is None else last.shape[0]
