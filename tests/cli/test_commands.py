@@ -22,6 +22,7 @@ COMMANDS = (
     "check",
     "train",
     "evaluate",
+    "submit",
     "profile",
     "doctor",
     "recipe",

@@ -50,12 +50,13 @@ def run(
     precision = choose_precision("auto", device)
     set_up(device, precision, None)
     module.to(device).eval()
+    images = build.images_of(section, data.scale, card.classes, limit=limit)
+    groups = by_condition(images) if per_condition else {"all": images}  # each image is in one of them
     if recompute_bn:
         recompute_batchnorm(module, unlabelled(data, device))
-    images = build.images_of(section, data.scale, card.classes, limit=limit)
     normalise, look = Normalise().to(device), build.inference(card.inference, card.crop)
     counts: dict[str, Tensor] = {}
-    for name, group in by_condition(images).items() if per_condition else [("all", images)]:  # each image once
+    for name, group in groups.items():
         with Counting(f"evaluating {name}" if per_condition else "evaluating") as progress:
             counts[name] = evaluate(
                 module, reporting(group, progress), normalise, classes=len(card.classes), device=device,
@@ -85,16 +86,15 @@ def data_section(card: Card, benchmark: str | None) -> DataSection:
 def by_condition(images: Subset[Any]) -> dict[str, Subset[Any]]:
     """The images of each condition (fog, night, ...), in the data set's order of conditions."""
     index = images.dataset.domain.index  # type: ignore[attr-defined]
-    known = dataset_spec(index.dataset).conditions
-    conditions = [index.conditions[i] for i in images.indices]
+    known, conditions = dataset_spec(index.dataset).conditions, index.conditions[: len(images)]
     if not all(conditions):
         where = f"{index.dataset} {index.split} in {index.root}"
         raise UserError(
             f"--per-condition: no folder names the condition of the images of {where}; allowed: "
             "acdc and dark_zurich in their official folders (DAFormer's flat copy of ACDC does not tell)"
         )
-    groups = {name: [i for i, own in zip(images.indices, conditions, strict=True) if own == name] for name in known}
-    return {name: Subset(images.dataset, group) for name, group in groups.items() if group}
+    groups = {name: [i for i, own in enumerate(conditions) if own == name] for name in known}
+    return {name: Subset(images, group) for name, group in groups.items() if group}
 
 
 def reporting(images: Subset[Any], progress: Any) -> Iterator[dict[str, Any]]:

@@ -3,10 +3,10 @@
 Confirmed in public sources, 2026-11:
 - Cityscapes: label ids, one file an image, found as `<city>_<seq>_<frame>*.png` in any folder (cityscapesScripts,
   evalPixelLevelSemanticLabeling.py); images by city (HRNet's test.lst).
-- ACDC: train ids, 1920x1080 (its submission page, as DTBS's README quotes it); a folder `labelTrainIds` of files with the
-  images' own names (DAFormer's tools/test.py with its README's options; VBLC's README zips that folder).
-- Dark Zurich: train ids; folders `labelTrainIds`, `labelTrainIds_invalid` and `confidence` at the top of the zip, a file
-  of every image in each (SePiCo's README, DANNet's issues 4 and 11); confidences of 16 bits, 65535 = 1 (CIConv's script).
+- ACDC: train ids, 1920x1080 (its submission page, as DTBS's README quotes it); a folder `labelTrainIds` of files with
+  the images' own names (DAFormer's tools/test.py with its README's options; VBLC's README zips that folder).
+- Dark Zurich: train ids; folders `labelTrainIds`, `labelTrainIds_invalid` and `confidence` at the top of the zip, a
+  file of every image in each (SePiCo's README, DANNet's issues 4 and 11); confidences of 16 bits, 65535 = 1 (CIConv).
 Not confirmed, for nothing was sent to a server: which other layouts are taken, the limits of an upload, and what Dark
 Zurich's server makes of constant confidences.
 """
