@@ -1,4 +1,4 @@
-"""`udaseg submit` and `udaseg evaluate --per-condition` through the real command, on small files in official formats."""
+"""`udaseg submit` and `udaseg evaluate --per-condition`: the real command on small files in official formats."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toy
 import torch
+import toy
 from cli.test_commands import Answer, Run, is_message
 from cli.test_commands import udaseg as udaseg  # the fixture
 from PIL import Image
@@ -188,7 +188,7 @@ def test_predictions_of_something_else_are_never_mixed_in(
     with monkeypatch.context() as patch:
         stopping(1, patch)
         assert udaseg("submit", "acdc", weights, "--out", "x.zip").code == 130
-    card, tensors = package.read(weights)
+    card, _ = package.read(weights)
     module = build.load_package(weights)[0]
     with torch.no_grad():
         next(module.parameters()).view(-1)[0] += 1e-3
