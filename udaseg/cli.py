@@ -152,6 +152,9 @@ def evaluate(
         bool, typer.Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    per_condition: Annotated[
+        bool, typer.Option("--per-condition", help="Also by fog, night, rain and snow, where folders tell (ACDC).")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Per-class IoU and mIoU on labelled images at full label resolution."""
@@ -159,7 +162,7 @@ def evaluate(
 
     evaluation.run(
         run, protocol=protocol, teacher=teacher, split=split, benchmark=benchmark, recompute_bn=recompute_bn,
-        limit=limit, as_json=json,
+        limit=limit, per_condition=per_condition, as_json=json,
     )  # fmt: skip
 
 
@@ -182,6 +185,20 @@ def import_(
     from udaseg.commands import importing
 
     importing.run(file, teacher=teacher, out=out, benchmark=benchmark, encoder=encoder, decoder=decoder)
+
+
+@app.command()
+def submit(
+    benchmark: Annotated[str, typer.Argument(help="cityscapes, acdc or dark-zurich.")],
+    run: Annotated[Path, typer.Argument(help="A run folder or a weights file.")],
+    out: Annotated[Path | None, typer.Option(help="The zip; default: <benchmark>-<run>.zip.")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+    root: Root = None,
+) -> None:
+    """Predict a test split and pack the zip for its server. Stopped: the same command continues."""
+    from udaseg.commands import submit as submission
+
+    submission.run(benchmark, run, target=out, teacher=teacher, root=root)
 
 
 @app.command()

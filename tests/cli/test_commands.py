@@ -23,6 +23,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "import",
+    "submit",
     "profile",
     "doctor",
     "recipe",

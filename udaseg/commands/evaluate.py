@@ -16,6 +16,7 @@ from udaseg import build, runs
 from udaseg import recipe as recipes
 from udaseg.console import Counting, out, percent, table
 from udaseg.data.classes import PROTOCOLS
+from udaseg.data.layouts import dataset_spec
 from udaseg.data.loading import Normalise, evaluation_loader
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.errors import UserError
@@ -35,6 +36,7 @@ def run(
     benchmark: str | None,
     recompute_bn: bool,
     limit: int | None,
+    per_condition: bool,
     as_json: bool,
 ) -> None:
     """Evaluate and print; nothing is written."""
@@ -48,22 +50,29 @@ def run(
     precision = choose_precision("auto", device)
     set_up(device, precision, None)
     module.to(device).eval()
+    images = build.images_of(section, data.scale, card.classes, limit=limit)
+    groups = by_condition(images) if per_condition else {"all": images}  # each image is in one of them
     if recompute_bn:
         recompute_batchnorm(module, unlabelled(data, device))
-    images = build.images_of(section, data.scale, card.classes, limit=limit)
-    with Counting("evaluating") as progress:
-        counts = evaluate(
-            module, reporting(images, progress), Normalise(), classes=len(card.classes), device=device,
-            autocast=autocast(precision, device), inference=build.inference(card.inference, card.crop),
-        )  # fmt: skip
-    result = scores(counts.cpu().numpy(), card.classes, PROTOCOLS[protocol])
+    normalise, look = Normalise().to(device), build.inference(card.inference, card.crop)
+    counts: dict[str, Tensor] = {}
+    for name, group in groups.items():
+        with Counting(f"evaluating {name}" if per_condition else "evaluating") as progress:
+            counts[name] = evaluate(
+                module, reporting(group, progress), normalise, classes=len(card.classes), device=device,
+                autocast=autocast(precision, device), inference=look,
+            ).cpu()  # fmt: skip
+    counts["all"] = torch.stack(list(counts.values())).sum(0)
     network = "teacher" if teacher else (card.origin or {}).get("network", "student")
     network += " + recomputed BatchNorm" if recompute_bn else ""
     title = f"{network} of {card.recipe} on {section.dataset} {section.split} ({len(images)} images), {protocol}"
+    results = {name: scores(own.numpy(), card.classes, PROTOCOLS[protocol]) for name, own in counts.items()}
     if as_json:
-        print(json.dumps(as_dict(result, title, protocol, counts)))
+        trees = {name: as_dict(result, counts[name]) for name, result in results.items()}
+        head = {"what": title, "protocol": protocol, **trees.pop("all")}
+        print(json.dumps({**head, "conditions": trees} if per_condition else head))
     else:
-        show(result, title)
+        show(results, title)
         if ignored := build.ignored_classes(section, card.classes):
             out.print(f"classes of {section.dataset} that the model does not have, left out: {', '.join(ignored)}")
 
@@ -73,6 +82,20 @@ def data_section(card: Card, benchmark: str | None) -> DataSection:
     if benchmark is None:
         return DataSection.model_validate({**card.data, "crop": (1, 1)})
     return recipes.benchmark_data(benchmark)
+
+
+def by_condition(images: Subset[Any]) -> dict[str, Subset[Any]]:
+    """The images of each condition (fog, night, ...), in the data set's order of conditions."""
+    index = images.dataset.domain.index  # type: ignore[attr-defined]
+    known, conditions = dataset_spec(index.dataset).conditions, index.conditions[: len(images)]
+    if not all(conditions):
+        where = f"{index.dataset} {index.split} in {index.root}"
+        raise UserError(
+            f"--per-condition: no folder names the condition of the images of {where}; allowed: "
+            "acdc and dark_zurich in their official folders (DAFormer's flat copy of ACDC does not tell)"
+        )
+    groups = {name: [i for i, own in enumerate(conditions) if own == name] for name in known}
+    return {name: Subset(images, group) for name, group in groups.items() if group}
 
 
 def reporting(images: Subset[Any], progress: Any) -> Iterator[dict[str, Any]]:
@@ -86,22 +109,25 @@ def unlabelled(data: DataSection, device: torch.device) -> Iterator[Tensor]:
     target: DomainSection | None = data.target
     if target is None:
         raise UserError("--recompute-bn needs a target domain; choose a --benchmark that has one")
-    normalise = Normalise()
+    normalise = Normalise().to(device)
     for item in evaluation_loader(build.images_of(target, data.scale, labels=False), workers=2):
         yield normalise(item["image"][None].to(device))
 
 
-def as_dict(result: Scores, title: str, protocol: str, counts: Tensor) -> dict[str, Any]:
+def as_dict(result: Scores, counts: Tensor) -> dict[str, Any]:
     iou = {name: None if np.isnan(value) else value for name, value in zip(result.names, result.iou, strict=True)}
-    return {
-        "what": title, "protocol": protocol, "miou": result.miou, "classes": result.counted, "iou": iou,
-        "confusion": counts.tolist(),
-    }  # fmt: skip
+    return {"miou": result.miou, "classes": result.counted, "iou": iou, "confusion": counts.tolist()}
 
 
-def show(result: Scores, title: str) -> None:
-    rows = [[name, percent(value)] for name, value in zip(result.names, result.iou, strict=True)]
-    rows.append([f"mIoU over {result.counted} of {len(result.names)} classes", f"{result.miou:.2f}"])
-    table(("class", "IoU %"), rows, title=title)
-    if result.counted < len(result.names):
+def show(results: dict[str, Scores], title: str) -> None:
+    """A column for each condition, if there are any, and one for all images."""
+    every = results["all"]
+    columns = zip(*(result.iou for result in results.values()), strict=True)
+    rows = [[name, *(percent(value) for value in values)] for name, values in zip(every.names, columns, strict=True)]
+    mean = "mIoU" if len(results) > 1 else f"mIoU over {every.counted} of {len(every.names)} classes"
+    rows.append([mean, *(f"{result.miou:.2f}" for result in results.values())])
+    if len(results) > 1:
+        rows.append(["classes in the mean", *(str(result.counted) for result in results.values())])
+    table(("class", *(results if len(results) > 1 else ["IoU %"])), rows, title=title)
+    if any(result.counted < len(result.names) for result in results.values()):
         out.print("-: the class is neither in the labels nor predicted, and left out of the mean")
