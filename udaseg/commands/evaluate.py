@@ -48,12 +48,13 @@ def run(
     precision = choose_precision("auto", device)
     set_up(device, precision, None)
     module.to(device).eval()
+    normalise = Normalise(card.mean, card.std).to(device)
     if recompute_bn:
-        recompute_batchnorm(module, unlabelled(data, device))
+        recompute_batchnorm(module, unlabelled(data, normalise, device))
     images = build.images_of(section, data.scale, card.classes, limit=limit)
     with Counting("evaluating") as progress:
         counts = evaluate(
-            module, reporting(images, progress), Normalise(), classes=len(card.classes), device=device,
+            module, reporting(images, progress), normalise, classes=len(card.classes), device=device,
             autocast=autocast(precision, device),
         )  # fmt: skip
     result = scores(counts.cpu().numpy(), card.classes, PROTOCOLS[protocol])
@@ -80,12 +81,11 @@ def reporting(images: Subset[Any], progress: Any) -> Iterator[dict[str, Any]]:
         progress(done, len(images))
 
 
-def unlabelled(data: DataSection, device: torch.device) -> Iterator[Tensor]:
+def unlabelled(data: DataSection, normalise: Normalise, device: torch.device) -> Iterator[Tensor]:
     """Normalised images of the target's training split, one at a time; labels are not read."""
     target: DomainSection | None = data.target
     if target is None:
         raise UserError("--recompute-bn needs a target domain; choose a --benchmark that has one")
-    normalise = Normalise()
     for item in evaluation_loader(build.images_of(target, data.scale, labels=False), workers=2):
         yield normalise(item["image"][None].to(device))
 

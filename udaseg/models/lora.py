@@ -1,8 +1,8 @@
 """Low-rank adapters for a frozen network: y = W x + B A x (Hu et al., ICLR 2022, section 4.1).
 
-The paper scales B A by alpha / rank; here alpha is the rank, so the scale is 1 and no further setting. A starts Kaiming
-uniform, B at zero: an adapted network starts as the very function it was. Names of the adapted layers' own tensors stay,
-so weights files of the bare network fit.
+The paper scales B A by alpha / rank; here alpha is the rank, so the scale is 1 and no further setting. A starts
+Kaiming uniform, B at zero: an adapted network starts as the very function it was. The adapted layers' own tensors keep
+their names, so weights files of the bare network fit.
 """
 
 from __future__ import annotations

@@ -68,13 +68,13 @@ class Encoder(Protocol):
     channels: tuple[int, ...]  # of each map
     strides: tuple[int, ...]  # of each map, in input pixels
     multiple: int = 1  # sides of training crops are rounded down to multiples of it; any image is accepted
-    mean: tuple[float, ...] = IMAGENET_MEAN  # how images are normalised, 0-255 scale
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # how images are normalised, 0-255 scale
+    std: tuple[float, float, float] = IMAGENET_STD
 
     def no_weight_decay(self) -> set[str]: ...
 
     def learning_rate_scale(self, name: str) -> float | None:
-        """What the base learning rate of a parameter is multiplied by; None: it is not pretrained, and has the head's."""
+        """Factor on the base learning rate of a parameter or buffer; None: not pretrained, it has the head's rate."""
         return 1.0
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...

@@ -1,13 +1,13 @@
 """Any backbone of timm (https://github.com/huggingface/pytorch-image-models) as an encoder: ``timm/NAME``.
 
-Networks of several strides give their own maps at strides 4 to 32, as many as they have. Plain ones (ViT, DINOv2 and
-3, EVA-02, CLIP ...) have one stride; four evenly spaced blocks, the last among them, each through the final norm, feed a
-simple feature pyramid (Li et al., ECCV 2022, "ViTDet", section 3). Differs from it: there the last block alone feeds all
-levels; the paper's 1x1 and 3x3 convolutions behind are left to the decoder.
+Networks of several strides give their own maps at strides 4 to 32, as many as they have. Plain ones (ViT, DINOv2,
+DINOv3, EVA-02, CLIP ...) have one stride: four evenly spaced blocks, the last among them, each through the final norm,
+feed a simple feature pyramid (Li et al., ECCV 2022, "ViTDet", section 3). Differs from it: there the last block alone
+feeds all levels; the paper's 1x1 and 3x3 convolutions behind are left to the decoder.
 
-What timm's description of a network says of image sizes is not reliable, so every network is tried once when it is made:
-with sides of any size, then with multiples of its patch, then of 32. What fits none is refused. An image that does not
-fit is resized to the nearest multiple, and the maps' strides are then those of the resized image.
+What timm says of a network's image sizes is not reliable, so every network is tried once when it is made: with sides
+of any size, then with multiples of its patch, then of 32. One that takes none is refused. An image that does not fit is
+resized to the nearest multiple, and the maps' strides are then those of the resized image.
 
 Fine-tuning: ``full``; ``frozen`` (eval mode, no gradient; only the pyramid learns); ``lora`` (frozen, with adapters,
 see ``lora.py``). Pyramid and adapters are not pretrained and have the head's learning rate.
@@ -33,14 +33,13 @@ from timm.layers import LayerNorm2d
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from udaseg.errors import UserError
 from udaseg.models.blocks import DropPath, resize
 from udaseg.models.lora import adapt, is_adapter
 from udaseg.models.segmentor import Encoder
 from udaseg.ranges import Count, Share
 
 STRIDES = (4, 8, 16, 32)
-FLEXIBLE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+FLEXIBLE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 """How timm's constructors are asked to accept any image size, by family."""
 SMALLEST = 64  # pixels of the image a network is tried with
 
@@ -92,9 +91,8 @@ class TimmEncoder(nn.Module, Encoder):
     ) -> None:
         super().__init__()
         self.name, self.tune, self.revision = name, tune, revision
-        self.core = _network(name, drop_path)
-        description = self.core.pretrained_cfg
-        self.mean, self.std = (tuple(round(255 * x, 6) for x in description[key]) for key in ("mean", "std"))
+        self.core: Any = _network(name, drop_path)
+        self.mean, self.std = (_to_255(self.core.pretrained_cfg[key]) for key in ("mean", "std"))
         self.indices, reductions = _levels(self.core)
         plain = self.norm = len(set(reductions)) == 1
         widths = _widths(self.core, self.indices, plain)
@@ -110,6 +108,7 @@ class TimmEncoder(nn.Module, Encoder):
             adapt(self.core, rank=lora_rank)
         elif tune == "frozen":
             self.core.requires_grad_(False)
+        self.train()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         image = resize(image, [self._fitting(side) for side in image.shape[-2:]])
@@ -136,13 +135,18 @@ class TimmEncoder(nn.Module, Encoder):
         return None if inner == name or is_adapter(name) else self._scales.get(inner, 1.0)
 
     def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """timm's file under our names, through timm's own filter (other releases' names, positions resampled)."""
+        """timm's file under our names, through timm's own filter (other releases' names, positions resampled).
+
+        ValueError if that filter does not know what to do with it.
+        """
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-        translate = getattr(sys.modules[timm.models.model_entrypoint(self.name).__module__], "checkpoint_filter_fn", None)
+        translate = getattr(
+            sys.modules[timm.models.model_entrypoint(self.name).__module__], "checkpoint_filter_fn", None
+        )
         try:
             state = translate(state, self.core) if translate else state
         except (KeyError, RuntimeError, ValueError, AttributeError) as error:
-            raise UserError(f"timm cannot read this file as {self.name}: {type(error).__name__}: {error}") from error
+            raise ValueError(f"timm cannot read it as {self.name} ({type(error).__name__}: {error})") from error
         return {f"core.{name}": tensor for name, tensor in state.items() if name not in self.pruned}
 
     def _fitting(self, side: int) -> int:
@@ -172,9 +176,9 @@ class TimmEncoder(nn.Module, Encoder):
         raise ValueError(f"it cannot be used for segmentation: it takes images of one size only ({own})")
 
 
-def _network(name: str, drop_path: float) -> nn.Module:
+def _network(name: str, drop_path: float) -> Any:
     """The bare network, untrained (nothing is downloaded), with our DropPath, which teachers know how to switch off."""
-    rate = {"drop_path_rate": drop_path} if drop_path else {}
+    rate: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     for flexible in FLEXIBLE:
         try:
             network = timm.create_model(name, pretrained=False, **flexible, **rate)
@@ -192,7 +196,12 @@ def _network(name: str, drop_path: float) -> nn.Module:
     return network
 
 
-def _levels(network: nn.Module) -> tuple[list[int], tuple[int, ...]]:
+def _to_255(colour: tuple[float, float, float]) -> tuple[float, float, float]:
+    red, green, blue = (round(255 * x, 6) for x in colour)
+    return red, green, blue
+
+
+def _levels(network: Any) -> tuple[list[int], tuple[int, ...]]:
     """Which of timm's levels are used, and the stride of each: four blocks of a plain network, else one a stride."""
     if not hasattr(network, "forward_intermediates"):
         raise ValueError("timm cannot give its intermediate maps")
@@ -206,28 +215,28 @@ def _levels(network: nn.Module) -> tuple[list[int], tuple[int, ...]]:
     return list(last.values()), tuple(last)
 
 
-def _widths(network: nn.Module, indices: Sequence[int], norm: bool) -> tuple[int, ...]:
+def _widths(network: Any, indices: Sequence[int], norm: bool) -> tuple[int, ...]:
     """Channels of the maps; a final norm may be a projection (SAM's neck)."""
     infos = [network.feature_info[i] for i in indices]
     return tuple(int(info.get("num_chs_norm", info["num_chs"]) if norm else info["num_chs"]) for info in infos)
 
 
-def _are_maps(
-    maps: Sequence[Tensor], widths: Sequence[int], reductions: Sequence[int], size: tuple[int, int]
-) -> bool:
+def _are_maps(maps: Sequence[Tensor], widths: Sequence[int], reductions: Sequence[int], size: tuple[int, int]) -> bool:
     """Have the maps of an image of that size the widths and strides that timm promises? (Some only reshape.)"""
     return all(
-        map_.shape[1] == width and all(abs(cells - side / stride) <= 1 for cells, side in zip(map_.shape[2:], size))
+        map_.shape[1] == width
+        and abs(map_.shape[2] - size[0] / stride) <= 1
+        and abs(map_.shape[3] - size[1] / stride) <= 1
         for map_, width, stride in zip(maps, widths, reductions, strict=True)
     )
 
 
-def _patch(network: nn.Module, reductions: tuple[int, ...]) -> int:
+def _patch(network: Any, reductions: tuple[int, ...]) -> int:
     size = getattr(getattr(network, "patch_embed", None), "patch_size", reductions[0])
     return int(max(size)) if isinstance(size, tuple) else int(size)
 
 
-def _learning_rate_scales(network: nn.Module, decay: float) -> dict[str, float]:
+def _learning_rate_scales(network: Any, decay: float) -> dict[str, float]:
     """Factor of each parameter, by timm's assignment of parameters to layers (the embedding is layer 0)."""
     if decay == 1:
         return {}

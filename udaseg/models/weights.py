@@ -13,13 +13,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from udaseg.errors import UserError
+from udaseg.models.segmentor import Encoder
+from udaseg.models.zoo import TIMM
 
 # --- names ---------------------------------------------------------------------------------------------------------
 
@@ -137,20 +139,38 @@ def from_public(state: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str,
 
 
 class Official(NamedTuple):
-    """The file the papers start from and where it comes from."""
+    """The file the papers start from, where it comes from, and under which licence."""
 
     file: str
     source: str
+    licence: str
 
 
 _SEGFORMER = "the SegFormer release (https://github.com/NVlabs/SegFormer, section Training: ImageNet-1K weights)"
 _OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"
+_NVIDIA = "NVIDIA Source Code License, non-commercial"
+UNKNOWN = "unknown, check"
 
 OFFICIAL: dict[str, Official] = {
-    **{f"mit_b{n}": Official(f"mit_b{n}.pth", _SEGFORMER) for n in range(6)},
-    "resnet50": Official("resnet50_v1c-2cccc1ad.pth", _OPENMMLAB + "resnet50_v1c-2cccc1ad.pth"),
-    "resnet101": Official("resnet101_v1c-e67eebb6.pth", _OPENMMLAB + "resnet101_v1c-e67eebb6.pth"),
+    **{f"mit_b{n}": Official(f"mit_b{n}.pth", _SEGFORMER, _NVIDIA) for n in range(6)},
+    "resnet50": Official("resnet50_v1c-2cccc1ad.pth", _OPENMMLAB + "resnet50_v1c-2cccc1ad.pth", UNKNOWN),
+    "resnet101": Official("resnet101_v1c-e67eebb6.pth", _OPENMMLAB + "resnet101_v1c-e67eebb6.pth", UNKNOWN),
 }
+
+
+def official_file(name: str | None, revision: str = "main") -> Official | None:
+    """An encoder's public weights, if it has any; ``revision``: of timm's repositories."""
+    if name is None or not name.startswith(TIMM):
+        return OFFICIAL.get(str(name))
+    from udaseg.models import timm_encoders as timm
+
+    name = name.removeprefix(TIMM)
+    if (found := timm.hub_file(name)) is None:
+        return None
+    repository, file = found
+    source = f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
+    return Official(name + Path(file).suffix, source, timm.description(name).license or UNKNOWN)
+
 
 ENOUGH = 0.95  # share of the encoder's tensors that a file must hold, and of the file's that the encoder must know
 UNCOUNTED = "num_batches_tracked"  # older files have none, and nothing depends on it
@@ -176,8 +196,12 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, name: str | None = Non
     path = Path(path)
     if not path.is_file():
         raise UserError(f"Encoder weights: {path} does not exist. {advice(name, path)}")
-    wanted = encoder.state_dict()
-    state = _own_names(read_tensors(path), wanted)
+    state = read_tensors(path)
+    wanted = _pretrained(encoder)
+    try:
+        state = encoder.from_public(state) if isinstance(encoder, Foreign) else _own_names(state, wanted)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}\n{advice(name, path)}") from error
     matched = [key for key, value in wanted.items() if key in state and state[key].shape == value.shape]
     missing = [key for key in wanted if key not in set(matched) and not key.endswith(UNCOUNTED)]
     unexpected = [key for key in state if key not in wanted and not key.endswith(UNCOUNTED)]
@@ -187,11 +211,24 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, name: str | None = Non
     return report
 
 
+@runtime_checkable
+class Foreign(Protocol):
+    """An encoder that knows the names in its public files itself."""
+
+    def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their tensors under its own names; ValueError if they are some other network's."""
+
+
+def _pretrained(encoder: nn.Module) -> dict[str, Tensor]:
+    """The tensors a file is to hold."""
+    scale = cast(Encoder, encoder).learning_rate_scale
+    return {name: tensor for name, tensor in encoder.state_dict().items() if scale(name) is not None}
+
+
 def advice(name: str | None, path: Path) -> str:
     """Which file to fetch, from where, and where to put it."""
-    if name not in OFFICIAL:
-        return f"Encoders with public weights: {', '.join(OFFICIAL)}."
-    official = OFFICIAL[name]
+    if (official := official_file(name)) is None:
+        return f"Encoders with public weights: {', '.join(OFFICIAL)} and most timm/NAME."
     return f"For {name} fetch {official.file} from {official.source} and put it at {path}."
 
 

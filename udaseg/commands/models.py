@@ -1,0 +1,126 @@
+"""`udaseg models`: what there is to build a segmentor from. Networks are made without memory (on the meta device)."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+
+from udaseg import build
+from udaseg.console import out, table
+from udaseg.errors import UserError
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
+from udaseg.models.weights import official_file
+from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
+from udaseg.parts import suggest
+
+MOST = 40  # networks that are made to be counted; one takes about half a second
+TILED = "any; multiples of 32 are tiled exactly"
+REFERENCE = "mit_b5"  # decoders are counted on it, with 19 classes
+
+
+@dataclass(frozen=True)
+class Row:
+    """An encoder; ``parameters`` in millions and what follows from the network are None where it was not made."""
+
+    name: str
+    parameters: float | None
+    strides: tuple[int, ...] | None
+    images: str
+    normalisation: str
+    weights: str
+    licence: str
+
+
+def run(pattern: str | None, as_json: bool) -> None:
+    """Print the encoders that match, and without a pattern the decoders, too."""
+    found = matching(pattern)
+    rows = [encoder_row(name, made=len(found) <= MOST) for name in found]
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    table(
+        (
+            "encoder",
+            "M parameters",
+            "strides",
+            "image sizes",
+            "mean, std unless ImageNet's",
+            "licence of weights",
+            "weights",
+        ),
+        [cells(row) for row in rows],
+        left=7,
+    )
+    if len(found) > MOST:
+        out.print(f"\n{len(found)} networks: parameters are counted for up to {MOST}; give a narrower pattern")
+    if pattern is None:
+        out.print()
+        table((f"decoder on {REFERENCE}", "M parameters"), decoder_rows())
+        out.print(f"\nand {len(timm_names())} pretrained networks of timm: udaseg models 'timm/*dinov2*'")
+
+
+def matching(pattern: str | None) -> list[str]:
+    """Names that match; our own if nothing is asked for. UserError with suggestions if there are none."""
+    if pattern is None or pattern in ENCODERS:
+        return list(ENCODERS) if pattern is None else [pattern]
+    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    names = [*ENCODERS, *timm_names()]
+    if found := fnmatch.filter(names, wanted):
+        return found
+    raise UserError(f"no encoder matches {pattern!r}; {suggest(pattern, ENCODERS.near(pattern))}")
+
+
+def timm_names() -> list[str]:
+    """timm's pretrained networks, with their tags."""
+    import timm
+
+    return [TIMM + name for name in timm.list_pretrained()]
+
+
+def encoder_row(name: str, *, made: bool) -> Row:
+    """``made``: build the network; else only what is known of its weights is told."""
+    official = official_file(name)
+    weights, licence = (official.source, official.licence) if official else ("none", "-")
+    if not made:
+        return Row(name, None, None, "", "", weights, licence)
+    try:
+        with torch.device("meta"):
+            encoder = build.make("encoder", {"kind": name})
+    except UserError as error:
+        return Row(name, None, None, str(error).partition(": ")[2], "", weights, licence)
+    mean, std = encoder.mean, encoder.std
+    normalisation = "" if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else f"{rounded(mean)}, {rounded(std)}"
+    return Row(
+        name, millions(encoder), encoder.strides, image_sizes(name, encoder.multiple), normalisation, weights, licence
+    )
+
+
+def image_sizes(name: str, multiple: int) -> str:
+    """What an encoder does with images of any size."""
+    if multiple > 1:
+        return f"any; resized to multiples of {multiple}"
+    return TILED if name.startswith("mit") else "any"
+
+
+def decoder_rows() -> list[list[str]]:
+    with torch.device("meta"):
+        encoder = build.make("encoder", {"kind": REFERENCE})
+        given = {"channels": encoder.channels, "strides": encoder.strides, "classes": 19}
+        return [[name, f"{millions(build.make('decoder', {'kind': name}, **given)):.1f}"] for name in DECODERS]
+
+
+def millions(module: torch.nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def rounded(colour: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.1f}" for value in colour)
+
+
+def cells(row: Row) -> list[str]:
+    parameters = "" if row.parameters is None else f"{row.parameters:.1f}"
+    strides = " ".join(str(stride) for stride in row.strides or ())
+    return [row.name, parameters, strides, row.images, row.normalisation, row.licence, row.weights]
