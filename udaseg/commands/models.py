@@ -17,7 +17,11 @@ from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
 from udaseg.parts import suggest
 
 MOST = 40  # networks that are made to be counted; one takes about half a second
-TILED = "any; multiples of 32 are tiled exactly"
+TILED = "any, best 32 n"
+LEGEND = """\
+M: million parameters. images: any size is taken; best 32 n: multiples of 32 are tiled exactly; to 14 n: resized to
+multiples of 14, and training crops are rounded down to them. mean; std: 0-255 scale, where not ImageNet's. weights: the
+file model.weights=auto looks for under weights/ in the data home; hub: it fetches them. --json has the addresses."""
 REFERENCE = "mit_b5"  # decoders are counted on it, with 19 classes
 
 
@@ -30,6 +34,7 @@ class Row:
     strides: tuple[int, ...] | None
     images: str
     normalisation: str
+    file: str
     weights: str
     licence: str
 
@@ -41,19 +46,9 @@ def run(pattern: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    table(
-        (
-            "encoder",
-            "M parameters",
-            "strides",
-            "image sizes",
-            "mean, std unless ImageNet's",
-            "licence of weights",
-            "weights",
-        ),
-        [cells(row) for row in rows],
-        left=7,
-    )
+    header = ("encoder", "M", "strides", "images", "mean; std", "weights", "licence of weights")
+    table(header, [cells(row) for row in rows], left=len(header))
+    out.print(f"\n{LEGEND}")
     if len(found) > MOST:
         out.print(f"\n{len(found)} networks: parameters are counted for up to {MOST}; give a narrower pattern")
     if pattern is None:
@@ -83,25 +78,24 @@ def timm_names() -> list[str]:
 def encoder_row(name: str, *, made: bool) -> Row:
     """``made``: build the network; else only what is known of its weights is told."""
     official = official_file(name)
-    weights, licence = (official.source, official.licence) if official else ("none", "-")
+    known = (official.file, official.source, official.licence) if official else ("none", "", "")
     if not made:
-        return Row(name, None, None, "", "", weights, licence)
+        return Row(name, None, None, "", "", *known)
     try:
         with torch.device("meta"):
             encoder = build.make("encoder", {"kind": name})
     except UserError as error:
-        return Row(name, None, None, str(error).partition(": ")[2], "", weights, licence)
+        return Row(name, None, None, str(error).partition(": ")[2], "", *known)
     mean, std = encoder.mean, encoder.std
-    normalisation = "" if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else f"{rounded(mean)}, {rounded(std)}"
-    return Row(
-        name, millions(encoder), encoder.strides, image_sizes(name, encoder.multiple), normalisation, weights, licence
-    )
+    normalisation = "" if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else f"{rounded(mean)}; {rounded(std)}"
+    images = image_sizes(name, encoder.multiple)
+    return Row(name, millions(encoder), encoder.strides, images, normalisation, *known)
 
 
 def image_sizes(name: str, multiple: int) -> str:
     """What an encoder does with images of any size."""
     if multiple > 1:
-        return f"any; resized to multiples of {multiple}"
+        return f"any, to {multiple} n"
     return TILED if name.startswith("mit") else "any"
 
 
@@ -117,10 +111,11 @@ def millions(module: torch.nn.Module) -> float:
 
 
 def rounded(colour: tuple[float, ...]) -> str:
-    return "/".join(f"{value:.1f}" for value in colour)
+    return "/".join(f"{value:.0f}" for value in colour)
 
 
 def cells(row: Row) -> list[str]:
     parameters = "" if row.parameters is None else f"{row.parameters:.1f}"
     strides = " ".join(str(stride) for stride in row.strides or ())
-    return [row.name, parameters, strides, row.images, row.normalisation, row.licence, row.weights]
+    weights = "hub" if row.weights.startswith("https://huggingface.co/") else row.file
+    return [row.name, parameters, strides, row.images, row.normalisation, weights, row.licence]

@@ -173,7 +173,7 @@ class TimmEncoder(nn.Module, Encoder):
                 self.core.train()
                 return multiple
         own = " x ".join(str(side) for side in self.core.pretrained_cfg["input_size"][-2:])
-        raise ValueError(f"it cannot be used for segmentation: it takes images of one size only ({own})")
+        raise ValueError(f"it is of no use for segmentation: it takes images of one size only ({own})")
 
 
 def _network(name: str, drop_path: float) -> Any:
