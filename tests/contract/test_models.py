@@ -22,6 +22,10 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "mit": partial(ENCODERS["mit_b0"], depths=(1, 1, 1, 2)),
     "resnet": partial(ENCODERS["resnet50"], depths=(1, 1, 2, 2)),
     "tiny": ENCODERS["tiny"],
+    **{
+        f"timm/{name}": ENCODERS[f"timm/{name}"]
+        for name in ("test_vit", "test_convnext", "test_efficientnet", "resnet10t")
+    },
 }
 NARROW = {"daformer": {"width": 16}, "segformer": {"width": 16}, "deeplabv3plus": {"width": 16, "detail_width": 8}}
 
