@@ -333,7 +333,7 @@ def test_models_of_timm(udaseg: Run) -> None:
     (row,) = json.loads(udaseg("models", "test_vit.r160", "--json").out)
     assert (row["name"], row["normalisation"]) == ("timm/test_vit.r160_in1k", "128/128/128; 128/128/128")
     assert row["weights"] == "https://huggingface.co/timm/test_vit.r160_in1k/resolve/main/model.safetensors"
-    assert "images of one size only (160 x 160)" in udaseg("models", "timm/test_maxvit").out
+    assert "images of one size only (224 x 224)" in udaseg("models", "timm/cait_xxs24_224").out
     many = udaseg("models", "timm/*resnet*").out
     assert "networks: parameters are counted for up to 40" in many and "timm/resnet18.a1_in1k" in many
 

@@ -57,7 +57,8 @@ def test_pair(encoder: str, decoder: str) -> None:
     assert logits.shape == (2, CLASSES, 32 // stride, 64 // stride)
     logits.square().mean().backward()
     bare = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert not bare
+    unread = () if decoder in ("daformer", "segformer", "fpn") else ("encoder.pyramid.levels.",)  # of a plain ViT
+    assert not [name for name in bare if not name.startswith(unread)]
     model.eval()
     with torch.no_grad():
         first = model.infer(image)

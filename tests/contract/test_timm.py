@@ -1,4 +1,4 @@
-"""timm's networks as encoders: sizes, pyramid, rates, adapters, files. Untrained, and tiny where timm has a tiny one."""
+"""timm's networks as encoders: sizes, pyramid, rates, adapters, files. Untrained; tiny where timm has a tiny one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def head(body: TimmEncoder) -> nn.Module:
         ("vit_small_patch14_reg4_dinov2", 14),  # a patch that is no power of two, register tokens
         ("eva02_tiny_patch14_224", 14),  # rotary positions, its own attention
         ("swin_tiny_patch4_window7_224", 4),  # channels last, made for one size
-        ("dla34", 32),  # adds maps up: odd sizes do not fit
+        ("sam2_hiera_tiny", 32),  # adds maps up: odd sizes do not fit
         ("resnet18", 1),
         ("test_efficientnet_gn", 1),
     ],
@@ -74,8 +74,7 @@ def test_any_image_size(name: str, multiple: int) -> None:
 
 def test_blocks_of_a_plain_network_are_evenly_spaced_up_to_the_last() -> None:
     assert encoder().indices == [1, 2, 4, 5]  # of 6
-    with torch.device("meta"):
-        assert encoder("vit_small_patch16_dinov3").indices == [2, 5, 8, 11]
+    assert encoder("vit_small_patch16_dinov3").indices == [2, 5, 8, 11]
 
 
 @torch.no_grad()
@@ -100,15 +99,21 @@ def test_pyramid_strides(patch: int) -> None:
     ]
 
 
+def test_a_plain_network_without_pyramid_has_its_patch_as_stride() -> None:
+    body = encoder(pyramid=False)
+    assert body.strides == (16,) * 4 and body.channels == (64,) * 4
+    assert [tuple(map_.shape[2:]) for map_ in body(picture(64, 96))] == [(4, 6)] * 4
+
+
 def test_levels_between_strides_4_and_32_are_taken() -> None:
     with torch.device("meta"):
         assert encoder("resnet18").strides == (4, 8, 16, 32)  # it has 2, too
-        assert encoder("efficientvim_m1").strides == (16, 32)  # it has 64, too
+        assert encoder("efficientvit_m0").strides == (16, 32)  # it has 64, too
 
 
-@pytest.mark.parametrize("name", ["test_maxvit", "crossvit_tiny_240"])
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "test_vit_relpos"])
 def test_a_network_of_one_image_size_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"encoder timm/{name}: .*images of one size only \((160|240) x"):
+    with pytest.raises(UserError, match=rf"encoder timm/{name}: .*images of one size only \((224|160) x"):
         build.make("encoder", {"kind": f"timm/{name}"})
 
 
@@ -170,9 +175,11 @@ def test_adapters_start_as_the_network_and_all_learn(name: str) -> None:
     image = picture(56, 56, batch=1)
     with torch.no_grad():
         for parameter in (*full.parameters(), *adapted.parameters()):
-            parameter.fill_(0.5) if parameter.ndim == 1 else None  # Swin V2's norms start at 0: no gradient behind them
+            if parameter.ndim == 1:
+                parameter.fill_(0.5)  # the norms of Swin V2's branches start at 0: no gradient would pass
         expected = full(image)
-        assert all(torch.equal(a, b) for a, b in zip(adapted(image), expected, strict=True))
+        for map_, same in zip(adapted(image), expected, strict=True):
+            torch.testing.assert_close(map_, same, rtol=1e-4, atol=1e-6)  # equal but for a bias that is added by itself
     sum(map_.square().mean() for map_ in adapted(image)).backward()
     layers = {n: m for n, m in adapted.core.named_modules() if isinstance(m, LowRankLinear)}
     blocks = [n for n, _ in adapted.core.named_modules() if n.endswith("attn")]

@@ -84,7 +84,7 @@ def encoder_row(name: str, *, made: bool) -> Row:
     try:
         with torch.device("meta"):
             encoder = build.make("encoder", {"kind": name})
-    except UserError as error:
+    except (UserError, RuntimeError) as error:  # not every network can be made without memory
         return Row(name, None, None, str(error).partition(": ")[2], "", *known)
     mean, std = encoder.mean, encoder.std
     normalisation = "" if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else f"{rounded(mean)}; {rounded(std)}"

@@ -39,8 +39,8 @@ from udaseg.models.segmentor import Encoder
 from udaseg.ranges import Count, Share
 
 STRIDES = (4, 8, 16, 32)
-FLEXIBLE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-"""How timm's constructors are asked to accept any image size, by family."""
+FLEXIBLE: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
+"""How timm's constructors are asked to accept any image size. Some families swallow ``dynamic_img_size`` unheard."""
 SMALLEST = 64  # pixels of the image a network is tried with
 
 
@@ -75,8 +75,9 @@ class TimmEncoder(nn.Module, Encoder):
     """Image (B, 3, H, W) -> maps, finest first.
 
     ``layer_decay``: the learning rate of block i of n is multiplied by layer_decay^(n - i), that of the embedding by
-    layer_decay^n. ``drop_path`` is off where nothing but adapters is trained. ``revision``: branch, tag or commit of
-    the Hugging Face repository that ``model.weights=auto`` fetches.
+    layer_decay^n. ``drop_path`` is off where nothing but adapters is trained. ``pyramid``: False gives the four maps of
+    a plain network as they are, all at its patch's stride (what a linear head wants). ``revision``: branch, tag or
+    commit of the Hugging Face repository that ``model.weights=auto`` fetches.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class TimmEncoder(nn.Module, Encoder):
         lora_rank: Count = 8,
         layer_decay: Share = 1.0,
         drop_path: Share = 0.0,
+        pyramid: bool = True,
         revision: str = "main",
     ) -> None:
         super().__init__()
@@ -100,9 +102,9 @@ class TimmEncoder(nn.Module, Encoder):
         self.core.prune_intermediate_layers(self.indices, prune_norm=not plain, prune_head=True)
         self.pruned = before - set(self.core.state_dict())
         self.multiple = self._fitting_multiple(widths, reductions)
-        self.pyramid = Pyramid(widths[-1], patch=reductions[-1]) if plain else None
+        self.pyramid = Pyramid(widths[-1], patch=reductions[-1]) if plain and pyramid else None
         self.channels = self.pyramid.channels if self.pyramid else widths
-        self.strides = STRIDES if plain else reductions
+        self.strides = STRIDES if self.pyramid else reductions
         self._scales = _learning_rate_scales(self.core, layer_decay)
         if tune == "lora":
             adapt(self.core, rank=lora_rank)
