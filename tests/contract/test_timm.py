@@ -108,12 +108,12 @@ def test_a_plain_network_without_pyramid_has_its_patch_as_stride() -> None:
 def test_levels_between_strides_4_and_32_are_taken() -> None:
     with torch.device("meta"):
         assert encoder("resnet18").strides == (4, 8, 16, 32)  # it has 2, too
-        assert encoder("efficientvit_m0").strides == (16, 32)  # it has 64, too
+        assert encoder("shvit_s1").strides == (16, 32)  # it has 64, too
 
 
-@pytest.mark.parametrize("name", ["cait_xxs24_224", "test_vit_relpos"])
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "coat_tiny"])
 def test_a_network_of_one_image_size_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"encoder timm/{name}: .*images of one size only \((224|160) x"):
+    with pytest.raises(UserError, match=rf"encoder timm/{name}: .*images of one size only \(224 x"):
         build.make("encoder", {"kind": f"timm/{name}"})
 
 

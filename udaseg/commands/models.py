@@ -85,7 +85,7 @@ def encoder_row(name: str, *, made: bool) -> Row:
         with torch.device("meta"):
             encoder = build.make("encoder", {"kind": name})
     except (UserError, RuntimeError) as error:  # not every network can be made without memory
-        return Row(name, None, None, str(error).partition(": ")[2], "", *known)
+        return Row(name, None, None, str(error).rpartition(": ")[2], "", *known)
     mean, std = encoder.mean, encoder.std
     normalisation = "" if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else f"{rounded(mean)}; {rounded(std)}"
     images = image_sizes(name, encoder.multiple)
