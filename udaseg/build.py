@@ -173,7 +173,7 @@ def encoder_weights(recipe: Recipe) -> Path | None:
     revision = recipe.model.encoder.get("revision", "main")
     official = official_file(kind, revision)
     if official is None:
-        raise UserError(f"encoder {kind} has no public ImageNet weights; give a file or model.weights=none")
+        raise UserError(f"encoder {kind} has no public weights; give a file or model.weights=none")
     path = data_home() / "weights" / official.file
     if path.is_file():
         return path
@@ -184,7 +184,7 @@ def encoder_weights(recipe: Recipe) -> Path | None:
         except Exception as error:  # the hub raises many kinds: offline, gated, no such revision
             failure, file = f" could be fetched ({type(error).__name__})", official.source.rsplit("/", 1)[1]
     raise UserError(
-        f"No ImageNet weights of {kind}{failure}: get {file} from {official.source} and put it at {path}, or "
+        f"No pretrained weights of {kind}{failure}: get {file} from {official.source} and put it at {path}, or "
         "give model.weights=PATH, or train from scratch with model.weights=none (far below the published score)"
     )
 
