@@ -390,8 +390,11 @@ def beginning(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]
     refuse_small_crop(recipe, encoder_of(student))
     stamp: dict[str, Any] = {"encoder_weights": None, "start": recipe.model.start}
     if (path := encoder_weights(recipe)) is not None:
-        report = load_encoder(student.encoder, path, name=recipe.model.encoder["kind"])
+        kind, revision = recipe.model.encoder["kind"], recipe.model.encoder.get("revision", "main")
+        report = load_encoder(student.encoder, path, name=kind)
         stamp["encoder_weights"] = {"file": str(path), "sha256": report.sha256, "missing": report.missing}
+        if recipe.model.weights == "auto" and (official := official_file(kind, revision)):
+            stamp["encoder_weights"] |= {"source": official.source, "licence": official.licence}
     reference = Frozen(copy.deepcopy(student.encoder)) if uses_reference(recipe) else None
     if (path := start_weights(recipe)) is not None:
         package.restore(student, package.read(path)[1], path)

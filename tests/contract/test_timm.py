@@ -351,8 +351,13 @@ def test_weights_none_never_asks_the_network(streets: Path, monkeypatch: pytest.
     assert build.beginning(loaded.recipe)[2]["encoder_weights"] is None
 
 
-def test_the_stamp_says_what_was_loaded(streets: Path) -> None:
+def test_the_stamp_says_what_was_loaded(streets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timm_file(streets / "x.safetensors")
     loaded = toy.load("source_only", f"model.encoder={KIND}", "model.decoder=linear", "model.weights=x.safetensors")
     stamp = build.beginning(loaded.recipe)[2]["encoder_weights"]
     assert stamp["file"] == "x.safetensors" and len(stamp["sha256"]) == 64 and stamp["missing"] == ()
+    assert "source" not in stamp  # it may be any file
+    monkeypatch.setattr(timm_encoders, "fetch", lambda *_: Path("x.safetensors"))
+    loaded = toy.load("source_only", f"model.encoder={KIND}", "model.decoder=linear", "model.weights=auto")
+    stamp = build.beginning(loaded.recipe)[2]["encoder_weights"]
+    assert stamp["source"] == f"https://huggingface.co/{FILE}" and stamp["licence"] == "apache-2.0"
