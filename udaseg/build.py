@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from udaseg.data.classes import IGNORE, PROTOCOLS, ClassSet, match_classes
 from udaseg.data.dataset import Domain, EvaluationImages, Margins, TrainingPairs
 from udaseg.data.index import Index, load_index
 from udaseg.data.layouts import DATASETS, DataSetSpec, data_home, dataset_spec
-from udaseg.data.loading import MEAN, STD, Normalise, evaluation_loader, training_loader
+from udaseg.data.loading import Normalise, evaluation_loader, training_loader
 from udaseg.data.sampling import SAMPLERS
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.engine.distributed import Ranks, join
@@ -34,9 +34,9 @@ from udaseg.evaluation.inference import Inference
 from udaseg.models import package
 from udaseg.models.frozen import Frozen
 from udaseg.models.multires import WRAPPERS
-from udaseg.models.segmentor import Segmentor
-from udaseg.models.weights import load_encoder, official
-from udaseg.models.zoo import DECODERS, ENCODERS
+from udaseg.models.segmentor import Encoder, Segmentor
+from udaseg.models.weights import Official, load_encoder, official_file
+from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
 from udaseg.parts import Problem, Table, keyword_parameters, suggest
 from udaseg.recipe import DomainSection, Loaded, Recipe
 from udaseg.uda.masking import MASKERS
@@ -48,7 +48,7 @@ from udaseg.uda.weighting import WEIGHTINGS
 
 VIEW_SUPPLIED = frozenset({"normalise", "classes", "synthetic_source"})
 SOCKETS: dict[str, Table] = {
-    "encoder": Table("encoder", ENCODERS),
+    "encoder": Table("encoder", ENCODERS, near=ENCODERS.near),
     "decoder": Table("decoder", DECODERS, frozenset({"channels", "strides", "classes"})),
     "wrapper": Table("segmentor wrapper", WRAPPERS, frozenset({"encoder", "decoder", "attention", "crop"})),
     "sampler": Table("sampler", SAMPLERS, frozenset({"counts", "min_pixels"})),
@@ -176,9 +176,10 @@ def segmentor_of(recipe: Recipe) -> Segmentor:
     )
 
 
-def training_crop(recipe: Recipe) -> tuple[int, int]:
-    """(height, width) of what the student sees."""
-    return recipe.data.crop[0] * recipe.data.scale, recipe.data.crop[1] * recipe.data.scale
+def training_crop(recipe: Recipe, multiple: int = 1) -> tuple[int, int]:
+    """(height, width) of what the student sees: a multiple of what the encoder asks for, rounded down."""
+    height, width = (side * recipe.data.scale // multiple * multiple for side in recipe.data.crop)
+    return height, width
 
 
 def make(socket: str, part: dict[str, Any], **supplied: Any) -> Any:
@@ -187,7 +188,10 @@ def make(socket: str, part: dict[str, Any], **supplied: Any) -> Any:
 
 
 def encoder_weights(recipe: Recipe) -> Path | None:
-    """The file of ImageNet weights, None for training from scratch; UserError with the remedy if it is not there."""
+    """The file of pretrained weights, None for training from scratch; UserError with the remedy if it is not there.
+
+    timm's are fetched from the Hugging Face hub unless they lie among the other weights already.
+    """
     chosen, kind = recipe.model.weights, recipe.model.encoder["kind"]
     if chosen == "none":
         return None
@@ -196,16 +200,35 @@ def encoder_weights(recipe: Recipe) -> Path | None:
         if not path.is_file():
             raise UserError(f"no such weights file: {path}; allowed: a file, auto, none (from scratch)")
         return path
-    file = official(kind, recipe.model.encoder.get("stem"))
-    if file is None:
-        raise UserError(f"encoder {kind} has no public ImageNet weights; give a file or model.weights=none")
-    path = data_home() / "weights" / file.file
-    if not path.is_file():
-        raise UserError(
-            f"No ImageNet weights of {kind}: get {file.file} from {file.source} and put it at {path}, or "
-            "give model.weights=PATH, or train from scratch with model.weights=none (far below the published score)"
-        )
-    return path
+    official = official_weights(recipe)
+    if official is None:
+        raise UserError(f"encoder {kind} has no public weights; give a file or model.weights=none")
+    path = data_home() / "weights" / official.file
+    if path.is_file():
+        return path
+    failure, file = "", official.file
+    if kind.startswith(TIMM):
+        try:
+            return fetch(kind, recipe.model.encoder["revision"])
+        except Exception as error:  # the hub raises many kinds: offline, gated, no such revision
+            failure, file = f" could be fetched ({type(error).__name__})", official.source.rsplit("/", 1)[1]
+    raise UserError(
+        f"No pretrained weights of {kind}{failure}: get {file} from {official.source} and put it at {path}, or "
+        "give model.weights=PATH, or train from scratch with model.weights=none (far below the published score)"
+    )
+
+
+def official_weights(recipe: Recipe) -> Official | None:
+    """Which file the recipe's encoder has when ``model.weights`` is auto."""
+    encoder = recipe.model.encoder
+    return official_file(encoder["kind"], stem=encoder.get("stem"), revision=encoder.get("revision", "main"))
+
+
+def fetch(kind: str, revision: str) -> Path:
+    """timm's weights out of the hub's cache, downloaded if need be."""
+    from udaseg.models import timm_encoders
+
+    return timm_encoders.fetch(kind.removeprefix(TIMM), revision)
 
 
 def start_weights(recipe: Recipe) -> Path | None:
@@ -227,15 +250,25 @@ def load_package(path: Path) -> tuple[Segmentor, package.Card]:
     return module, card
 
 
-def card(recipe: Recipe, classes: ClassSet) -> package.Card:
+def encoder_of(module: Segmentor) -> Encoder:
+    """Its encoder, as one."""
+    return cast(Encoder, module.encoder)
+
+
+def normalisation(module: Segmentor) -> Normalise:
+    """What the images of its encoder are normalised with."""
+    return Normalise(encoder_of(module).mean, encoder_of(module).std)
+
+
+def card(recipe: Recipe, classes: ClassSet, module: Segmentor) -> package.Card:
     validation = recipe.data.validation or recipe.data.source
     return package.Card(
         encoder=recipe.model.encoder,
         decoder=recipe.model.decoder,
         classes=classes.names,
         palette=classes.palette,
-        mean=MEAN,
-        std=STD,
+        mean=encoder_of(module).mean,
+        std=encoder_of(module).std,
         size=scaled(validation, recipe.data.scale),
         recipe=recipe.name,
         benchmark=recipe.benchmark,
@@ -281,8 +314,8 @@ def domain(
     return Domain(index, size=scaled(section, scale), labels=labels, cache_bytes=int(cache_gb * 2**30))
 
 
-def training_pairs(recipe: Recipe) -> TrainingPairs:
-    """The samples of a run; sample k is a function of (seed, k)."""
+def training_pairs(recipe: Recipe, multiple: int = 1) -> TrainingPairs:
+    """The samples of a run; sample k is a function of (seed, k). ``multiple``: of the crop's sides."""
     data, cache, names = recipe.data, recipe.runtime.cache_gb / 2, class_set(recipe).names
     labelled = data.target if data.labelled == "target" else data.source
     assert labelled is not None
@@ -295,7 +328,7 @@ def training_pairs(recipe: Recipe) -> TrainingPairs:
         source,
         target,
         sampler=make("sampler", data.sampler, counts=source.index.counts, min_pixels=data.min_pixels),
-        crop=training_crop(recipe),
+        crop=training_crop(recipe, multiple),
         seed=recipe.seed,
         length=recipe.train.iterations * recipe.train.batch,
         cat_max_ratio=data.cat_max_ratio,
@@ -340,9 +373,10 @@ def training(loaded: Loaded) -> Built:
         raise UserError(f"train.batch={recipe.train.batch} cannot be shared evenly by {ranks.world} processes")
     precision = choose_precision(recipe.train.precision, device)
     set_up(device, precision, recipe.runtime.threads)
-    pairs = training_pairs(recipe)
-    normalise = Normalise().to(device)
-    learner, teacher, stamp = models(recipe, device, ranks, normalise)
+    student, reference, stamp = beginning(recipe)
+    pairs = training_pairs(recipe, encoder_of(student).multiple)
+    normalise = normalisation(student).to(device)
+    learner, teacher = models(recipe, student, reference, device, ranks, normalise)
     optimiser = adamw(parameter_groups(learner, **recipe.optimiser.model_dump(exclude={"warmup", "power", "minimum"})))
     stepper = Stepper(
         optimiser=optimiser,
@@ -364,9 +398,9 @@ def training(loaded: Loaded) -> Built:
         ranks=ranks,
         seed=recipe.seed,
         iterations=recipe.train.iterations,
-        save_weights=lambda path, module: package.save(path, module, card(recipe, class_set(recipe))),
+        save_weights=lambda path, module: package.save(path, module, card(recipe, class_set(recipe), student)),
         score=scorer(recipe),
-        validate=validator(recipe, device, ranks, stepper) if recipe.data.validation else None,
+        validate=validator(recipe, normalise, ranks, stepper) if recipe.data.validation else None,
         memory_format=memory_format(recipe),
     )
     return Built(setup, {**stamp, "precision": precision, "world": ranks.world}, warnings(recipe, pairs), pairs)
@@ -381,21 +415,33 @@ def memory_format(recipe: Recipe) -> torch.memory_format:
     return torch.channels_last if recipe.train.channels_last else torch.contiguous_format
 
 
-def models(
-    recipe: Recipe, device: torch.device, ranks: Ranks, normalise: Normalise
-) -> tuple[Learner, Teacher | None, dict[str, Any]]:
-    """Learner, teacher, and the hashes of the weights they started from."""
+def beginning(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]:
+    """The student before its first step, the frozen encoder if a term asks for it, the hashes of their weights."""
     torch.manual_seed(recipe.seed)
-    classes = class_set(recipe)
     student = segmentor_of(recipe)
-    refuse_small_crop(recipe, student.encoder.strides)  # type: ignore[arg-type]
+    refuse_small_crop(recipe, encoder_of(student))
     stamp: dict[str, Any] = {"encoder_weights": None, "start": recipe.model.start}
     if (path := encoder_weights(recipe)) is not None:
         report = load_encoder(student.encoder, path, name=recipe.model.encoder["kind"])
         stamp["encoder_weights"] = {"file": str(path), "sha256": report.sha256, "missing": report.missing}
+        if recipe.model.weights == "auto" and (official := official_weights(recipe)):
+            stamp["encoder_weights"] |= {"source": official.source, "licence": official.licence}
     reference = Frozen(copy.deepcopy(student.encoder)) if uses_reference(recipe) else None
     if (path := start_weights(recipe)) is not None:
         package.restore(student, package.read(path)[1], path)
+    return student, reference, stamp
+
+
+def models(
+    recipe: Recipe,
+    student: Segmentor,
+    reference: Frozen | None,
+    device: torch.device,
+    ranks: Ranks,
+    normalise: Normalise,
+) -> tuple[Learner, Teacher | None]:
+    """Learner and teacher on the device."""
+    classes = class_set(recipe)
     learner = Learner(student, stages(recipe, classes, reference, normalise))
     learner.to(device).to(memory_format=memory_format(recipe)).train()
     ranks.same_start(learner)
@@ -404,12 +450,13 @@ def models(
         for module in [student, *([teacher.segmentor] if teacher else [])]:
             for part in module.children():
                 part.compile(dynamic=False)
-    return learner, teacher, stamp
+    return learner, teacher
 
 
-def refuse_small_crop(recipe: Recipe, strides: tuple[int, ...]) -> None:
+def refuse_small_crop(recipe: Recipe, encoder: Encoder) -> None:
     """BatchNorm of the coarsest map needs more than one value a channel."""
-    height, width = (side * recipe.data.scale // max(strides) for side in recipe.data.crop)
+    strides = encoder.strides
+    height, width = (side // max(strides) for side in training_crop(recipe, encoder.multiple))
     if recipe.train.batch * height * width < 2:
         raise UserError(
             f"data.crop={list(recipe.data.crop)} with train.batch={recipe.train.batch} is too small for "
@@ -465,11 +512,11 @@ def inference(mode: str, crop: tuple[int, int] | None, batch: int = 3) -> Infere
     return Inference(crop if mode == "slide" else None, batch)
 
 
-def validator(recipe: Recipe, device: torch.device, ranks: Ranks, stepper: Stepper) -> Callable[[Segmentor], Tensor]:
+def validator(recipe: Recipe, normalise: Normalise, ranks: Ranks, stepper: Stepper) -> Callable[[Segmentor], Tensor]:
     """Student -> confusion counts on the validation split, each rank taking its share of the images."""
     assert recipe.data.validation is not None
     names = class_set(recipe).names
-    images, normalise = images_of(recipe.data.validation, recipe.data.scale, names), Normalise().to(device)
+    images, device = images_of(recipe.data.validation, recipe.data.scale, names), normalise.mean.device
     look = inference(recipe.evaluation.mode, training_crop(recipe), recipe.evaluation.window_batch)
 
     def validate(student: Segmentor) -> Tensor:
@@ -495,6 +542,9 @@ def warnings(recipe: Recipe, pairs: TrainingPairs) -> list[str]:
         found.append("no encoder weights loaded (model.weights=none): training from scratch")
         if uses_reference(recipe):
             found.append("the feature distance compares with an encoder that was never trained")
+    asked = tuple(side * recipe.data.scale for side in recipe.data.crop)
+    if pairs.crop != asked:
+        found.append(f"crops are {pairs.crop} instead of {asked}: the encoder takes multiples of its patch size")
     names = class_set(recipe).names
     missing = [name for name, total in zip(names, pairs.source.index.counts.sum(0), strict=True) if total == 0]
     if missing:

@@ -217,6 +217,19 @@ def profile(
 
 
 @app.command()
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(help="Part of a name, or a pattern with wildcards, as in 'timm/*dinov2*'.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Encoders and decoders: parameters, strides, image sizes, weights and their licences."""
+    from udaseg.commands import models as zoo
+
+    zoo.run(pattern, json)
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, the torch/torchvision pair, device, disk and data folders."""
     from rich.text import Text

@@ -37,19 +37,22 @@ class Table:
     """All parts for one socket: ``noun`` names it in messages, ``supplied`` lists parameters the user does not set.
 
     ``inner``: parameters that are parts themselves, each with its table and its name when nothing is said.
+    ``near``: what to suggest for an unknown name; None: every row.
     """
 
     noun: str
     rows: Mapping[str, Callable[..., Any]]
     supplied: frozenset[str] = frozenset()
     inner: Mapping[str, tuple[Table, str]] = field(default_factory=dict)
+    near: Callable[[str], Iterable[str]] | None = None
 
     def check(
         self, name: object, settings: Mapping[str, Any], path: tuple[str, ...]
     ) -> tuple[dict[str, Any], list[Problem]]:
         """Settings completed with their defaults, and what is wrong with them (or with the name)."""
         if not isinstance(name, str) or name not in self.rows:
-            return {}, [Problem(path, f"unknown {self.noun} {name!r}; {suggest(str(name), self.rows)}")]
+            known = self.near(str(name)) if self.near else self.rows
+            return {}, [Problem(path, f"unknown {self.noun} {name!r}; {suggest(str(name), known)}")]
         schema = settings_schema(self.rows[name], self.supplied.union(self.inner))
         own = dict(settings)
         parts, problems = self._check_inner(self.rows[name], own, path)

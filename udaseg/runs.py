@@ -147,7 +147,7 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, packa
     prefix, tensors = "segmentor.", state["teacher" if teacher else "learner"]
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     package.restore(module, own, newest)
-    return module, build.card(recipe, build.class_set(recipe))
+    return module, build.card(recipe, build.class_set(recipe), module)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class Public:
 
     def normalised(self, image: np.ndarray) -> np.ndarray:
         """As the public loader does on the CPU: float32, RGB, (x - mean) / std, channels first."""
-        from udaseg.data.loading import MEAN, STD
+        from udaseg.models.segmentor import IMAGENET_MEAN as MEAN
+        from udaseg.models.segmentor import IMAGENET_STD as STD
 
         image = image.astype(np.float32)
         mean, scale = np.array(MEAN, np.float64).reshape(1, -1), 1 / np.array(STD, np.float64).reshape(1, -1)
@@ -121,13 +122,14 @@ def training_pairs(scale: int, rare: bool = True) -> Any:
 def check(pairs: Any, public: Public) -> None:
     """The two loaders make the same samples (our resize is OpenCV's to the pixel)."""
     from udaseg.data.loading import Normalise
+    from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
     for k in range(2):
         image, label, target = public.sample(k)
         ours = pairs[k]
         assert np.array_equal(ours["source_label"].numpy(), label)
         for theirs, name in ((image, "source_image"), (target, "target_image")):
-            assert np.abs(Normalise()(ours[name]).numpy() - theirs).max() < 1e-4, name
+            assert np.abs(Normalise(IMAGENET_MEAN, IMAGENET_STD)(ours[name]).numpy() - theirs).max() < 1e-4, name
 
 
 def main(samples: int) -> None:

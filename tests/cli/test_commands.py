@@ -25,6 +25,7 @@ COMMANDS = (
     "import",
     "submit",
     "profile",
+    "models",
     "doctor",
     "recipe",
     *(f"recipe {c}" for c in ("ls", "show", "cp", "validate")),
@@ -311,6 +312,38 @@ def test_dry_run_says_what_a_run_costs_and_writes_nothing(udaseg: Run, streets: 
     assert answer.code == 0 and not list(Path().iterdir())
     for words in ("encoder passes", "step", "peak memory", "whole run", "disk", "one validation image"):
         assert words in answer.out
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def test_models_lists_our_own_and_says_how_to_list_timms(udaseg: Run) -> None:
+    answer = udaseg("models")
+    assert answer.code == 0 and answer.err == ""
+    assert re.search(r"^mit_b5 +81\.4 +4 8 16 32 .*mit_b5\.pth +NVIDIA.*non-commercial", answer.out, re.MULTILINE)
+    assert re.search(r"^resnet101 +42\.5 +4 8 8 8 .*unknown, check", answer.out, re.MULTILINE)
+    assert re.search(r"^daformer +3\.7$", answer.out, re.MULTILINE)
+    assert re.search(r"and \d{4} pretrained networks of timm: udaseg models 'timm/", answer.out)
+
+
+def test_models_of_timm(udaseg: Run) -> None:
+    answer = udaseg("models", "timm/vit_small*dinov[23].l*")
+    assert answer.code == 0
+    assert re.search(r"_patch14_dinov2\S+ +\d\d\.\d +4 8 16 32 +any, to 14 n +hub +apache-2.0", answer.out)
+    assert re.search(r"_patch16_dinov3\S+ +\d\d\.\d .* to 16 n +hub +dinov3-license", answer.out)
+    assert "tiny" not in answer.out and "decoder" not in answer.out
+    (row,) = json.loads(udaseg("models", "test_vit.r160", "--json").out)
+    assert (row["name"], row["normalisation"]) == ("timm/test_vit.r160_in1k", "128/128/128; 128/128/128")
+    assert row["weights"] == "https://huggingface.co/timm/test_vit.r160_in1k/resolve/main/model.safetensors"
+    assert "images of one size only (224 x 224)" in udaseg("models", "timm/cait_xxs24_224").out
+    many = udaseg("models", "timm/*resnet*").out
+    assert "networks: parameters are counted for up to 40" in many and "timm/resnet18.a1_in1k" in many
+
+
+def test_models_that_do_not_exist(udaseg: Run) -> None:
+    is_message(udaseg("models", "nothing_like_it"), "no encoder matches 'nothing_like_it'", "mit_b0", "timm/NAME")
+    is_message(udaseg("models", "mit_b9"), "did you mean 'mit_b")
+    is_message(udaseg("models", "timm/resnt18"), "did you mean 'timm/resnet18'")
 
 
 # --- doctor --------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from udaseg.data.images import read_image
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import resize_image
 from udaseg.models import package
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
 CITY, NIGHT = (64, 32), (48, 27)
 CONDITIONS = ("fog", "night", "rain", "snow")
@@ -83,7 +84,7 @@ def expected(weights: Path, image: Path) -> np.ndarray:
     module, native = build.load_package(weights)[0].eval(), read_image(image)
     small = torch.from_numpy(resize_image(native, (160, 80))).permute(2, 0, 1)[None]
     total, visits = torch.zeros(1, 19, 80, 160), torch.zeros(1, 1, 80, 160)
-    normal = Normalise()(small)
+    normal = Normalise(IMAGENET_MEAN, IMAGENET_STD)(small)
     with torch.no_grad():
         for top in (0, 16):
             for left in (0, 32, 64, 96):

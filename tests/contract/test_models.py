@@ -26,6 +26,10 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "resnet": partial(ENCODERS["resnet50"], depths=(1, 1, 2, 2)),
     "resnet_plain": partial(ENCODERS["resnet50"], depths=(1, 1, 2, 2), stem="plain"),
     "tiny": ENCODERS["tiny"],
+    **{
+        f"timm/{name}": ENCODERS[f"timm/{name}"]
+        for name in ("test_vit", "test_convnext", "test_efficientnet", "resnet10t")
+    },
 }
 NARROW = {"daformer": {"width": 16}, "segformer": {"width": 16}, "deeplabv3plus": {"width": 16, "detail_width": 8}}
 
@@ -57,7 +61,8 @@ def test_pair(encoder: str, decoder: str) -> None:
     assert logits.shape == (2, CLASSES, 32 // stride, 64 // stride)
     logits.square().mean().backward()
     bare = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert not bare
+    unread = () if decoder in ("daformer", "segformer", "fpn") else ("encoder.pyramid.levels.",)  # of a plain ViT
+    assert not [name for name in bare if not name.startswith(unread)]
     model.eval()
     with torch.no_grad():
         first = model.infer(image)

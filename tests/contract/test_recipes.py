@@ -15,6 +15,7 @@ from udaseg import build
 from udaseg.commands import recipes as commands
 from udaseg.data.loading import Normalise
 from udaseg.engine import trainer
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from udaseg.recipe import benchmark_data, chain, leaves, recipe_folder, shipped
 
 RECIPES, BENCHMARKS = shipped(), shipped("benchmarks")
@@ -122,7 +123,9 @@ def test_sizes_margins_and_modes_of_the_large_baselines() -> None:
         assert build.scaled(recipe.data.target, recipe.data.scale) == target
         assert build.training_crop(recipe) == (1024, 1024) and recipe.evaluation.mode == "slide"
         assert (recipe.data.image_margins is None) == pair and recipe.data.margins == "image"
-        masked = build.stages(recipe, build.class_set(recipe), nn.Identity(), Normalise())["masked"].build
+        masked = build.stages(recipe, build.class_set(recipe), nn.Identity(), Normalise(IMAGENET_MEAN, IMAGENET_STD))[
+            "masked"
+        ].build
         assert masked.pair == pair
     whole = {name for name in FULL if build.load(name).recipe.evaluation.mode == "whole"}
     assert {"dacs", "daformer", "hrda_dlv2", "mic_daformer", "mic_dacs_dlv2"} <= whole

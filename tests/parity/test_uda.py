@@ -12,7 +12,7 @@ from torch import nn
 from parity.rule import DATA, blocks, noisy, randn, rng_for, uint8_noise
 from udaseg.data.loading import Normalise
 from udaseg.engine.optim import PolyWarmup
-from udaseg.models.segmentor import Box, Encoded, Output, Prediction
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD, Box, Encoded, Output, Prediction
 from udaseg.uda.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, colour_jitter, gaussian_blur, kernel_size
 from udaseg.uda.masking import Blocks
 from udaseg.uda.mixing import choose_classes, class_mask, class_slots, mix, present_classes
@@ -138,7 +138,7 @@ def test_images_of_a_batch_may_have_their_own_order() -> None:
 
 
 def test_full_jitter_of_a_normalised_image() -> None:
-    normalise, image = Normalise(), unit_image()
+    normalise, image = Normalise(IMAGENET_MEAN, IMAGENET_STD), unit_image()
     normalised = normalise((image * 255).round())
     (parameters,) = PIECES["full_jitter"]["params"]
     result = normalise.redo(jitter(parameters, normalise.undo(normalised)))

@@ -14,9 +14,10 @@ from unit.data_files import cityscapes, gta5, truncate
 from udaseg.data.dataset import Domain, TrainingPairs
 from udaseg.data.index import build_index
 from udaseg.data.layouts import DATASETS
-from udaseg.data.loading import MEAN, Normalise, to_device, training_loader
+from udaseg.data.loading import Normalise, to_device, training_loader
 from udaseg.data.sampling import RareClass
 from udaseg.errors import UserError
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Numbers(Dataset[dict[str, Tensor]]):
@@ -105,7 +106,7 @@ def test_waiting_is_measured() -> None:
 
 
 def test_normalise() -> None:
-    normalise = Normalise()
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
     image = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
     x = normalise(image)
     assert x.dtype == torch.float32 and not normalise.state_dict()
@@ -113,7 +114,7 @@ def test_normalise() -> None:
     assert torch.allclose(x[0, 1].double(), expected, atol=1e-6)
     assert torch.allclose(normalise.undo(x), image / 255, atol=1e-6)
     assert torch.allclose(normalise.redo(image / 255), x, atol=1e-5)
-    mean = torch.tensor(MEAN).view(1, 3, 1, 1) / 255
+    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) / 255
     assert normalise.redo(mean).abs().max() < 1e-6
     moved = to_device({"a": image}, "cpu")
     assert torch.equal(moved["a"], image)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from udaseg.data.loading import Normalise
-from udaseg.models.segmentor import Segmentor
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD, Segmentor
 from udaseg.uda.masking import Blocks
 from udaseg.uda.types import Batch, Draws, Iteration, PseudoLabels, View
 from udaseg.uda.views import Masked
@@ -45,7 +45,9 @@ def iteration(images: int = 2, t: int = 0) -> Iteration:
 
 def masked(masker: Any = None, **options: Any) -> Masked:
     quiet = {"jitter_probability": 0.0, "blur_probability": 0.0}
-    return Masked(normalise=Normalise(), masker=masker or Everything(), **{**quiet, **options})
+    return Masked(
+        normalise=Normalise(IMAGENET_MEAN, IMAGENET_STD), masker=masker or Everything(), **{**quiet, **options}
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from udaseg import recipe as recipes
 from udaseg.console import Counting, Watching, out, percent, table
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import data_home
-from udaseg.data.loading import Normalise, evaluation_loader
+from udaseg.data.loading import evaluation_loader
 from udaseg.data.prepare import prepare
 from udaseg.data.streets import write_streets
 from udaseg.engine.profile import time_steps
@@ -147,7 +147,7 @@ def control_confusion(start: Path, adapted: Loaded) -> np.ndarray:
     model, _ = runs.load_student(start)
     data, names = adapted.recipe.data, build.class_set(adapted.recipe).names
     assert data.target is not None and data.validation is not None
-    normalise = Normalise()
+    normalise = build.normalisation(model)
     images = build.images_of(data.target, data.scale, labels=False)
     recompute_batchnorm(model, (normalise(item["image"][None]) for item in evaluation_loader(images, workers=0)))
     held_out = evaluation_loader(build.images_of(data.validation, data.scale, names), workers=0)
@@ -162,7 +162,7 @@ def draw(loaded: Loaded, plain: Segmentor, adapted: Segmentor) -> Image.Image:
     rows = []
     for position in np.linspace(0, len(images) - 1, SHOWN).round().astype(int):
         item = images[int(position)]
-        normalised = Normalise()(item["image"][None])
+        normalised = build.normalisation(plain)(item["image"][None])
         row = [item["image"].permute(1, 2, 0).numpy(), figures.colour(item["label"].numpy(), classes.palette)]
         for model in (plain, adapted):
             with evaluating(model):

@@ -52,9 +52,9 @@ def run(
     module.to(device).eval()
     images = build.images_of(section, data.scale, card.classes, limit=limit)
     groups = by_condition(images) if per_condition else {"all": images}  # each image is in one of them
+    normalise, look = Normalise(card.mean, card.std).to(device), build.inference(card.inference, card.crop)
     if recompute_bn:
-        recompute_batchnorm(module, unlabelled(data, device))
-    normalise, look = Normalise().to(device), build.inference(card.inference, card.crop)
+        recompute_batchnorm(module, unlabelled(data, normalise, device))
     counts: dict[str, Tensor] = {}
     for name, group in groups.items():
         with Counting(f"evaluating {name}" if per_condition else "evaluating") as progress:
@@ -104,12 +104,11 @@ def reporting(images: Subset[Any], progress: Any) -> Iterator[dict[str, Any]]:
         progress(done, len(images))
 
 
-def unlabelled(data: DataSection, device: torch.device) -> Iterator[Tensor]:
+def unlabelled(data: DataSection, normalise: Normalise, device: torch.device) -> Iterator[Tensor]:
     """Normalised images of the target's training split, one at a time; labels are not read."""
     target: DomainSection | None = data.target
     if target is None:
         raise UserError("--recompute-bn needs a target domain; choose a --benchmark that has one")
-    normalise = Normalise().to(device)
     for item in evaluation_loader(build.images_of(target, data.scale, labels=False), workers=2):
         yield normalise(item["image"][None].to(device))
 

@@ -43,7 +43,9 @@ def run(
     parts = weights.segmentor_parts(recipe.model.encoder["kind"], recipe.model.decoder["kind"], hrda=found.hrda)
     report = weights.load_segmentor(module, weights.from_public(state, parts), file)
     origin = {"file": file.name, "sha256": report.sha256, "network": network}
-    card = dataclasses.replace(build.card(recipe, classes), recipe=file.name, seed=None, iterations=None, origin=origin)
+    card = dataclasses.replace(
+        build.card(recipe, classes, module), recipe=file.name, seed=None, iterations=None, origin=origin
+    )
     package.save(target, module, card)
     show(card, report, target, published=score(recipe, teacher=teacher))
 

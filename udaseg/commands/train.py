@@ -13,7 +13,7 @@ import torch
 from udaseg import build, runs
 from udaseg.console import Watching, out, percent, table
 from udaseg.data.classes import PROTOCOLS
-from udaseg.data.loading import Normalise, evaluation_loader
+from udaseg.data.loading import evaluation_loader
 from udaseg.engine import distributed
 from udaseg.engine.profile import Profile
 from udaseg.engine.profile import profile as measure
@@ -89,7 +89,7 @@ def dry_run(loaded: Loaded) -> None:
         images = build.images_of(recipe.data.validation, recipe.data.scale, names, limit=1)
         began = time.perf_counter()
         evaluate(
-            built.setup.learner.segmentor, evaluation_loader(images, workers=0), Normalise(),
+            built.setup.learner.segmentor, evaluation_loader(images, workers=0), built.setup.normalise,
             classes=len(build.class_set(recipe)), device=built.setup.device, autocast=built.setup.stepper.autocast,
             inference=build.inference(
                 recipe.evaluation.mode, build.training_crop(recipe), recipe.evaluation.window_batch

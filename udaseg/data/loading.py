@@ -20,10 +20,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_colla
 
 from udaseg.errors import UserError
 
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
-"""ImageNet statistics, RGB, on the 0-255 scale."""
-
 Batch = dict[str, Tensor]
 
 
@@ -143,7 +139,7 @@ class Normalise(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

@@ -1,18 +1,20 @@
 """Parameter groups and learning rate (baselines.md 7.1, 7.2).
 
 Three groups instead of the public code's one for each of 3258 tensors: ``base``, ``norm`` (no weight decay; only where
-the encoder asks for it: MiT's LayerNorms) and ``head`` (everything that is not the encoder: learning rate x 10,
-decayed, its BatchNorm included). A term's own parameters follow the head unless the term has a ``learning_rate``.
+the encoder asks for it: MiT's LayerNorms) and ``head`` (everything that is not pretrained: learning rate x 10,
+decayed, its BatchNorm included). An encoder may scale the rates of its layers, which are groups of their own then. A
+term's own parameters follow the head unless the term has a ``learning_rate``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from udaseg.models.segmentor import Encoder
 from udaseg.uda.step import Learner
 
 
@@ -37,12 +39,14 @@ def parameter_groups(
 
 def trained(learner: Learner, base: float, head: float) -> list[tuple[str, nn.Parameter, float]]:
     """(group, parameter, learning rate) of everything that has a gradient."""
-    exempt: set[str] = learner.segmentor.encoder.no_weight_decay()  # type: ignore[operator]
+    encoder = cast(Encoder, learner.segmentor.encoder)
+    exempt = encoder.no_weight_decay()
     found: list[tuple[str, nn.Parameter, float]] = []
     for name, parameter in learner.segmentor.named_parameters():
         inner = name.removeprefix("encoder.")
-        group = "head" if inner == name else "norm" if inner in exempt else "base"
-        found.append((group, parameter, head if group == "head" else base))
+        scale = None if inner == name else encoder.learning_rate_scale(inner)
+        group = "head" if scale is None else "norm" if inner in exempt else "base"
+        found.append((group, parameter, head if scale is None else base * scale))
     for _, stage in learner.views():
         for term in stage.terms.values():
             rate = getattr(term, "learning_rate", head)

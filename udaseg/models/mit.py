@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.models.blocks import DropPath, kaiming_per_group, truncated
+from udaseg.models.segmentor import Encoder
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
@@ -128,7 +129,7 @@ class Stage(nn.Module):
         return to_map(self.norm(tokens), size)
 
 
-class MixTransformer(nn.Module):
+class MixTransformer(nn.Module, Encoder):
     """Image (B, 3, H, W) -> maps at strides 4, 8, 16, 32.
 
     ``drop_path``: rate of the last block; it grows linearly from 0 in the first, over the blocks of all stages.

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.models.blocks import ConvBNReLU
+from udaseg.models.segmentor import Encoder
 
 STRIDES = (1, 2, 1, 1)
 DILATIONS = (1, 1, 2, 4)
@@ -43,7 +44,7 @@ class Bottleneck(nn.Module):
         return F.relu(residual + self.shortcut(x), inplace=True)
 
 
-class ResNet(nn.Module):
+class ResNet(nn.Module, Encoder):
     """Image (B, 3, H, W) -> maps at strides 4, 8, 8, 8. ``depths``: (3, 4, 6, 3) is R50, (3, 4, 23, 3) R101."""
 
     channels: tuple[int, ...] = (256, 512, 1024, 2048)

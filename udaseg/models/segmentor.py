@@ -18,6 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+"""Statistics of ImageNet, RGB, on the 0-255 scale."""
+
 
 class Box(NamedTuple):
     """Half-open pixel rectangle of a view: rows top..bottom, columns left..right."""
@@ -60,12 +64,19 @@ class Output:
 
 
 class Encoder(Protocol):
-    """Any backbone: image (B, 3, H, W) -> one map a stage, finest first."""
+    """Any backbone: image (B, 3, H, W) -> one map a stage, finest first. Encoders inherit what is the same for most."""
 
     channels: tuple[int, ...]  # of each map
     strides: tuple[int, ...]  # of each map, in input pixels
+    multiple: int = 1  # sides of training crops are rounded down to multiples of it; any image is accepted
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # how images are normalised, 0-255 scale
+    std: tuple[float, float, float] = IMAGENET_STD
 
     def no_weight_decay(self) -> set[str]: ...
+
+    def learning_rate_scale(self, name: str) -> float | None:
+        """Factor on the base learning rate of a parameter or buffer; None: not pretrained, it has the head's rate."""
+        return 1.0
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.models.blocks import ConvBNReLU, classifier, resize
+from udaseg.models.segmentor import Encoder
 
 DEPTHS = (1, 2, 2, 2)
 
@@ -30,7 +31,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.conv2(self.conv1(x)) + self.shortcut(x), inplace=True)
 
 
-class TinyEncoder(nn.Module):
+class TinyEncoder(nn.Module, Encoder):
     """Image (B, 3, H, W) -> maps at strides 4, 8, 16, 32."""
 
     strides: tuple[int, ...] = (4, 8, 16, 32)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from udaseg.errors import UserError
+from udaseg.models.segmentor import Encoder
+from udaseg.models.zoo import TIMM
 
 # --- names ---------------------------------------------------------------------------------------------------------
 
@@ -159,10 +161,11 @@ def from_public(state: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str,
 
 
 class Official(NamedTuple):
-    """The file the papers start from and where it comes from."""
+    """The file the papers start from, where it comes from, and under which licence."""
 
     file: str
     source: str
+    licence: str
 
 
 _SEGFORMER = (
@@ -170,14 +173,16 @@ _SEGFORMER = (
     "of https://huggingface.co/smp-hub/mit_b{n}.imagenet or https://huggingface.co/nvidia/mit-b{n} "
     "will do under that name, too)"
 )
+_NVIDIA = "NVIDIA Source Code License, non-commercial"
+UNKNOWN = "unknown, check"
 
 
-def _at(url: str) -> Official:
-    return Official(url.rpartition("/")[2], url)
+def _at(url: str, licence: str = UNKNOWN) -> Official:
+    return Official(url.rpartition("/")[2], url, licence)
 
 
 OFFICIAL: dict[str, Official] = {
-    **{f"mit_b{n}": Official(f"mit_b{n}.pth", _SEGFORMER.format(n=n)) for n in range(6)},
+    **{f"mit_b{n}": Official(f"mit_b{n}.pth", _SEGFORMER.format(n=n), _NVIDIA) for n in range(6)},
     "resnet50": _at("https://download.openmmlab.com/pretrain/third_party/resnet50_v1c-2cccc1ad.pth"),
     "resnet101": _at("https://download.openmmlab.com/pretrain/third_party/resnet101_v1c-e67eebb6.pth"),
 }
@@ -189,9 +194,18 @@ STEMS = {"deep": "stem.0.conv.weight", "plain": "stem.conv.weight"}
 """A ResNet's setting ``stem`` and a tensor that only this stem has."""
 
 
-def official(encoder: str | None, stem: str | None = None) -> Official | None:
-    """The file for an encoder of the zoo (for a ResNet: with that stem), None where there is none."""
-    return (PLAIN_STEM if stem == "plain" else OFFICIAL).get(encoder or "")
+def official_file(name: str | None, *, stem: str | None = None, revision: str = "main") -> Official | None:
+    """An encoder's public weights, if it has any; ``stem``: a ResNet's, ``revision``: of timm's repositories."""
+    if name is None or not name.startswith(TIMM):
+        return (PLAIN_STEM if stem == "plain" else OFFICIAL).get(str(name))
+    from udaseg.models import timm_encoders as timm
+
+    name = name.removeprefix(TIMM)
+    if (found := timm.hub_file(name)) is None:
+        return None
+    repository, file = found
+    source = f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
+    return Official(name + Path(file).suffix, source, timm.description(name).license or UNKNOWN)
 
 
 ENOUGH = 0.95  # share of the encoder's tensors that a file must hold, and of the file's that the encoder must know
@@ -215,16 +229,34 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, name: str | None = Non
     ``name``: the encoder's row in the zoo, for the advice in an error. Raises UserError when the file is missing, is
     not a pure tensor file, or is some other network's.
     """
-    path, wanted = Path(path), encoder.state_dict()
+    path, wanted = Path(path), _pretrained(encoder)
     remedy = advice(name, path, "plain" if STEMS["plain"] in wanted else None)
     if not path.is_file():
         raise UserError(f"Encoder weights: {path} does not exist. {remedy}")
-    state = _own_names(read_tensors(path))
+    state = read_tensors(path)
+    try:
+        state = encoder.from_public(state) if isinstance(encoder, Foreign) else _own_names(state)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}\n{remedy}") from error
     report = compared(path, state, wanted)
     _refuse_other_stem(report, state, name)
     _refuse_misfit(report, state, wanted, remedy)
     encoder.load_state_dict({key: state[key] for key in report.matched}, strict=False)
     return report
+
+
+@runtime_checkable
+class Foreign(Protocol):
+    """An encoder that knows the names in its public files itself."""
+
+    def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their tensors under its own names; ValueError if they are some other network's."""
+
+
+def _pretrained(encoder: nn.Module) -> dict[str, Tensor]:
+    """The tensors a file is to hold."""
+    scale = cast(Encoder, encoder).learning_rate_scale
+    return {name: tensor for name, tensor in encoder.state_dict().items() if scale(name) is not None}
 
 
 def load_segmentor(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> LoadReport:
@@ -256,10 +288,9 @@ def compared(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tenso
 
 def advice(name: str | None, path: Path, stem: str | None = None) -> str:
     """Which file to fetch, from where, and where to put it."""
-    file = official(name, stem)
-    if file is None:
-        return f"Encoders with public weights: {', '.join(OFFICIAL)}."
-    return f"For {name} fetch {file.file} from {file.source} and put it at {path}."
+    if (official := official_file(name, stem=stem)) is None:
+        return f"Encoders with public weights: {', '.join(OFFICIAL)} and most timm/NAME."
+    return f"For {name} fetch {official.file} from {official.source} and put it at {path}."
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
 """Every encoder and decoder by name. A row's keyword-only parameters are the options a recipe may set.
 
 A decoder is also given the encoder's ``channels`` and ``strides`` and the number of ``classes``. What a row has already
-bound (the widths and depths of a named MiT or ResNet) is what the name means, not an option.
+bound (the widths and depths of a named MiT or ResNet) is what the name means, not an option. ``timm/NAME`` is a row for
+every network of timm, which is not imported before such a name is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from torch import nn
@@ -20,7 +21,9 @@ from udaseg.models.tiny import FPNHead, TinyEncoder
 
 NARROW, WIDE = (32, 64, 160, 256), (64, 128, 320, 512)
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
+TIMM = "timm/"
+
+OWN: dict[str, Callable[..., nn.Module]] = {
     "mit_b0": partial(MixTransformer, widths=NARROW, depths=(2, 2, 2, 2)),
     "mit_b1": partial(MixTransformer, widths=WIDE, depths=(2, 2, 2, 2)),
     "mit_b2": partial(MixTransformer, widths=WIDE, depths=(3, 4, 6, 3)),
@@ -31,6 +34,37 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": partial(ResNet, depths=(3, 4, 23, 3)),
     "tiny": TinyEncoder,
 }
+
+
+class Encoders(Mapping[str, Callable[..., nn.Module]]):
+    """Our own encoders, and timm's as ``timm/NAME``; iteration gives our own only."""
+
+    def __getitem__(self, name: str) -> Callable[..., nn.Module]:
+        if name in OWN:
+            return OWN[name]
+        if name.startswith(TIMM):
+            from udaseg.models import timm_encoders as timm
+
+            if name.removeprefix(TIMM) in timm.names():
+                return partial(timm.TimmEncoder, name=name.removeprefix(TIMM))
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OWN)
+
+    def __len__(self) -> int:
+        return len(OWN)
+
+    def near(self, name: str) -> list[str]:
+        """What may be meant by a name that is none."""
+        if not name.startswith(TIMM):
+            return [*OWN, f"{TIMM}NAME (udaseg models 'timm/*')"]
+        from udaseg.models import timm_encoders as timm
+
+        return [*OWN, *(TIMM + found for found in timm.near(name.removeprefix(TIMM)))]
+
+
+ENCODERS = Encoders()
 
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     "daformer": DAFormerHead,

@@ -1,0 +1,121 @@
+"""`udaseg models`: what there is to build a segmentor from. Networks are made without memory (on the meta device)."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+
+from udaseg import build
+from udaseg.console import out, table
+from udaseg.errors import UserError
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
+from udaseg.models.weights import official_file
+from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
+from udaseg.parts import suggest
+
+MOST = 40  # networks that are made to be counted; one takes about half a second
+TILED = "any, best 32 n"
+LEGEND = """\
+M: million parameters. images: any size is taken; best 32 n: multiples of 32 are tiled exactly; to 14 n: resized to
+multiples of 14, and training crops are rounded down to them. mean; std: 0-255 scale, where not ImageNet's. weights: the
+file model.weights=auto looks for under weights/ in the data home; hub: it fetches them. --json has the addresses."""
+REFERENCE = "mit_b5"  # decoders are counted on it, with 19 classes
+
+
+@dataclass(frozen=True)
+class Row:
+    """An encoder; ``parameters`` in millions and what follows from the network are None where it was not made."""
+
+    name: str
+    parameters: float | None
+    strides: tuple[int, ...] | None
+    images: str
+    normalisation: str
+    file: str
+    weights: str
+    licence: str
+
+
+def run(pattern: str | None, as_json: bool) -> None:
+    """Print the encoders that match, and without a pattern the decoders, too."""
+    found = matching(pattern)
+    rows = [encoder_row(name, made=len(found) <= MOST) for name in found]
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    header = ("encoder", "M", "strides", "images", "mean; std", "weights", "licence of weights")
+    table(header, [cells(row) for row in rows], left=len(header))
+    out.print(f"\n{LEGEND}")
+    if len(found) > MOST:
+        out.print(f"\n{len(found)} networks: parameters are counted for up to {MOST}; give a narrower pattern")
+    if pattern is None:
+        out.print()
+        table((f"decoder on {REFERENCE}", "M parameters"), decoder_rows())
+        out.print(f"\nand {len(timm_names())} pretrained networks of timm: udaseg models 'timm/*dinov2*'")
+
+
+def matching(pattern: str | None) -> list[str]:
+    """Names that match; our own if nothing is asked for. UserError with suggestions if there are none."""
+    if pattern is None or pattern in ENCODERS:
+        return list(ENCODERS) if pattern is None else [pattern]
+    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    names = [*ENCODERS, *timm_names()]
+    if found := fnmatch.filter(names, wanted):
+        return found
+    raise UserError(f"no encoder matches {pattern!r}; {suggest(pattern, ENCODERS.near(pattern))}")
+
+
+def timm_names() -> list[str]:
+    """timm's pretrained networks, with their tags."""
+    import timm
+
+    return [TIMM + name for name in timm.list_pretrained()]
+
+
+def encoder_row(name: str, *, made: bool) -> Row:
+    """``made``: build the network; else only what is known of its weights is told."""
+    official = official_file(name)
+    known = (official.file, official.source, official.licence) if official else ("none", "", "")
+    if not made:
+        return Row(name, None, None, "", "", *known)
+    try:
+        with torch.device("meta"):
+            encoder = build.make("encoder", {"kind": name})
+    except (UserError, RuntimeError) as error:  # not every network can be made without memory
+        return Row(name, None, None, str(error).rpartition(": ")[2], "", *known)
+    mean, std = encoder.mean, encoder.std
+    normalisation = "" if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else f"{rounded(mean)}; {rounded(std)}"
+    images = image_sizes(name, encoder.multiple)
+    return Row(name, millions(encoder), encoder.strides, images, normalisation, *known)
+
+
+def image_sizes(name: str, multiple: int) -> str:
+    """What an encoder does with images of any size."""
+    if multiple > 1:
+        return f"any, to {multiple} n"
+    return TILED if name.startswith("mit") else "any"
+
+
+def decoder_rows() -> list[list[str]]:
+    with torch.device("meta"):
+        encoder = build.make("encoder", {"kind": REFERENCE})
+        given = {"channels": encoder.channels, "strides": encoder.strides, "classes": 19}
+        return [[name, f"{millions(build.make('decoder', {'kind': name}, **given)):.1f}"] for name in DECODERS]
+
+
+def millions(module: torch.nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def rounded(colour: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.0f}" for value in colour)
+
+
+def cells(row: Row) -> list[str]:
+    parameters = "" if row.parameters is None else f"{row.parameters:.1f}"
+    strides = " ".join(str(stride) for stride in row.strides or ())
+    weights = "hub" if row.weights.startswith("https://huggingface.co/") else row.file
+    return [row.name, parameters, strides, row.images, row.normalisation, weights, row.licence]
