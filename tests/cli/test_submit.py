@@ -38,7 +38,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "weights.safetensors"
     recipe = toy.load("dacs", "evaluation.mode=slide", "data.validation.size=[160,80]").recipe
     torch.manual_seed(1)
-    package.save(path, build.segmentor_of(recipe), build.card(recipe, build.class_set(recipe)))
+    module = build.segmentor_of(recipe)
+    package.save(path, module, build.card(recipe, build.class_set(recipe), module))
     return path
 
 

@@ -274,13 +274,13 @@ def test_an_unsafe_pickle_is_refused_unexecuted(tmp_path: Path, zipped: bool) ->
 def test_a_missing_file_says_what_to_fetch_and_where_to_put_it(tmp_path: Path) -> None:
     path = tmp_path / "weights" / "r101.pth"
     with pytest.raises(UserError) as error:
-        weights.load_encoder(nn.Identity(), path, name="resnet101")
+        weights.load_encoder(ENCODERS["tiny"](), path, name="resnet101")
     for part in (str(path), "resnet101_v1c-e67eebb6.pth", "download.openmmlab.com"):
         assert part in str(error.value)
     with pytest.raises(UserError, match=r"resnet101-63fe2227\.pth from https://download\.pytorch\.org"):
         weights.load_encoder(empty("resnet101", stem="plain"), path, name="resnet101")
     with pytest.raises(UserError, match=r"does not exist.*mit_b5"):
-        weights.load_encoder(nn.Identity(), path)
+        weights.load_encoder(ENCODERS["tiny"](), path)
 
 
 @pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
@@ -309,7 +309,7 @@ def test_a_file_cut_short_is_called_damaged(tmp_path: Path, kind: str, share: fl
 def test_a_file_without_named_tensors(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(UserError, match="holds no tensors"):
-        weights.load_encoder(nn.Identity(), tmp_path / "x.pth")
+        weights.load_encoder(ENCODERS["tiny"](), tmp_path / "x.pth")
 
 
 def test_official_rows_are_encoders() -> None:
