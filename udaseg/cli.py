@@ -6,7 +6,7 @@ import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -161,6 +161,40 @@ def evaluate(
         run, protocol=protocol, teacher=teacher, split=split, benchmark=benchmark, recompute_bn=recompute_bn,
         limit=limit, as_json=json,
     )  # fmt: skip
+
+
+@app.command()
+def predict(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS_OR_RUN", help="A weights file or a run folder.")],
+    inputs: Annotated[list[str], typer.Argument(help="Images, videos, folders, or globs in quotes.")],
+    out: Annotated[Path | None, typer.Option(help="Folder; default: predictions/<name of the weights>.")] = None,
+    save: Annotated[
+        list[Literal["index", "color", "overlay", "probabilities"]] | None,
+        typer.Option(help="Repeatable; default: index (train ids, palette PNG), overlay. probabilities: large .npz."),
+    ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+) -> None:
+    """Label maps for images of any size. The same command again goes on; nothing is overwritten."""
+    from udaseg.commands import predict as prediction
+
+    prediction.run(weights, inputs, folder=out, save=save or [], teacher=teacher)
+
+
+@app.command()
+def export(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS_OR_RUN", help="A weights file or a run folder.")],
+    form: Annotated[
+        Literal["safetensors", "torch", "onnx"],
+        typer.Option("--format", help="Plain weights, torch.export (.pt2), or ONNX."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="File; default: <name of the weights>.<suffix>.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Of the images; default: that of training.")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+) -> None:
+    """One file that runs without udaseg: pixels in, logits out, compared with the network it was made from."""
+    from udaseg.commands import export as exporting
+
+    exporting.run(weights, form=form, target=out, size=size, teacher=teacher)
 
 
 @app.command()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,41 @@ from udaseg.parts import suggest
 from udaseg.recipe import DataSection, DomainSection
 
 
-def run(
+@dataclass(frozen=True)
+class Measured:
+    """Scores under a protocol, the (K, K) counts they come from, and what was measured on what."""
+
+    scores: Scores
+    counts: Tensor
+    protocol: str
+    title: str
+    left_out: str
+
+
+def run(path: Path, *, as_json: bool, **choices: Any) -> None:
+    """Evaluate and print; nothing is written."""
+    with Counting("evaluating") as progress:
+        found = measure(path, progress=progress, **choices)
+    if as_json:
+        print(json.dumps(as_dict(found.scores, found.title, found.protocol, found.counts)))
+        return
+    show(found.scores, found.title)
+    if found.left_out:
+        out.print(found.left_out)
+
+
+def measure(
     path: Path,
     *,
-    protocol: str | None,
-    teacher: bool,
-    split: str | None,
-    benchmark: str | None,
-    recompute_bn: bool,
-    limit: int | None,
-    as_json: bool,
-) -> None:
-    """Evaluate and print; nothing is written."""
+    protocol: str | None = None,
+    teacher: bool = False,
+    split: str | None = None,
+    benchmark: str | None = None,
+    recompute_bn: bool = False,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Measured:
+    """A run or weights file on labelled images: of a split, of a benchmark, the first ``limit``."""
     module, card = runs.load_student(path, teacher=teacher)
     protocol = protocol or card.protocol
     if protocol not in PROTOCOLS:
@@ -51,20 +75,16 @@ def run(
     if recompute_bn:
         recompute_batchnorm(module, unlabelled(data, device))
     images = build.images_of(section, data.scale, card.classes, limit=limit)
-    with Counting("evaluating") as progress:
-        counts = evaluate(
-            module, reporting(images, progress), Normalise(), classes=len(card.classes), device=device,
-            autocast=autocast(precision, device), inference=build.inference(card.inference, card.crop),
-        )  # fmt: skip
+    counts = evaluate(
+        module, reporting(images, progress), Normalise(), classes=len(card.classes), device=device,
+        autocast=autocast(precision, device), inference=build.inference(card.inference, card.crop),
+    )  # fmt: skip
     result = scores(counts.cpu().numpy(), card.classes, PROTOCOLS[protocol])
     network = ("teacher" if teacher else "student") + (" + recomputed BatchNorm" if recompute_bn else "")
     title = f"{network} of {card.recipe} on {section.dataset} {section.split} ({len(images)} images), {protocol}"
-    if as_json:
-        print(json.dumps(as_dict(result, title, protocol, counts)))
-    else:
-        show(result, title)
-        if ignored := build.ignored_classes(section, card.classes):
-            out.print(f"classes of {section.dataset} that the model does not have, left out: {', '.join(ignored)}")
+    ignored = build.ignored_classes(section, card.classes)
+    left_out = f"classes of {section.dataset} that the model does not have, left out: {', '.join(ignored)}"
+    return Measured(result, counts, protocol, title, left_out if ignored else "")
 
 
 def data_section(card: Card, benchmark: str | None) -> DataSection:
@@ -74,7 +94,7 @@ def data_section(card: Card, benchmark: str | None) -> DataSection:
     return recipes.benchmark_data(benchmark)
 
 
-def reporting(images: Subset[Any], progress: Any) -> Iterator[dict[str, Any]]:
+def reporting(images: Subset[Any], progress: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
     for done, item in enumerate(evaluation_loader(images, workers=2), 1):
         yield item
         progress(done, len(images))
