@@ -169,8 +169,11 @@ def predict(
     inputs: Annotated[list[str], typer.Argument(help="Images, videos, folders, or globs in quotes.")],
     out: Annotated[Path | None, typer.Option(help="Folder; default: predictions/<name of the weights>.")] = None,
     save: Annotated[
-        list[Literal["index", "color", "overlay", "probabilities"]] | None,
-        typer.Option(help="Repeatable; default: index (train ids, palette PNG), overlay. probabilities: large .npz."),
+        list[str] | None,
+        typer.Option(
+            metavar="index|color|overlay|probabilities",
+            help="Repeatable; default: index (train ids in a palette PNG) and overlay. Probabilities are large.",
+        ),
     ] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
 ) -> None:

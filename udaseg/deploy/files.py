@@ -52,7 +52,7 @@ def predict(
 
     UserError for what is wrong with the request; a file that cannot be read becomes a result with an ``error``.
     """
-    refuse_unknown(save)
+    save = kinds(save)
     sources = find([inputs] if isinstance(inputs, (str, Path)) else inputs)
     folder = Path(out) if out is not None else default_folder(Path(weights), teacher=teacher)
     model = load(weights, teacher=teacher, device=device)
@@ -64,9 +64,12 @@ def predict(
     return results
 
 
-def refuse_unknown(save: Sequence[str]) -> None:
-    if strange := [kind for kind in save if kind not in SUFFIX] or not save:
-        raise UserError(f"save: {strange if save else 'nothing'} is not allowed; choose from {', '.join(SUFFIX)}")
+def kinds(names: Sequence[str]) -> tuple[Kind, ...]:
+    """The named kinds of outputs, once each; UserError for an unknown one and for none."""
+    strange = [name for name in names if name not in SUFFIX]
+    if strange or not names:
+        raise UserError(f"save: {', '.join(strange) or 'nothing'} is not allowed; choose from {', '.join(SUFFIX)}")
+    return tuple(kind for kind in SUFFIX if kind in names)
 
 
 def default_folder(weights: Path, *, teacher: bool = False) -> Path:
@@ -115,7 +118,7 @@ def each(
 ) -> Iterator[Result]:
     """Predict one after the other; what is there already is left alone. A video gives an overlay, whatever ``save``."""
     for source in sources:
-        wanted = {kind: folder / kind / f"{source.name}{SUFFIX[kind]}" for kind in dict.fromkeys(save)}
+        wanted = {kind: folder / kind / f"{source.name}{SUFFIX[kind]}" for kind in save}
         if source.video:
             wanted = {"overlay": folder / "overlay" / f"{source.name}.mp4"}
         missing = {kind: path for kind, path in wanted.items() if not path.exists()}

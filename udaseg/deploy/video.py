@@ -40,9 +40,8 @@ def _convert(model: Model, reader: Any, writer: Any, frames: Callable[[int, int]
     encoder = None
     for done, frame in enumerate(reader.decode(track), 1):
         turns = round(getattr(frame, "rotation", 0) / 90)  # a phone's upright video is stored lying
-        shown = np.asarray(
-            model.predict(np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))).overlay()
-        )
+        image = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+        shown = np.asarray(model.predict(image).overlay())
         height, width = (side - side % 2 for side in shown.shape[:2])
         if encoder is None:
             encoder = writer.add_stream("libx264", rate=track.average_rate or 25)
