@@ -1,5 +1,15 @@
 """udaseg: unsupervised domain-adaptive semantic segmentation.
 
+    import udaseg
+
+    model = udaseg.load_model("weights.safetensors")
+    found = model.predict("photo.jpg")  # or a Pillow image, or a uint8 RGB array
+    found.label  # train ids, uint8, of the photo's size
+    found.overlay().save("overlay.png")
+    shares = {name: float((found.label == i).mean()) for i, name in enumerate(found.classes)}
+    results = udaseg.predict("weights.safetensors", "photos", out="masks", save=["index"])
+    failed = {result.source: result.error for result in results if result.error}
+
 The functions are those of ``udaseg.api``; it is imported when the first of them is asked for.
 """
 

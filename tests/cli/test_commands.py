@@ -22,6 +22,8 @@ COMMANDS = (
     "check",
     "train",
     "evaluate",
+    "predict",
+    "export",
     "profile",
     "doctor",
     "recipe",

@@ -13,7 +13,7 @@ SHOWN = 20  # failures named one by one
 
 
 def run(weights: Path, inputs: list[str], *, folder: Path | None, save: Sequence[str], teacher: bool) -> None:
-    """Predict all; UserError at the end if any file could not be read."""
+    """Predict all; UserError at the end that lists the files that failed."""
     folder = folder or default_folder(weights, teacher=teacher)
     if "probabilities" in save:
         out.print("note: probabilities take 2 bytes a class and pixel before compression", style="yellow")
@@ -25,4 +25,4 @@ def run(weights: Path, inputs: list[str], *, folder: Path | None, save: Sequence
     if failed:
         more = f"\n  and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
         listed = "\n  ".join(str(reason) for reason in failed[:SHOWN])
-        raise UserError(f"{len(failed)} of {len(results)} could not be read:\n  {listed}{more}")
+        raise UserError(f"{len(failed)} of {len(results)} failed:\n  {listed}{more}")
