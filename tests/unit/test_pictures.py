@@ -100,3 +100,11 @@ def test_any_size_of_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size
         assert (large == slid).mean() > 0.999 and (large != usual).any()
     else:
         assert (large == usual).all()
+
+
+def test_images_smaller_than_the_cells_of_a_network(tmp_path: Path) -> None:
+    from cli.test_deploy import weights
+
+    parts = {"encoder": {"kind": "mit_b0"}, "decoder": {"kind": "daformer", "width": 16}, "wrapper": {"kind": "hrda"}}
+    model = deploy.load(weights(tmp_path / "w.safetensors", size=None, **parts))
+    assert model.predict(np.zeros((3, 1, 3), np.uint8)).label.shape == (3, 1)
