@@ -6,7 +6,7 @@ import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -199,6 +199,43 @@ def submit(
     from udaseg.commands import submit as submission
 
     submission.run(benchmark, run, target=out, teacher=teacher, root=root)
+
+
+@app.command()
+def predict(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS_OR_RUN", help="A weights file or a run folder.")],
+    inputs: Annotated[list[str], typer.Argument(help="Images, videos, folders, or globs in quotes.")],
+    out: Annotated[Path | None, typer.Option(help="Folder; default: predictions/<name of the weights>.")] = None,
+    save: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="index|color|overlay|probabilities",
+            help="Repeatable; default: index (train ids in a palette PNG) and overlay. Probabilities are large.",
+        ),
+    ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+) -> None:
+    """Label maps for images of any size. The same command again goes on; nothing is overwritten."""
+    from udaseg.commands import predict as prediction
+
+    prediction.run(weights, inputs, folder=out, save=save or [], teacher=teacher)
+
+
+@app.command()
+def export(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS_OR_RUN", help="A weights file or a run folder.")],
+    form: Annotated[
+        Literal["safetensors", "torch", "onnx"],
+        typer.Option("--format", help="Plain weights, torch.export (.pt2), or ONNX."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="File; default: <name of the weights>.<suffix>.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Of the images; default: that of training.")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+) -> None:
+    """One file that runs without udaseg: pixels in, logits out, compared with the network it was made from."""
+    from udaseg.commands import export as exporting
+
+    exporting.run(weights, form=form, target=out, size=size, teacher=teacher)
 
 
 @app.command()

@@ -24,6 +24,8 @@ COMMANDS = (
     "evaluate",
     "import",
     "submit",
+    "predict",
+    "export",
     "profile",
     "models",
     "doctor",

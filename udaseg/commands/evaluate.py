@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,47 @@ from udaseg.parts import suggest
 from udaseg.recipe import DataSection, DomainSection
 
 
-def run(
+@dataclass(frozen=True)
+class Measured:
+    """Scores under a protocol, the (K, K) counts they come from, and what was measured on what.
+
+    ``scores`` and ``counts``: of each condition that was asked for, and of "all".
+    """
+
+    scores: dict[str, Scores]
+    counts: dict[str, Tensor]
+    protocol: str
+    title: str
+    left_out: str
+
+
+def run(path: Path, *, as_json: bool, **choices: Any) -> None:
+    """Evaluate and print; nothing is written."""
+    with Counting("evaluating") as progress:
+        found = measure(path, progress=progress, **choices)
+    if as_json:
+        trees = {name: as_dict(result, found.counts[name]) for name, result in found.scores.items()}
+        head = {"what": found.title, "protocol": found.protocol, **trees.pop("all")}
+        print(json.dumps({**head, "conditions": trees} if trees else head))
+        return
+    show(found.scores, found.title)
+    if found.left_out:
+        out.print(found.left_out)
+
+
+def measure(
     path: Path,
     *,
-    protocol: str | None,
-    teacher: bool,
-    split: str | None,
-    benchmark: str | None,
-    recompute_bn: bool,
-    limit: int | None,
-    per_condition: bool,
-    as_json: bool,
-) -> None:
-    """Evaluate and print; nothing is written."""
+    protocol: str | None = None,
+    teacher: bool = False,
+    split: str | None = None,
+    benchmark: str | None = None,
+    recompute_bn: bool = False,
+    limit: int | None = None,
+    per_condition: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Measured:
+    """A run or weights file on labelled images: of a split, of a benchmark, the first ``limit``."""
     module, card = runs.load_student(path, teacher=teacher)
     protocol = protocol or card.protocol
     if protocol not in PROTOCOLS:
@@ -57,24 +86,18 @@ def run(
         recompute_batchnorm(module, unlabelled(data, normalise, device))
     counts: dict[str, Tensor] = {}
     for name, group in groups.items():
-        with Counting(f"evaluating {name}" if per_condition else "evaluating") as progress:
-            counts[name] = evaluate(
-                module, reporting(group, progress), normalise, classes=len(card.classes), device=device,
-                autocast=autocast(precision, device), inference=look,
-            ).cpu()  # fmt: skip
+        counts[name] = evaluate(
+            module, reporting(group, progress), normalise, classes=len(card.classes), device=device,
+            autocast=autocast(precision, device), inference=look,
+        ).cpu()  # fmt: skip
     counts["all"] = torch.stack(list(counts.values())).sum(0)
     network = "teacher" if teacher else (card.origin or {}).get("network", "student")
     network += " + recomputed BatchNorm" if recompute_bn else ""
     title = f"{network} of {card.recipe} on {section.dataset} {section.split} ({len(images)} images), {protocol}"
-    results = {name: scores(own.numpy(), card.classes, PROTOCOLS[protocol]) for name, own in counts.items()}
-    if as_json:
-        trees = {name: as_dict(result, counts[name]) for name, result in results.items()}
-        head = {"what": title, "protocol": protocol, **trees.pop("all")}
-        print(json.dumps({**head, "conditions": trees} if per_condition else head))
-    else:
-        show(results, title)
-        if ignored := build.ignored_classes(section, card.classes):
-            out.print(f"classes of {section.dataset} that the model does not have, left out: {', '.join(ignored)}")
+    found = {name: scores(own.numpy(), card.classes, PROTOCOLS[protocol]) for name, own in counts.items()}
+    ignored = build.ignored_classes(section, card.classes)
+    left_out = f"classes of {section.dataset} that the model does not have, left out: {', '.join(ignored)}"
+    return Measured(found, counts, protocol, title, left_out if ignored else "")
 
 
 def data_section(card: Card, benchmark: str | None) -> DataSection:
@@ -98,7 +121,7 @@ def by_condition(images: Subset[Any]) -> dict[str, Subset[Any]]:
     return {name: Subset(images, group) for name, group in groups.items() if group}
 
 
-def reporting(images: Subset[Any], progress: Any) -> Iterator[dict[str, Any]]:
+def reporting(images: Subset[Any], progress: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
     for done, item in enumerate(evaluation_loader(images, workers=2), 1):
         yield item
         progress(done, len(images))

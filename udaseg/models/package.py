@@ -6,6 +6,7 @@ had in training, and where the weights come from. Loading runs no code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -52,9 +53,17 @@ class Card:
 
 def save(path: Path, module: nn.Module, card: Card) -> None:
     """Write the module's tensors and the card, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    content = to_bytes(tensors, metadata={"udaseg": json.dumps(asdict(card))})
+    content = to_bytes(_tensors(module), metadata={"udaseg": json.dumps(asdict(card))})
     write_atomic(path, lambda file: file.write(content))
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 of the module's tensors: the same weights have the same one, whatever file they come from."""
+    return hashlib.sha256(to_bytes(_tensors(module))).hexdigest()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
 
 
 def read(path: Path) -> tuple[Card, Mapping[str, Tensor]]:
@@ -67,12 +76,15 @@ def read(path: Path) -> tuple[Card, Mapping[str, Tensor]]:
         raise UserError(f"{path}: not a readable safetensors file ({error}). {PUBLIC}") from None
     if header is None:
         raise UserError(f"{path}: has no udaseg header; it is not a weights file written by `udaseg train`. {PUBLIC}")
-    content = json.loads(header)
-    content["classes"] = tuple(content["classes"])
-    content["palette"] = tuple(tuple(colour) for colour in content["palette"])
-    for key in ("size", "crop"):
-        content[key] = tuple(content[key]) if content.get(key) else None
-    return Card(**content), tensors
+    try:
+        content = json.loads(header)
+        content["classes"] = tuple(content["classes"])
+        content["palette"] = tuple(tuple(colour) for colour in content["palette"])
+        for key in ("size", "crop"):
+            content[key] = tuple(content[key]) if content.get(key) else None
+        return Card(**content), tensors
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: its udaseg header is damaged or of another version of udaseg ({error})") from None
 
 
 def restore(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -8,7 +8,7 @@ Shapes: B images, K classes, H x W pixels of the image, h x w of a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -54,6 +54,29 @@ def slide(
             visits[place] += 1
     assert total is not None and visits is not None
     return total / visits
+
+
+def slide_down(
+    function: Callable[[Tensor], Tensor], image: Tensor, boxes: Sequence[Box], *, tiles: int | None = None
+) -> Iterator[Tensor]:
+    """What ``slide`` gives (cell 1), in bands of rows (B, K, r, W) from the top, each as soon as it is final.
+
+    So no more than one row of windows is held. The boxes are those of ``grid``.
+    """
+    rows: dict[tuple[int, int], list[Box]] = {}
+    for box in boxes:
+        rows.setdefault((box.top, box.bottom), []).append(Box(0, box.bottom - box.top, box.left, box.right))
+    nexts = [*(top for top, _ in list(rows)[1:]), image.shape[-2]]
+    held = visited = None  # of rows that the next windows see, too: the sum so far, and how many it is of
+    for (top, bottom), until in zip(rows, nexts, strict=True):
+        total = slide(function, image[..., top:bottom, :], rows[top, bottom], tiles=tiles)
+        visits = total.new_ones(bottom - top, 1)
+        if held is not None and visited is not None:
+            total[..., : len(visited), :] += held
+            visits[: len(visited)] += visited
+        final = until - top
+        yield total[..., :final, :] / visits[:final]
+        held, visited = total[..., final:, :], visits[final:]
 
 
 def crop(plane: Tensor, box: Box) -> Tensor:

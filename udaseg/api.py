@@ -1,0 +1,52 @@
+"""What ``import udaseg`` offers: the commands as functions, and a network as an object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from udaseg import runs
+from udaseg.commands import evaluate as evaluation
+from udaseg.commands import train as training
+from udaseg.deploy.files import Result, predict
+from udaseg.deploy.model import Model, Prediction
+from udaseg.deploy.model import load as load_model
+from udaseg.engine import distributed
+from udaseg.errors import UserError
+from udaseg.evaluation.confusion import Scores
+
+__all__ = ["Model", "Prediction", "Result", "Scores", "UserError", "evaluate", "load_model", "predict", "train"]
+
+
+def train(
+    recipe: str,
+    *,
+    benchmark: str | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    seed: int | None = None,
+) -> Path:
+    """Train a recipe to the end, or go on with its run; the run folder. ``overrides``: key=value texts."""
+    loaded = training.choose(recipe, benchmark, seed, list(overrides), None, False)
+    folder = Path(out) if out is not None else runs.default_folder(loaded)
+    try:
+        return runs.train(loaded, folder, training.watching).folder
+    finally:
+        distributed.leave()
+
+
+def evaluate(
+    weights: str | Path,
+    *,
+    benchmark: str | None = None,
+    protocol: str | None = None,
+    split: str | None = None,
+    teacher: bool = False,
+    recompute_bn: bool = False,
+    limit: int | None = None,
+) -> Scores:
+    """Per-class IoU in percent (``.miou``: their mean) of a run or weights file on labelled images."""
+    return evaluation.measure(
+        Path(weights), benchmark=benchmark, protocol=protocol, split=split, teacher=teacher,
+        recompute_bn=recompute_bn, limit=limit,
+    ).scores["all"]  # fmt: skip

@@ -1,0 +1,155 @@
+"""Predictions into a folder: <out>/<kind>/<name>, nothing written twice, one bad file does not stop the others.
+
+``predictions.json`` in the folder says which weights it is of and which file each name stands for, so that a second
+run can trust what it finds: finished images are skipped, a mixture of weights or of inputs is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from udaseg.deploy import video
+from udaseg.deploy.inputs import RECORD, Source, find
+from udaseg.deploy.model import Model, Prediction, load
+from udaseg.errors import UserError
+from udaseg.files import write_atomic, write_json
+from udaseg.models import package
+
+Kind = Literal["index", "color", "overlay", "probabilities"]
+SUFFIX: dict[Kind, str] = {"index": ".png", "color": ".png", "overlay": ".jpg", "probabilities": ".npz"}
+DEFAULT: tuple[Kind, ...] = ("index", "overlay")
+LONGEST = 65500  # pixels of a JPEG's side
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one input: its files by kind; ``fresh`` if this run wrote any; or why there are none."""
+
+    source: Path
+    files: Mapping[Kind, Path]
+    fresh: bool = False
+    error: str | None = None
+
+
+def predict(
+    weights: str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    save: Sequence[Kind] = DEFAULT,
+    teacher: bool = False,
+    device: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Result]:
+    """Predict files, folders and globs into ``out`` (default: predictions/<name of the weights>).
+
+    UserError for what is wrong with the request; a file that cannot be read becomes a result with an ``error``.
+    """
+    save = kinds(save)
+    sources = find([inputs] if isinstance(inputs, (str, Path)) else inputs)
+    folder = Path(out) if out is not None else default_folder(Path(weights), teacher=teacher)
+    model = load(weights, teacher=teacher, device=device)
+    claim(folder, package.digest(model.segmentor), sources)
+    results = []
+    for result in each(model, sources, folder, save=save, frames=progress):
+        results.append(result)
+        progress(len(results), len(sources))
+    return results
+
+
+def kinds(names: Sequence[str]) -> tuple[Kind, ...]:
+    """The named kinds of outputs, once each; UserError for an unknown one and for none."""
+    strange = [name for name in names if name not in SUFFIX]
+    if strange or not names:
+        raise UserError(f"save: {', '.join(strange) or 'nothing'} is not allowed; choose from {', '.join(SUFFIX)}")
+    return tuple(kind for kind in SUFFIX if kind in names)
+
+
+def default_folder(weights: Path, *, teacher: bool = False) -> Path:
+    return Path("predictions") / title(weights, teacher=teacher)
+
+
+def title(weights: Path, *, teacher: bool = False) -> str:
+    """What a run or a weights file is called; weights.safetensors as its folder."""
+    path = weights.resolve()
+    name = path.parent.name if path.name == "weights.safetensors" else path.stem if path.is_file() else path.name
+    return f"{name}-teacher" if teacher else name
+
+
+def claim(folder: Path, digest: str, sources: Sequence[Source]) -> None:
+    """Note weights and sources in the folder; UserError if it holds other ones, or is not for predictions."""
+    path = folder / RECORD
+    weights, known = digest, dict[str, str]()
+    if path.is_file():
+        weights, known = _record(path)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is no folder of predictions; choose another with --out")
+    if weights != digest:
+        raise UserError(f"{folder} holds predictions of other weights; choose another folder with --out")
+    for source in sources:
+        name = source.name.as_posix()
+        if known.setdefault(name, str(source.path)) != str(source.path):
+            raise UserError(f"{folder}: {name} is the prediction of {known[name]}, not of {source.path}; use --out")
+    write_json(path, {"weights": digest, "sources": known})
+
+
+def _record(path: Path) -> tuple[str, dict[str, str]]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record["weights"], dict(record["sources"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged; choose another folder with --out") from None
+
+
+def each(
+    model: Model,
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    save: Sequence[Kind] = DEFAULT,
+    frames: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Result]:
+    """Predict one after the other; what is there already is left alone. A video gives an overlay, whatever ``save``."""
+    for source in sources:
+        wanted = {kind: folder / kind / f"{source.name}{SUFFIX[kind]}" for kind in save}
+        if source.video:
+            wanted = {"overlay": folder / "overlay" / f"{source.name}.mp4"}
+        missing = {kind: path for kind, path in wanted.items() if not path.exists()}
+        try:
+            if missing and source.video:
+                video.overlay(model, source.path, missing["overlay"], frames=frames)
+            elif missing:
+                prediction = model.predict(source.path, probabilities="probabilities" in missing)
+                for kind, path in missing.items():
+                    write(prediction, kind, path)
+            yield Result(source.path, wanted, bool(missing))
+        except UserError as error:
+            yield Result(source.path, {}, error=str(error))
+
+
+def write(prediction: Prediction, kind: Kind, path: Path) -> None:
+    """One output of an image, atomically."""
+    if kind == "overlay" and max(prediction.label.shape) > LONGEST:
+        raise UserError(f"{path}: a JPEG cannot have more than {LONGEST} pixels a side; choose --save color")
+    write_atomic(path, lambda file: WRITERS[kind](prediction, file))
+
+
+def _probabilities(prediction: Prediction, file: IO[bytes]) -> None:
+    assert prediction.probabilities is not None
+    np.savez_compressed(file, probabilities=prediction.probabilities, classes=np.array(prediction.classes))
+
+
+WRITERS: dict[Kind, Callable[[Prediction, IO[bytes]], None]] = {
+    "index": lambda prediction, file: prediction.index().save(file, "PNG"),
+    "color": lambda prediction, file: Image.fromarray(prediction.colour()).save(file, "PNG"),
+    "overlay": lambda prediction, file: prediction.overlay().save(file, "JPEG", quality=90),
+    "probabilities": _probabilities,
+}
+assert set(SUFFIX) == set(get_args(Kind)) == set(WRITERS)

@@ -1,0 +1,99 @@
+"""From files, folders and globs to a list of pictures and videos, each with the name its outputs get.
+
+Below a folder its structure is kept, below a glob that of the part without wildcards; of several inputs each folder's
+name comes first. The suffix is left out of a name, except of images that would share one (a.png, a.jpg).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from udaseg.errors import UserError
+
+IMAGES = (
+    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".tga",
+)  # fmt: skip
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
+RECORD = "predictions.json"
+"""The file that marks a folder of predictions."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture or video, and under which relative path its outputs are kept."""
+
+    path: Path
+    name: Path
+
+    @property
+    def video(self) -> bool:
+        return self.path.suffix.lower() in VIDEOS
+
+
+def find(inputs: Sequence[str | Path]) -> list[Source]:
+    """Everything the inputs mean, once each; UserError for an input that is not there and for none at all."""
+    found: dict[Path, Path] = {}
+    for text in inputs:
+        for path, name in _expand(str(text), several=len(inputs) > 1):
+            found.setdefault(Path(os.path.abspath(path)), name)
+    if not found:
+        raise UserError(f"no image or video in {', '.join(map(str, inputs))}; known: {' '.join(IMAGES + VIDEOS)}")
+    return _named(found)
+
+
+def _expand(text: str, *, several: bool) -> Iterator[tuple[Path, Path]]:
+    """(file, its path relative to the input) for each file that an input means."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        above = Path(path.resolve().name) if several else Path()
+        yield from ((file, above / file.relative_to(path)) for file in _inside(path))
+    elif path.exists():
+        yield path, Path(path.name)
+    elif glob.has_magic(text):
+        fixed = Path(*_plain(path.parts))
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
+        if not matches:
+            raise UserError(f"{text}: no file matches")
+        yield from ((match, match.relative_to(fixed)) for match in matches)
+    else:
+        raise UserError(f"{text}: no such file or folder")
+
+
+def _plain(parts: Iterable[str]) -> Iterator[str]:
+    """The parts of a glob before the first wildcard."""
+    for part in parts:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Images and videos below a folder in order, but nothing hidden and no earlier predictions."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [] if RECORD in files else sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files) if RECORD not in files else ():
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGES + VIDEOS:
+                yield Path(place, name)
+
+
+def _named(found: dict[Path, Path]) -> list[Source]:
+    times = Counter(name.with_suffix("") for name in found.values())
+    names = {path: name if times[name.with_suffix("")] > 1 else name.with_suffix("") for path, name in found.items()}
+    taken: dict[Path, Path] = {}
+    for path, name in names.items():
+        if name in taken:
+            raise UserError(
+                f"{taken[name]} and {path} would have the same outputs ({name}); give their common folder, or predict "
+                "them with a different --out each"
+            )
+        taken[name] = path
+    return [Source(path, name) for path, name in names.items()]
