@@ -21,10 +21,10 @@ def test_foreground_and_background_are_masked_by_their_own_draws() -> None:
     label = torch.zeros(3, 64, 64, dtype=torch.int64)
     label[:, :, 32:] = 1
     label[0, :8] = 255  # where a source image is ignored: background
-    masker = ContextAware(names=NAMES, foreground_block=1 / 16, background_block=1 / 8)
+    masker = ContextAware(names=NAMES, foreground_block=1 / 16, background_block=1 / 8, ratio=0.4)
     found = masker(label, draws())
     both = draws()
-    coarse, fine = Blocks(block=1 / 8)(label, both), Blocks(block=1 / 16)(label, both)
+    coarse, fine = Blocks(block=1 / 8, ratio=0.4)(label, both), Blocks(block=1 / 16, ratio=0.4)(label, both)
     assert found.shape == (3, 1, 64, 64) and not torch.equal(coarse, fine)
     cars = (label == 1)[:, None]
     assert torch.equal(found[cars], fine[cars]) and torch.equal(found[~cars], coarse[~cars])
