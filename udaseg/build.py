@@ -43,6 +43,7 @@ from udaseg.uda.masking import MASKERS
 from udaseg.uda.step import Learner, Stage, Stepper
 from udaseg.uda.teacher import Teacher
 from udaseg.uda.terms import TERMS
+from udaseg.uda.terms.relational import ANGLE_IMAGES
 from udaseg.uda.views import VIEWS
 from udaseg.uda.weighting import WEIGHTINGS
 
@@ -51,9 +52,9 @@ SOCKETS: dict[str, Table] = {
     "encoder": Table("encoder", ENCODERS, near=ENCODERS.near),
     "decoder": Table("decoder", DECODERS, frozenset({"channels", "strides", "classes"})),
     "wrapper": Table("segmentor wrapper", WRAPPERS, frozenset({"encoder", "decoder", "attention", "crop"})),
-    "sampler": Table("sampler", SAMPLERS, frozenset({"counts", "min_pixels"})),
+    "sampler": Table("sampler", SAMPLERS, frozenset({"counts", "min_pixels", "names"})),
     "pseudo_labels": Table("weighting rule", WEIGHTINGS, frozenset({"crop_margins"})),
-    "view": Table("view", VIEWS, VIEW_SUPPLIED, {"masker": (Table("masker", MASKERS), "blocks")}),
+    "view": Table("view", VIEWS, VIEW_SUPPLIED, {"masker": (Table("masker", MASKERS, frozenset({"names"})), "blocks")}),
     "term": Table("term", TERMS, frozenset({"reference", "names"})),
 }
 
@@ -71,13 +72,26 @@ def refuse(problems: list[Problem], loaded: Loaded) -> None:
 
 def inconsistencies(recipe: Recipe) -> list[Problem]:
     """What no single key shows: unknown data sets and protocols, views that need a target there is none of."""
-    problems = class_problems(recipe)
+    problems = class_problems(recipe) + neck_problems(recipe)
     if recipe.data.target is None:
         needing = [("views", name) for name in recipe.views if VIEWS[name].needs_target]
         needing += [("data", "labelled")] if recipe.data.labelled == "target" else []
         message = "needs a target domain and the recipe has none; choose a --benchmark that has data.target"
         problems += [Problem(path, message) for path in needing]
     return problems
+
+
+def neck_problems(recipe: Recipe) -> list[Problem]:
+    """A term that asks for the fused map of a decoder that has none."""
+    if hasattr(DECODERS[recipe.model.decoder["kind"]], "fused"):
+        return []
+    having = ", ".join(name for name, part in DECODERS.items() if hasattr(part, "fused"))
+    return [
+        Problem(("views", view, "terms", term, "neck"), f"the decoder fuses no maps; allowed: last, or {having} as it")
+        for view, stage in recipe.views.items()
+        for term, options in stage.terms.items()
+        if options.get("neck") == "fused"
+    ]
 
 
 def class_problems(recipe: Recipe) -> list[Problem]:
@@ -327,7 +341,7 @@ def training_pairs(recipe: Recipe, multiple: int = 1) -> TrainingPairs:
     return TrainingPairs(
         source,
         target,
-        sampler=make("sampler", data.sampler, counts=source.index.counts, min_pixels=data.min_pixels),
+        sampler=make("sampler", data.sampler, counts=source.index.counts, min_pixels=data.min_pixels, names=names),
         crop=training_crop(recipe, multiple),
         seed=recipe.seed,
         length=recipe.train.iterations * recipe.train.batch,
@@ -403,7 +417,8 @@ def training(loaded: Loaded) -> Built:
         validate=validator(recipe, normalise, ranks, stepper) if recipe.data.validation else None,
         memory_format=memory_format(recipe),
     )
-    return Built(setup, {**stamp, "precision": precision, "world": ranks.world}, warnings(recipe, pairs), pairs)
+    found = warnings(recipe, pairs, recipe.train.batch // ranks.world)
+    return Built(setup, {**stamp, "precision": precision, "world": ranks.world}, found, pairs)
 
 
 def local_rank() -> int:
@@ -474,7 +489,7 @@ def stages(recipe: Recipe, classes: ClassSet, reference: nn.Module | None, norma
     found = {}
     for name, section in recipe.views.items():
         view = SOCKETS["view"].make(
-            name, section.options, normalise=normalise, classes=len(classes),
+            name, section.options, normalise=normalise, classes=len(classes), names=classes.names,
             synthetic_source=recipe.data.synthetic_source,
         )  # fmt: skip
         terms = {
@@ -535,13 +550,16 @@ def scorer(recipe: Recipe) -> Callable[[list[list[int]]], float]:
     return lambda confusion: scores(confusion, names, only).miou  # type: ignore[arg-type]
 
 
-def warnings(recipe: Recipe, pairs: TrainingPairs) -> list[str]:
-    """What is allowed but probably not meant."""
+def warnings(recipe: Recipe, pairs: TrainingPairs, images: int) -> list[str]:
+    """What is allowed but probably not meant; ``images``: how many a process has of each domain."""
     found = []
     if recipe.model.weights == "none" and recipe.model.start is None:
         found.append("no encoder weights loaded (model.weights=none): training from scratch")
         if uses_reference(recipe):
-            found.append("the feature distance compares with an encoder that was never trained")
+            found.append("a loss compares with an encoder that was never trained")
+    if images < ANGLE_IMAGES and any("relational_distillation" in stage.terms for stage in recipe.views.values()):
+        lost = "no angles" if images > 1 else "nothing to compare"
+        found.append(f"relational_distillation has {lost} with {images} image(s) a process: train.batch is too small")
     asked = tuple(side * recipe.data.scale for side in recipe.data.crop)
     if pairs.crop != asked:
         found.append(f"crops are {pairs.crop} instead of {asked}: the encoder takes multiples of its patch size")

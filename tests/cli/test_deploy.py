@@ -18,10 +18,11 @@ from PIL import Image
 import udaseg as api
 from udaseg import build
 from udaseg.data.classes import CITYSCAPES
-from udaseg.data.loading import MEAN, STD
 from udaseg.evaluation.confusion import count
 from udaseg.models import package
 from udaseg.models.package import Card
+from udaseg.models.segmentor import IMAGENET_MEAN as MEAN
+from udaseg.models.segmentor import IMAGENET_STD as STD
 
 __all__ = ["udaseg"]
 DATA = {

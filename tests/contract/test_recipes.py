@@ -15,11 +15,13 @@ from udaseg import build
 from udaseg.commands import recipes as commands
 from udaseg.data.loading import Normalise
 from udaseg.engine import trainer
+from udaseg.groups import THINGS
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from udaseg.recipe import benchmark_data, chain, leaves, recipe_folder, shipped
 
 RECIPES, BENCHMARKS = shipped(), shipped("benchmarks")
 FULL = [name for name in RECIPES if not name.startswith("demo")]
+OMUDA = [name for name in FULL if name.endswith(("_omuda", "_cam", "_fdm", "_cdm"))]  # its paper trains with batch 3
 ORDER = ("source", "target", "mixed", "masked")
 """A step's views as the papers name them; a recipe has some of them, in this order."""
 
@@ -62,7 +64,7 @@ def test_opens_with_a_comment_that_says_how_to_use_it(path: Path) -> None:
 @pytest.mark.parametrize("name", FULL)
 def test_full_recipes_keep_the_protocol_of_the_papers(name: str) -> None:
     recipe = build.load(name).recipe
-    assert (recipe.train.iterations, recipe.train.batch) == (40000, 2)
+    assert (recipe.train.iterations, recipe.train.batch) == (40000, 3 if name in OMUDA else 2)
     assert (recipe.optimiser.lr, recipe.optimiser.weight_decay, recipe.optimiser.head_lr_factor) == (6e-5, 0.01, 10)
     assert (recipe.optimiser.warmup, recipe.optimiser.power, recipe.seed) == (1500, 1.0, 0)
     assert recipe.data.photometric == (name in ("source_only", "oracle"))
@@ -144,6 +146,33 @@ def test_views_and_terms_of_the_baselines() -> None:
         assert found[name] == {**found[parent], "masked": ["cross_entropy"]}
 
 
+def test_omuda_is_its_three_components() -> None:
+    """Each alone and all of them (its Table IV) differ from DAFormer at batch 3 in nothing else."""
+    names = ("daformer", "daformer_cam", "daformer_fdm", "daformer_cdm", "daformer_omuda")
+    plain, cam, fdm, cdm, every = (build.load(name, overrides=["train.batch=3"]).recipe for name in names)
+    kd, decoupled = fdm.views["source"], cdm.views["mixed"]
+    assert every.data == cam.data and fdm.data == cdm.data == plain.data
+    assert every.data.sampler["kind"] == every.views["masked"].options["masker"]["kind"] == "context_aware"
+    assert every.views["source"] == kd and kd.weights == {"cross_entropy": 1.0, "relational_distillation": 0.01}
+    assert every.views["mixed"] == decoupled and list(decoupled.terms) == ["class_decoupled_cross_entropy"]
+    assert every.views["masked"].terms == decoupled.terms
+    assert every.views["masked"].options == cam.views["masked"].options
+    assert fdm.views["mixed"] == plain.views["mixed"] and cdm.views["source"] == plain.views["source"]
+    assert cam.views["masked"].options["masker"]["foreground"] == cam.data.sampler["foreground"] == THINGS
+    for part in (cam, fdm, cdm, every):
+        assert part.model_dump(exclude={"name", "data", "views"}) == plain.model_dump(exclude={"name", "data", "views"})
+    distances = build.load("daformer").recipe.views["source"].terms["feature_distance"]
+    assert distances["class_names"] == THINGS
+
+
+def test_omuda_on_the_other_baselines() -> None:
+    found = {name: build.load(name).recipe for name in ("daformer_omuda", "dacs_omuda", "hrda_omuda", "mic_omuda")}
+    for recipe in found.values():
+        assert recipe.views == found["daformer_omuda"].views
+    assert found["mic_omuda"].fingerprint() == found["hrda_omuda"].fingerprint()
+    assert found["hrda_omuda"].data.sampler == {**found["daformer_omuda"].data.sampler, "min_crop_ratio": 2.0}
+
+
 def test_a_method_is_the_same_on_another_benchmark() -> None:
     """Only data may differ: sizes belong to benchmarks, everything else to recipes."""
     for name in FULL:
@@ -169,7 +198,7 @@ def test_recipe_show_prints(name: str, capsys: pytest.CaptureFixture[str]) -> No
         rf"passes per step: student {len(views)} \({re.escape(' + '.join(views))}\), teacher {int('mixed' in views)}",
         text,
     )
-    assert ("frozen ImageNet encoder 1" in text) == ("feature_distance" in text)
+    assert ("frozen ImageNet encoder 1" in text) == ("feature_distance" in text or "relational_distillation" in text)
     assert loaded.recipe.fingerprint()[:12] in text
     assert re.search(rf"^name +{name} +recipes/{name}.yaml *$", text, re.MULTILINE)
     assert re.search(r"^teacher.alpha +0\.\d+ +\S+ *$", text, re.MULTILINE)

@@ -13,12 +13,13 @@ import pytest
 import udaseg
 
 ROOT = Path(udaseg.__file__).parent
-BASE = {"udaseg", "udaseg.errors", "udaseg.files", "udaseg.ranges", "udaseg.yamls"}
-"""What everything may import: the version, the one exception, writing files, types with a range, reading YAML."""
+BASE = {"udaseg", "udaseg.errors", "udaseg.files", "udaseg.groups", "udaseg.ranges", "udaseg.yamls"}
+"""What everything may import: version, the one exception, writing files, names of things, ranges, reading YAML."""
 
 ALLOWED: dict[str, set[str]] = {
     "udaseg.errors": set(),
     "udaseg.files": set(),
+    "udaseg.groups": set(),
     "udaseg.ranges": set(),
     "udaseg.console": set(),
     "udaseg.parts": set(),

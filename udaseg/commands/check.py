@@ -6,6 +6,7 @@ import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -127,16 +128,24 @@ def misfits(recipe: Recipe, domains: Domains) -> Iterator[str]:
         ignored = [name for name, i in zip(own, index.train_ids or (), strict=False) if i == IGNORE]
         if ignored:
             yield f"classes of {key} that become ignore (data.{key}.merge): {', '.join(ignored)}"
-    for view, stage in recipe.views.items():
-        for term, options in stage.terms.items():
-            strangers = [name for name in options.get("class_names") or () if name not in names]
+    for path, options in named_classes(recipe):
+        for key in ("class_names", "foreground"):
+            strangers = [name for name in options.get(key) or () if name not in names]
             if strangers:
-                yield f"views.{view}.terms.{term}.class_names: no class is called {', '.join(strangers)}"
+                yield f"{path}.{key}: no class is called {', '.join(strangers)}"
+
+
+def named_classes(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parts whose settings may name classes, each with its key."""
+    yield "data.sampler", recipe.data.sampler
+    for view, stage in recipe.views.items():
+        yield f"views.{view}.masker", stage.options.get("masker", {})
+        yield from ((f"views.{view}.terms.{term}", options) for term, options in stage.terms.items())
 
 
 def pixel_misfits(recipe: Recipe, source: Index, names: tuple[str, ...]) -> Iterator[str]:
     """``data.min_pixels`` against the sizes of the images and what their labels hold."""
-    if recipe.data.sampler["kind"] != "rare_class":
+    if recipe.data.sampler["kind"] == "uniform":
         return
     wanted = recipe.data.min_pixels
     share = wanted / float(np.median(source.sizes.prod(1)))

@@ -1,20 +1,24 @@
-"""Which image comes next: uniformly, or by Rare Class Sampling.
+"""Which image comes next: uniformly, by Rare Class Sampling, or with foreground and background apart.
 
-Source: DAFormer, section 3.3 (Rare Class Sampling), with the constants of the public code (baselines 2.5). What
-differs: a class that occurs but in no image with enough pixels is left out of the draw instead of failing when drawn.
+Source: DAFormer, section 3.3 (Rare Class Sampling), with the constants of the public code (baselines 2.5); OMUDA, eq. 3
+to 5 and Table V (`context_aware`, `fixed_ratio`). What differs: a class that occurs but in no image with enough pixels
+is left out of the draw instead of failing when drawn; a class's frequency is its share of the *labelled* pixels, as in
+the public code of Rare Class Sampling (both papers print: of all pixels).
 
 N images, K classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from udaseg.errors import UserError
-from udaseg.ranges import NotNegative, Temperature
+from udaseg.groups import THINGS, is_foreground
+from udaseg.ranges import NotNegative, Share, Temperature
 
 Counts = npt.NDArray[np.int64]
 
@@ -59,23 +63,115 @@ class RareClass:
             raise UserError(
                 f"rare_class: temperature is {temperature} (must be > 0), min_crop_ratio {min_crop_ratio} (>= 0)."
             )
-        self.images = [np.flatnonzero(column > min_pixels) for column in counts.T]
-        self.wanted_pixels = min_pixels * min_crop_ratio
-        self.checked = min_crop_ratio > 0
-        drawable = np.array([len(images) > 0 for images in self.images])
-        if not drawable.any():
-            raise UserError(
-                f"rare_class: no image has more than {min_pixels} pixels of any class; "
-                "lower min_pixels or check the labels with `udaseg prepare`."
-            )
+        images = images_of_classes("rare_class", counts, min_pixels)
+        drawable = np.array([len(some) > 0 for some in images])
         self.probabilities = class_probabilities(counts.sum(axis=0), temperature, drawable)  # (K,) 0: never drawn
-        self._cumulative = np.cumsum(self.probabilities, dtype=np.float64)
+        self._draws = ClassThenImage(self.probabilities, images, min_pixels, min_crop_ratio)
 
     def draw(self, rng: np.random.Generator) -> Choice:
         """A class, then one of its images."""
+        return self._draws.draw(rng)
+
+
+class ContextAware:
+    """OMUDA: foreground or background, then a class by that group's own softmax((1 - f_c) / T), then an image.
+
+    The paper has two distributions and does not say how they are joined: ``foreground_share`` of the draws are
+    foreground. A group without a class to draw leaves all draws to the other one. Crops are checked as by
+    `rare_class`. ``foreground``: names of classes; those that do not exist here mean nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        counts: Counts,
+        min_pixels: int,
+        names: tuple[str, ...],
+        foreground: tuple[str, ...] = THINGS,
+        foreground_temperature: Temperature = 0.7,
+        background_temperature: Temperature = 1.0,
+        foreground_share: Share = 0.5,
+        min_crop_ratio: NotNegative = 0.5,
+    ) -> None:
+        """`counts` (N,K) at native resolution, `names` K. UserError when no image has enough pixels of any class."""
+        group = np.array(is_foreground(names, foreground))
+        images = images_of_classes("context_aware", counts, min_pixels)
+        drawable = np.array([len(some) > 0 for some in images])
+        self.probabilities = np.zeros(len(names))  # (K,) 0: never drawn
+        for inside, temperature, share in (
+            (group, foreground_temperature, foreground_share),
+            (~group, background_temperature, 1 - foreground_share),
+        ):
+            if (inside & drawable).any():
+                within = class_probabilities(counts.sum(axis=0), temperature, inside & drawable)
+                self.probabilities += (share if (~inside & drawable).any() else 1.0) * within
+        self._draws = ClassThenImage(self.probabilities, images, min_pixels, min_crop_ratio)
+
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """A class, then one of its images."""
+        return self._draws.draw(rng)
+
+
+class FixedRatio:
+    """A fixed share of the draws are images with foreground, all alike; the others are any image (OMUDA, Table V).
+
+    An image has foreground if it holds more than `min_pixels` of a class in ``foreground``. The paper does not define
+    its "fixed sampling ratio".
+    """
+
+    def __init__(
+        self,
+        *,
+        counts: Counts,
+        min_pixels: int,
+        names: tuple[str, ...],
+        foreground: tuple[str, ...] = THINGS,
+        foreground_share: Share = 0.5,
+    ) -> None:
+        """`counts` (N,K), `names` K. UserError when no image has foreground."""
+        self.images = len(counts)
+        self.share = foreground_share
+        self.foreground = np.flatnonzero((counts[:, is_foreground(names, foreground)] > min_pixels).any(axis=1))
+        if not len(self.foreground):
+            raise UserError(
+                f"fixed_ratio: no image has more than {min_pixels} pixels of a foreground class; lower min_pixels."
+            )
+
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """An image, with replacement."""
+        if rng.random() < self.share:
+            return Choice(int(rng.choice(self.foreground)))
+        return Choice(int(rng.integers(self.images)))
+
+
+class ClassThenImage:
+    """A class by its probability (K,), then one of its images, uniformly."""
+
+    def __init__(
+        self,
+        probabilities: npt.NDArray[np.floating],
+        images: list[npt.NDArray[np.intp]],
+        min_pixels: int,
+        min_crop_ratio: float,
+    ) -> None:
+        self.images, self.wanted_pixels, self.checked = images, min_pixels * min_crop_ratio, min_crop_ratio > 0
+        self._cumulative = np.cumsum(probabilities, dtype=np.float64)
+
+    def draw(self, rng: np.random.Generator) -> Choice:
         wanted = int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
         image = int(rng.choice(self.images[wanted]))
         return Choice(image, wanted, self.wanted_pixels) if self.checked else Choice(image)
+
+
+def images_of_classes(sampler: str, counts: Counts, min_pixels: int) -> list[npt.NDArray[np.intp]]:
+    """For each class the images with more than `min_pixels` of it; UserError when no class has any."""
+    images = [np.flatnonzero(column > min_pixels) for column in counts.T]
+    if not any(map(len, images)):
+        raise UserError(
+            f"{sampler}: no image has more than {min_pixels} pixels of any class; "
+            "lower min_pixels or check the labels with `udaseg prepare`."
+        )
+    return images
 
 
 def class_probabilities(pixels: Counts, temperature: float, drawable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
@@ -87,4 +183,9 @@ def class_probabilities(pixels: Counts, temperature: float, drawable: npt.NDArra
     return (weights / weights.sum(dtype=np.float32)).astype(np.float32)
 
 
-SAMPLERS: dict[str, type[Uniform] | type[RareClass]] = {"uniform": Uniform, "rare_class": RareClass}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "uniform": Uniform,
+    "rare_class": RareClass,
+    "context_aware": ContextAware,
+    "fixed_ratio": FixedRatio,
+}

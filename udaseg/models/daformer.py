@@ -73,7 +73,11 @@ class DAFormerHead(nn.Module):
         self.classifier = classifier(width, classes=classes)
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.classifier(self.dropout(self.fuse(self.embed(features))))
+        return self.classifier(self.dropout(self.fused(features)))
+
+    def fused(self, features: tuple[Tensor, ...]) -> Tensor:
+        """What is classified: (B, D, h, w)."""
+        return self.fuse(self.embed(features))
 
 
 def _fusion(kind: str, *, channels: int, to: int, dilations: tuple[int, ...]) -> nn.Module:

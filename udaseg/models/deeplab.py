@@ -80,8 +80,11 @@ class DeepLabV3PlusHead(nn.Module):
         self.classifier = classifier(width, classes=classes)
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        return self.classifier(self.dropout(self.fused(features)))
+
+    def fused(self, features: tuple[Tensor, ...]) -> Tensor:
+        """What is classified: (B, width, h, w)."""
         last, first = features[-1], features[0]
         context = self.context(resize(last, [self.scale * side for side in last.shape[-2:]]))
         context = resize(context, first.shape[-2:])
-        x = self.refine(torch.cat([context, self.detail(first)], dim=1))
-        return self.classifier(self.dropout(x))
+        return self.refine(torch.cat([context, self.detail(first)], dim=1))

@@ -34,7 +34,11 @@ class SegFormerHead(nn.Module):
         self.classifier = nn.Conv2d(width, classes, 1)  # PyTorch's default initialisation, as in the public head
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.classifier(self.dropout(self.fuse(self.embed(features))))
+        return self.classifier(self.dropout(self.fused(features)))
+
+    def fused(self, features: tuple[Tensor, ...]) -> Tensor:
+        """What is classified: (B, D, h, w)."""
+        return self.fuse(self.embed(features))
 
 
 class LinearHead(nn.Module):

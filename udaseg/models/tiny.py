@@ -85,9 +85,12 @@ class FPNHead(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         """Maps -> logits (B, K, h, w) at the first map's stride."""
+        return self.classifier(self.dropout(self.fused(features)))
+
+    def fused(self, features: tuple[Tensor, ...]) -> Tensor:
+        """What is classified: (B, width, h, w)."""
         x: Tensor | None = None
         for lateral, feature in zip(reversed(self.laterals), reversed(features), strict=True):
             own = lateral(feature)
             x = own if x is None else own + resize(x, own.shape[-2:])
-        x = F.relu(self.bn(x))
-        return self.classifier(self.dropout(self.pointwise(self.depthwise(x))))
+        return self.pointwise(self.depthwise(F.relu(self.bn(x))))

@@ -8,7 +8,7 @@ view (architecture.md, "The training step").
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -147,6 +147,17 @@ class Iteration:
     world: int = 1
     phase: Callable[[str], AbstractContextManager[None]] = untimed
     notes: dict[str, Tensor] = field(default_factory=dict)
+    _reference: tuple[Tensor, Tensor] | None = None
+
+    def reference_features(self, reference: Callable[[Tensor], Sequence[Tensor]], image: Tensor) -> Tensor:
+        """The frozen encoder's last map (B, C, h, w) of ``image`` (the same tensor, not equal numbers), in float32.
+
+        Looked at once, however many terms of a view ask.
+        """
+        if self._reference is None or self._reference[0] is not image:
+            with torch.no_grad():
+                self._reference = image, reference(image)[-1].float()
+        return self._reference[1]
 
     @cached_property
     def pseudo_labels(self) -> PseudoLabels:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from udaseg.uda.terms.decoupled import ClassDecoupledCrossEntropy
 from udaseg.uda.terms.distillation import FeatureDistance
+from udaseg.uda.terms.relational import RelationalDistillation
 from udaseg.uda.terms.segmentation import CrossEntropy
 from udaseg.uda.types import Term
 
-TERMS: dict[str, type[Term]] = {"cross_entropy": CrossEntropy, "feature_distance": FeatureDistance}
+TERMS: dict[str, type[Term]] = {
+    "cross_entropy": CrossEntropy,
+    "class_decoupled_cross_entropy": ClassDecoupledCrossEntropy,
+    "feature_distance": FeatureDistance,
+    "relational_distillation": RelationalDistillation,
+}

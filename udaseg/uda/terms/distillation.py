@@ -38,24 +38,26 @@ class FeatureDistance(nn.Module):
         if class_names and not set(class_names) & set(names):
             raise ValueError(f"class_names {list(class_names)}: no class is called so; there are {', '.join(names)}")
         self.reference = reference
-        self.classes = len(names)
         self.min_ratio = min_ratio
         wanted = [class_names is None or name in class_names for name in names]
         self.register_buffer("wanted", torch.tensor([*wanted, class_names is None]), persistent=False)
 
     def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
         context = output.branches[0]
-        with torch.no_grad():
-            target = self.reference(context.image)[-1].float()
-            cells = self.cell_mask(view.label, target.shape[-2:])
+        target = iteration.reference_features(self.reference, context.image)
+        cells = wanted_cells(view.label, target.shape[-2:], self.wanted, self.min_ratio)
         distance = distance_map(context.features[-1].float(), target)
         count = iteration.reduce(cells.sum()) / iteration.world
         return Loss((distance * cells).sum() / count.clamp(min=1), count > 0)
 
-    def cell_mask(self, label: Tensor, size: torch.Size) -> Tensor:
-        """(B, h, w) float: 1 where the cell's class is wanted; label (B, H, W)."""
-        classes = downscale_label(label, label.shape[-1] // size[1], self.classes, self.min_ratio)
-        return self.wanted[torch.where(classes == IGNORE, self.classes, classes)].float()
+
+def wanted_cells(label: Tensor, size: torch.Size, wanted: Tensor, min_ratio: float) -> Tensor:
+    """(B, h, w) float: 1 where a wanted class covers at least ``min_ratio`` of the cell.
+
+    Label (B, H, W); ``wanted`` (K + 1,) bool, the last for cells without such a class.
+    """
+    classes = downscale_label(label, label.shape[-1] // size[1], len(wanted) - 1, min_ratio)
+    return wanted[torch.where(classes == IGNORE, len(wanted) - 1, classes)].float()
 
 
 def distance_map(student: Tensor, reference: Tensor) -> Tensor:
