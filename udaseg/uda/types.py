@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from udaseg.errors import UserError
 from udaseg.models.segmentor import Output, Segmentor
 
 IGNORE = 255
@@ -146,7 +147,9 @@ class Iteration:
     reduce: Reduce = alone
     world: int = 1
     phase: Callable[[str], AbstractContextManager[None]] = untimed
+    encode_by_teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
+    _encoded: list[tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
 
     @cached_property
     def pseudo_labels(self) -> PseudoLabels:
@@ -154,3 +157,17 @@ class Iteration:
         assert self.predict_target is not None and self.labeller is not None
         with self.phase("teacher"), torch.no_grad():
             return self.labeller(self.predict_target(self.batch.target), self)
+
+    def teacher_features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's maps of exactly these pixels (an ``Encoded.image``), finest first; encoded once, when asked for.
+
+        UserError where there is no teacher because no view looks at the target.
+        """
+        if self.encode_by_teacher is None:
+            raise UserError("features of the teacher: the recipe has none, as no view needs a target")
+        for seen, features in self._encoded:
+            if seen is image:
+                return features
+        with self.phase("teacher"), torch.no_grad():
+            self._encoded.append((image, self.encode_by_teacher(image)))
+        return self._encoded[-1][1]
