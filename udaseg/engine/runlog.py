@@ -110,7 +110,7 @@ class RunFolder:
         return found
 
     def rewind(self, iteration: int) -> None:
-        """Drop rows of iterations that a crash lost, and its record; they will be computed again, to the same numbers."""
+        """Drop the record of a crash and the rows that it lost; they will be computed again, to the same numbers."""
         if not self.writes:
             return
         self.failure.unlink(missing_ok=True)

@@ -159,7 +159,7 @@ class Iteration:
             return self.labeller(self.predict_target(self.batch.target), self)
 
     def teacher_features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The teacher's maps of exactly these pixels (an ``Encoded.image``), finest first; encoded once, when asked for.
+        """The teacher's maps of exactly these pixels (an ``Encoded.image``), finest first; at most one pass an image.
 
         UserError where there is no teacher because no view looks at the target.
         """

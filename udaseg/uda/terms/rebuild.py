@@ -2,12 +2,12 @@
 
 The features of the view's one student pass are masked on a grid, rebuilt from what is left, decoded once more and asked
 for the view's labels, with the view's weights and the segmentor's own coefficients (eq. 4). The domain is the view that
-the term stands on: ``mixed`` (the target of the DACS family), ``target`` or ``source``; two views have a Rebuilder each.
+the term stands on: ``mixed`` (the target of the DACS family), ``target`` or ``source``; two views have two Rebuilders.
 
-Assumptions where the paper is silent: masked is a cell whose random number is below the ratio, drawn for every image and
-every branch; ``feature_teacher`` compares with the teacher's features of the very image that the student sees (on the
-mixed view one more teacher pass); regression is averaged over maps and branches; ``position=input`` replaces pixels by
-one learnable colour and has no Rebuilder; ``bn=frozen`` is the running statistics, used and left alone.
+Assumptions where the paper is silent: every branch has a mask of its own; ``feature_teacher`` compares with the
+teacher's features of the very image that the student sees (one more teacher pass, as the teacher has not seen the mixed
+image); regression is averaged over maps and branches; ``position=input`` replaces pixels by one learnable colour and
+has no Rebuilder; ``bn=frozen`` means that the running statistics are used and left alone.
 
 Shapes: B images, H x W pixels, C channels and h x w cells of a feature map, g x g cells of the grid.
 """
@@ -82,9 +82,9 @@ class Rebuild(nn.Module):
         self.patch = tuple(max(side // grid, 1) for side in maps.image)
         self.rebuilder: Rebuilder | None = None
         if mode == "rebuild" and position == "latent":
-            projectors = [nn.Conv2d(embed_dim, 3 * self.patch[0] * self.patch[1], 1)]
-            if objective != "pixel_regression":
-                projectors = [level_projector(maps, i, embed_dim=embed_dim, grid=grid) for i in maps.read]
+            projectors: list[nn.Module] = [level_projector(maps, i, embed_dim=embed_dim, grid=grid) for i in maps.read]
+            if objective == "pixel_regression":
+                projectors = [nn.Conv2d(embed_dim, 3 * self.patch[0] * self.patch[1], 1)]
             self.rebuilder = Rebuilder(
                 maps.channels[-1], projectors=projectors, embed_dim=embed_dim, blocks=blocks, heads=heads, grid=grid
             )
@@ -137,24 +137,25 @@ class Rebuild(nn.Module):
         return tuple(features)
 
     def regression(self, branch: Encoded, iteration: Iteration) -> Tensor:
-        """Error of the rebuilt at masked places: smooth-L1 on features, or the square on normalised pixels of patches."""
+        """Error at masked places: the square on normalised pixels of patches, or smooth-L1 on features."""
         assert self.rebuilder is not None
         (branch,) = self.detached((branch,))
-        keep = self.draw(branch.image, iteration.draws)
-        error = F.smooth_l1_loss
-        if self.objective == "pixel_regression":
-            error, targets = F.mse_loss, (patches(branch.image, self.grid, self.patch),)
-        elif self.objective == "feature_teacher":
-            maps = iteration.teacher_features(branch.image)
-            targets = tuple(maps[i] for i in self.read)
-        else:
-            targets = tuple(branch.features[i].detach() for i in self.read)
+        keep, targets = self.draw(branch.image, iteration.draws), self.targets(branch, iteration)
         found = self.rebuilder(branch.features[-1], keep, [target.shape[-2:] for target in targets])
+        error = F.mse_loss if self.objective == "pixel_regression" else F.smooth_l1_loss
         losses = [
             masked_mean(error(x.float(), target.float(), reduction="none"), ~spread(keep, target))
             for x, target in zip(found, targets, strict=True)
         ]
         return torch.stack(losses).mean()
+
+    def targets(self, branch: Encoded, iteration: Iteration) -> tuple[Tensor, ...]:
+        """What is to be rebuilt: patches of pixels, or the maps that the decoder reads; without gradient."""
+        if self.objective == "pixel_regression":
+            return (patches(branch.image, self.grid, self.patch),)
+        teacher = self.objective == "feature_teacher"
+        maps = iteration.teacher_features(branch.image) if teacher else branch.features
+        return tuple(maps[i].detach() for i in self.read)
 
     def detached(self, branches: tuple[Encoded, ...]) -> tuple[Encoded, ...]:
         """Without a way back into the encoder, where it is not to be trained."""
