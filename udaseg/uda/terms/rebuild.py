@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,6 +31,10 @@ from udaseg.ranges import Share
 from udaseg.uda.terms.segmentation import segmentation_loss
 from udaseg.uda.types import Draws, Iteration, Loss, View
 
+Mode = Annotated[
+    Literal["off", "mask_only", "rebuild"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads a bare off as false
+]
 Objective = Literal["classification", "feature_teacher", "feature_student", "pixel_regression"]
 
 
@@ -53,7 +57,7 @@ class Rebuild(nn.Module):
         embed_dim: PositiveInt = 512,
         blocks: PositiveInt = 2,
         heads: PositiveInt = 16,
-        mode: Literal["off", "mask_only", "rebuild"] = "rebuild",
+        mode: Mode = "rebuild",
         grid: PositiveInt = 16,
         objective: Objective = "classification",
         mask_ratio: Share = 0.4,
