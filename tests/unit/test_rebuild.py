@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from engine.test_step import NoReading
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -476,6 +477,17 @@ def test_no_further_encoder_pass(streets: Path, name: str) -> None:
         counts.append(passes.close())
     assert counts[0] == counts[1]
     assert losses["mixed/rebuild"].value > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("clip=0.1", "exact=true"), ("position=input", "bn=frozen"), ("objective=feature_teacher",), ("mode=off",)],
+)
+def test_nothing_reads_the_device(streets: Path, settings: tuple[str, ...]) -> None:
+    setup = setup_of("dacs_mrm", *(f"{KEY}.{setting}" for setting in settings), base=toy.TINY)
+    raw = next(setup.batches(0, 1))
+    with NoReading():
+        trainer.step(setup, raw, 0)
 
 
 def test_passes_that_settings_cost_are_said_and_taken(streets: Path) -> None:
