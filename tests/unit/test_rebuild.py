@@ -142,6 +142,12 @@ def test_masked_cells_are_not_seen_and_kept_ones_are() -> None:
     assert (changed > 1e-5).all()  # attention carries it everywhere, into the masked cell too
 
 
+def test_masked_cells_differ_by_their_position() -> None:
+    (made,) = rebuilder()(torch.randn(1, 8, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool), [(4, 4)])
+    cells = made.flatten(2)[0].T
+    assert torch.cdist(cells, cells).fill_diagonal_(9).min() > 1e-3
+
+
 def test_linear_layers_start_as_published() -> None:
     module = rebuilder(embed_dim=64)
     for linear in [m for m in module.modules() if isinstance(m, nn.Linear)]:
@@ -254,6 +260,14 @@ def test_maps_that_the_decoder_does_not_read_are_not_rebuilt(decoder: str, level
     assert tuple(i for i, x in enumerate(features) if x.grad is not None) == levels
 
 
+def test_under_hrda_maps_are_those_of_a_branch() -> None:
+    student = student_of("hrda")
+    maps, branches = student.maps((128, 128)), student(a_view(128).image).branches
+    for branch in branches:
+        assert branch.image.shape[-2:] == maps.image == (64, 64)
+        assert [64 // stride for stride in maps.strides] == [x.shape[-1] for x in branch.features]
+
+
 @pytest.mark.parametrize("crop", [(96, 64), (64, 128)])
 @pytest.mark.parametrize("grid", [2, 3, 8, 16])
 def test_any_crop_and_grid(crop: tuple[int, int], grid: int) -> None:
@@ -347,6 +361,16 @@ def test_regression_is_measured_at_masked_places_only() -> None:
     student = student_of()
     nothing = term_of(student, objective="feature_student", mask_ratio=0.0)
     assert look(student, nothing)[0] == 0
+
+
+@pytest.mark.parametrize("objective", ["feature_student", "feature_teacher", "pixel_regression"])
+def test_what_is_to_be_rebuilt_has_no_gradient(objective: str) -> None:
+    student = student_of()
+    (branch,) = student(a_view().image).branches
+    targets = term_of(student, objective=objective).targets(branch, an_iteration(student, student.encoder))
+    assert len(targets) == (1 if objective == "pixel_regression" else 4)
+    assert not any(target.requires_grad for target in targets)
+    assert objective != "feature_student" or all(map(torch.equal, targets, branch.features))
 
 
 def test_teacher_features_are_those_of_the_very_image_and_computed_once() -> None:
@@ -560,17 +584,18 @@ def test_clip_limits_the_gradient_of_the_term_alone(streets: Path, clip: float |
         torch.testing.assert_close(found[0], plain[0])
 
 
-def test_clipping_follows_unscaling() -> None:
-    """With a loss scale of 1024 the norm is that of the true gradient."""
+@pytest.mark.parametrize(("clip", "expected"), [(0.5, 0.5 / 3**0.5), (100.0, 3.0)])
+def test_clipping_follows_unscaling(clip: float, expected: float) -> None:
+    """With a loss scale of 1024 the norm is that of the true gradient, three times 3."""
     term = nn.Linear(2, 1)
-    term.clip = 0.5  # type: ignore[assignment]
+    term.clip = clip  # type: ignore[assignment]
     learner = SimpleNamespace(views=lambda: iter([("mixed", SimpleNamespace(terms={"rebuild": term}))]))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimiser = torch.optim.SGD(term.parameters(), lr=1.0)
     scaler.scale((term(torch.ones(1, 2)) * 3).sum()).backward()
     clip_terms(learner, SimpleNamespace(scaler=scaler, optimiser=optimiser))  # type: ignore[arg-type]
     flat = torch.cat([p.grad.flatten() for p in term.parameters()])  # type: ignore[union-attr]
-    torch.testing.assert_close(flat, torch.full((3,), 0.5 / 3**0.5), rtol=1e-4, atol=0)
+    torch.testing.assert_close(flat, torch.full((3,), expected), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("name", RECIPES)
