@@ -34,7 +34,7 @@ from udaseg.evaluation.inference import Inference
 from udaseg.models import package
 from udaseg.models.frozen import Frozen
 from udaseg.models.multires import WRAPPERS
-from udaseg.models.segmentor import Encoder, Segmentor
+from udaseg.models.segmentor import Encoder, Maps, Segmentor
 from udaseg.models.weights import Official, load_encoder, official_file
 from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
 from udaseg.parts import Problem, Table, keyword_parameters, suggest
@@ -55,7 +55,7 @@ SOCKETS: dict[str, Table] = {
     "sampler": Table("sampler", SAMPLERS, frozenset({"counts", "min_pixels", "names"})),
     "pseudo_labels": Table("weighting rule", WEIGHTINGS, frozenset({"crop_margins"})),
     "view": Table("view", VIEWS, VIEW_SUPPLIED, {"masker": (Table("masker", MASKERS, frozenset({"names"})), "blocks")}),
-    "term": Table("term", TERMS, frozenset({"reference", "names"})),
+    "term": Table("term", TERMS, frozenset({"reference", "names", "maps"})),
 }
 
 
@@ -456,8 +456,8 @@ def models(
     normalise: Normalise,
 ) -> tuple[Learner, Teacher | None]:
     """Learner and teacher on the device."""
-    classes = class_set(recipe)
-    learner = Learner(student, stages(recipe, classes, reference, normalise))
+    maps = student.maps(training_crop(recipe))
+    learner = Learner(student, stages(recipe, class_set(recipe), reference, normalise, maps))
     learner.to(device).to(memory_format=memory_format(recipe)).train()
     ranks.same_start(learner)
     teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs_target(recipe) else None
@@ -484,8 +484,10 @@ def uses_reference(recipe: Recipe) -> bool:
     return any("reference" in keyword_parameters(TERMS[t]) for stage in recipe.views.values() for t in stage.terms)
 
 
-def stages(recipe: Recipe, classes: ClassSet, reference: nn.Module | None, normalise: Normalise) -> dict[str, Stage]:
-    """The recipe's views with their terms, in its order."""
+def stages(
+    recipe: Recipe, classes: ClassSet, reference: nn.Module | None, normalise: Normalise, maps: Maps | None = None
+) -> dict[str, Stage]:
+    """The recipe's views with their terms, in its order; ``maps``: of the student, for terms that rebuild them."""
     found = {}
     for name, section in recipe.views.items():
         view = SOCKETS["view"].make(
@@ -493,7 +495,7 @@ def stages(recipe: Recipe, classes: ClassSet, reference: nn.Module | None, norma
             synthetic_source=recipe.data.synthetic_source,
         )  # fmt: skip
         terms = {
-            key: SOCKETS["term"].make(key, options, reference=reference, names=classes.names)
+            key: SOCKETS["term"].make(key, options, reference=reference, names=classes.names, maps=maps)
             for key, options in section.terms.items()
         }
         found[name] = Stage(view, terms, section.weights)

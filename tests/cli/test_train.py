@@ -221,9 +221,8 @@ def test_profile_in_one_line_of_json(streets: Path, capsys: Any) -> None:
     assert {"source", "teacher", "mixed", "optimiser", "data"} <= found["seconds"].keys()
     # a backward costs twice its forward; the teacher has none
     assert found["multiply_adds"]["mixed"] == pytest.approx(3 * found["multiply_adds"]["teacher"], rel=0.05)
-    assert (
-        found["multiply_adds"]["source"] > found["multiply_adds"]["mixed"]
-    )  # the frozen encoder of the feature distance
+    assert found["multiply_adds"]["source"] == pytest.approx(found["multiply_adds"]["mixed"], rel=0.01)  # which blurs
+    assert found["multiply_adds"]["source/feature_distance"] > 0  # the frozen encoder's forward
 
 
 @pytest.mark.parametrize("recipe", ["source_only", "dacs"])

@@ -173,6 +173,18 @@ def test_omuda_on_the_other_baselines() -> None:
     assert found["hrda_omuda"].data.sampler == {**found["daformer_omuda"].data.sampler, "min_crop_ratio": 2.0}
 
 
+@pytest.mark.parametrize("name", [name for name in FULL if name.endswith("_mrm")])
+def test_mrm_is_its_baseline_and_one_term(name: str) -> None:
+    """Values: the paper's implementation details, section 4.1."""
+    baseline = build.load(name.removesuffix("_mrm")).recipe.model_dump(exclude={"name"})
+    recipe = build.load(name).recipe.model_dump(exclude={"name"})
+    mixed = recipe["views"]["mixed"]
+    settings = mixed["terms"].pop("rebuild")
+    assert mixed["weights"].pop("rebuild") == 1.0 and recipe == baseline
+    published = {"embed_dim": 512, "blocks": 2, "grid": 16, "mask_ratio": 0.4, "learning_rate": 2e-4}
+    assert published.items() <= settings.items()
+
+
 def test_a_method_is_the_same_on_another_benchmark() -> None:
     """Only data may differ: sizes belong to benchmarks, everything else to recipes."""
     for name in FULL:

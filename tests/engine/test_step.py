@@ -223,7 +223,9 @@ def test_meter_names_the_first_iteration_and_term_that_is_not_finite() -> None:
     assert meter.broken() is None
     meter.add({"a": Loss(torch.tensor(1.0)), "b": Loss(torch.tensor(torch.nan))}, {}, 5)
     meter.add({"a": Loss(torch.tensor(torch.inf)), "b": Loss(torch.tensor(torch.nan))}, {}, 6)
-    assert meter.broken() == (5, ["a", "b"])
+    assert meter.broken() == (5, ["b"])  # a broke because of it
+    meter.add({"a": Loss(torch.tensor(1.0)), "c": Loss(torch.tensor(torch.nan))}, {}, 5)
+    assert meter.broken() == (5, ["b", "c"])
 
 
 def test_empty_feature_distance_is_logged_as_nothing_and_leaves_parameters_finite(streets: Path) -> None:

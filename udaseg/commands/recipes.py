@@ -9,6 +9,7 @@ from udaseg import recipe as recipes
 from udaseg.console import out, table
 from udaseg.errors import UserError
 from udaseg.recipe import Loaded
+from udaseg.uda.terms import TERMS
 
 
 def choose(name: str, benchmark: str | None, overrides: list[str]) -> Loaded:
@@ -61,12 +62,19 @@ def effective(loaded: Loaded) -> recipes.Tree:
 
 
 def passes(loaded: Loaded) -> str:
-    """Network passes of one step, read off the recipe: one of the student a view, at most one of the teacher."""
+    """Network passes of one step, read off the recipe: one of the student a view, at most one of the teacher.
+
+    Terms whose settings ask for a further one say so.
+    """
     recipe = loaded.recipe
     student = " + ".join(recipe.views)
     parts = [f"student {len(recipe.views)} ({student})", f"teacher {int(build.needs_target(recipe))}"]
     if build.uses_reference(recipe):
         parts.append("frozen ImageNet encoder 1")
+    for view, stage in recipe.views.items():
+        for key, settings in stage.terms.items():
+            if who := getattr(TERMS[key], "more_passes", lambda _: None)(settings):
+                parts.append(f"{who} 1 more for {view}/{key}")
     return ", ".join(parts)
 
 

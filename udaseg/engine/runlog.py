@@ -1,7 +1,8 @@
 """The run folder: self-contained, append-only logs, never reused silently.
 
 ``recipe.yaml`` flattened recipe, ``environment.json`` stamp, ``metrics.jsonl`` and ``metrics.csv``, ``log.txt``,
-``checkpoints/``, ``weights.safetensors`` (the student at the end) and ``result.json`` (raw confusion counts).
+``checkpoints/``, ``weights.safetensors`` (the student at the end) and ``result.json`` (raw confusion counts) or,
+of a run that ended without one, ``failure.json``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class RunFolder:
         self._board: Any = board(path) if writes and tensorboard else None
         self.recipe = path / "recipe.yaml"
         self.result = path / "result.json"
+        self.failure = path / "failure.json"
         self.weights = path / "weights.safetensors"
         self.best_weights = path / "weights_best.safetensors"
         self.checkpoints = path / "checkpoints"
@@ -90,6 +92,12 @@ class RunFolder:
                 writer.writeheader()
             writer.writerow(row)
 
+    def fail(self, kind: str, phase: str, iteration: int) -> None:
+        """Leave a record of how the run ended, which a study can show."""
+        if self.writes:
+            write_json(self.failure, {"kind": kind, "phase": phase, "iteration": iteration})
+        self.say(f"{kind} in phase {phase} of iteration {iteration}")
+
     def rows(self) -> list[Row]:
         """All readable rows of metrics.jsonl (a torn last line is left out)."""
         path = self.path / "metrics.jsonl"
@@ -102,9 +110,10 @@ class RunFolder:
         return found
 
     def rewind(self, iteration: int) -> None:
-        """Drop rows of iterations that a crash lost; they will be computed again, to the same numbers."""
+        """Drop the record of a crash and the rows that it lost; they will be computed again, to the same numbers."""
         if not self.writes:
             return
+        self.failure.unlink(missing_ok=True)
         kept = [row for row in self.rows() if row["iteration"] <= iteration]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         table = [flat(row) for row in kept if "losses" in row]

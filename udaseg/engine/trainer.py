@@ -33,6 +33,7 @@ from udaseg.uda.teacher import Teacher
 from udaseg.uda.types import Batch, Draws, Iteration, Loss, PseudoLabeller, Reduce, alone, untimed
 
 COLLAPSED = 0.95  # share of one class among the pseudo-labels
+EXPLODED = 100.0  # times a loss of at least 1 in the first row
 
 
 @dataclass
@@ -116,19 +117,18 @@ class Signals:
 class Meter:
     """Sums of losses and notes since the last row, on the device; read once a row.
 
-    Part of the checkpoint, so that an interrupted run writes the same rows. ``first_bad``: the first iteration with a
-    loss that is not finite, infinity while there is none.
+    Part of the checkpoint, so that an interrupted run writes the same rows. ``first_bad``: by term, the first iteration
+    with a loss that is not finite, infinity while there is none.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
-    first_bad: Tensor | None = None
+    first_bad: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, losses: Mapping[str, Loss], notes: Mapping[str, Tensor], iteration: int) -> None:
-        finite = torch.stack([loss.value for loss in losses.values()]).isfinite().all()
-        bad = torch.where(finite, torch.inf, float(iteration))
-        self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
         for name, loss in losses.items():
+            bad = torch.where(loss.value.isfinite(), torch.inf, float(iteration))
+            self.first_bad[name] = torch.minimum(self.first_bad.get(name, bad), bad)
             present = torch.ones_like(loss.value) if loss.present is None else loss.present.to(loss.value.dtype)
             self._add(f"losses/{name}", torch.where(present > 0, loss.value, 0.0), present)
         for name, value in notes.items():
@@ -149,11 +149,13 @@ class Meter:
         return groups
 
     def broken(self, reduce: Reduce = alone) -> tuple[int, list[str]] | None:
-        """The first iteration with a loss that is not finite, and the terms to blame; None if all is well."""
-        if self.first_bad is None or math.isinf(first := -reduce(-self.first_bad, "max").item()):
+        """The first iteration with a loss that is not finite, and the terms that broke first; None if all is well."""
+        if not self.first_bad:
             return None
-        losses = self.read(reduce)["losses"].items()
-        return int(first), [name for name, value in losses if value is not None and not math.isfinite(value)]
+        found = (-reduce(-torch.stack([*self.first_bad.values()]), "max")).tolist()
+        if math.isinf(first := min(found)):
+            return None
+        return int(first), [name for name, t in zip(self.first_bad, found, strict=True) if t == first]
 
 
 class Trainer:
@@ -168,6 +170,7 @@ class Trainer:
         self.validation: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
         self._warned: set[str] = set()
+        self._at_first: dict[str, float] = {}
         self._row_began = time.monotonic()
         self._waited = 0.0
 
@@ -180,6 +183,7 @@ class Trainer:
             with Signals() as signals:
                 self._loop(signals)
         except torch.OutOfMemoryError as error:
+            self.run.fail("out of memory", self.phases.current, self.done)
             raise UserError(
                 f"out of memory in phase {self.phases.current!r} of iteration {self.done}: "
                 f"{str(error).splitlines()[0]} Try train.precision=bf16, a smaller train.batch or data.crop, or a "
@@ -238,6 +242,7 @@ class Trainer:
         self._row_began, self._waited, self.meter = now, 0.0, Meter()
         self.run.record(row)
         self._warn(groups["notes"])
+        self._warn_of_explosions(groups["losses"])
         self.progress.row(row)
 
     def _refuse_non_finite(self) -> None:
@@ -252,7 +257,8 @@ class Trainer:
             write_atomic(path, lambda file: torch.save({"terms": terms, "iteration": t, "batch": raw}, file))
         raise UserError(
             f"{', '.join(terms)} is not finite since iteration {t}; stopped. The batch is in {path}, the newest "
-            "checkpoint is from before. Try train.precision=fp32, a smaller optimiser.lr, or weight 0 for the term."
+            "checkpoint is from before. Try train.precision=fp32, a smaller optimiser.lr, a smaller weight "
+            "of the term, or its `clip` where it has one."
         )
 
     def _warn(self, notes: Mapping[str, float | None]) -> None:
@@ -261,6 +267,12 @@ class Trainer:
             self.warn(
                 "collapse", f"one class has {100 * share:.0f} % of the pseudo-labels: self-training is collapsing"
             )
+
+    def _warn_of_explosions(self, losses: Mapping[str, float | None]) -> None:
+        for name, value in losses.items():
+            if value is not None and value > EXPLODED * self._at_first.setdefault(name, max(value, 1.0)):
+                advice = "try a smaller weight or learning rate, or `clip` where the term has it"
+                self.warn(f"explosion {name}", f"{name} explodes: {value:.3g} at iteration {self.done}; {advice}")
 
     def warn(self, key: str, text: str) -> None:
         """Say it once, on screen and in the log."""
@@ -337,6 +349,7 @@ def step(
         draws=Draws(setup.seed, t, setup.device, rank=ranks.rank, world=ranks.world),
         segmentor=setup.learner.segmentor,
         predict_target=setup.teacher.predict if setup.teacher else None,
+        encode_by_teacher=setup.teacher.encode if setup.teacher else None,
         labeller=setup.labeller,
         reduce=ranks.reduce,
         world=ranks.world,

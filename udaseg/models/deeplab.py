@@ -9,6 +9,8 @@ Shapes: B images, C channels, K classes. h x w is the map the logits live on: th
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ CONTEXT_STRIDE = 8  # V3+ looks at context at this stride; a coarser last map is
 
 class DeepLabV2Head(nn.Module):
     """Parallel dilated 3x3 classifiers on the last map, summed. No norm, no dropout."""
+
+    reads: ClassVar[tuple[int, ...]] = (-1,)
 
     def __init__(
         self,
@@ -56,6 +60,8 @@ class ContextASPP(nn.Module):
 
 class DeepLabV3PlusHead(nn.Module):
     """Context from the last map, upsampled and refined with detail from the first -> logits (B, K, h, w)."""
+
+    reads: ClassVar[tuple[int, ...]] = (0, -1)
 
     def __init__(
         self,

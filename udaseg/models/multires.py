@@ -22,7 +22,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from udaseg.models.segmentor import Box, Encoded, Prediction, Segmentor, upsample
+from udaseg.models.segmentor import Box, Encoded, Maps, Prediction, Segmentor, upsample
 from udaseg.models.windows import crop, grid, slide
 from udaseg.ranges import Share
 
@@ -83,6 +83,10 @@ class HRDA(Segmentor):
         if detail.image.shape[-2:] == _full(context.image):  # HRDA's ablation: then the context has a loss, too
             parts.append(Prediction((1 - inside) * coarse, None, share))
         return Prediction(fused, coefficient=1 - share * len(parts)), *parts
+
+    def maps(self, crop: tuple[int, int]) -> Maps:
+        """Of the context; the detail has the same size where it is half of the crop."""
+        return super().maps((crop[0] // 2, crop[1] // 2))
 
     def infer(self, image: Tensor) -> Tensor:
         """Logits (B, K, H, W): detail from overlapping windows (stride half a window), attention everywhere."""

@@ -9,6 +9,8 @@ Shapes: B images, C_i channels of level i, D = width, K classes. h x w is the fi
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from udaseg.models.blocks import ConvBNReLU, classifier
@@ -43,6 +45,8 @@ class SegFormerHead(nn.Module):
 
 class LinearHead(nn.Module):
     """One 1x1 convolution on the last map -> logits (B, K, h, w) at its stride."""
+
+    reads: ClassVar[tuple[int, ...]] = (-1,)
 
     def __init__(self, *, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
         super().__init__()

@@ -63,6 +63,19 @@ class Output:
     predictions: tuple[Prediction, ...]
 
 
+class Maps(NamedTuple):
+    """The feature maps of a branch at training size, for parts that are built to their measure.
+
+    ``image``: (height, width) of the pixels that go into the encoder. ``channels`` and ``strides`` of every map, finest
+    first. ``read``: indices of the maps that the decoder looks at.
+    """
+
+    image: tuple[int, int]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    read: tuple[int, ...]
+
+
 class Encoder(Protocol):
     """Any backbone: image (B, 3, H, W) -> one map a stage, finest first. Encoders inherit what is the same for most."""
 
@@ -82,7 +95,10 @@ class Encoder(Protocol):
 
 
 class Decoder(Protocol):
-    """Any head: the encoder's maps -> logits (B, K, h, w), not up-sampled."""
+    """Any head: the encoder's maps -> logits (B, K, h, w), not up-sampled.
+
+    One that looks at some of the maps only has ``reads``, their indices.
+    """
 
     def __call__(self, features: tuple[Tensor, ...]) -> Tensor: ...
 
@@ -107,6 +123,12 @@ class Segmentor(nn.Module):
         """One pass over an image (B, 3, H, W), normalised."""
         branches = self.encode(image)
         return Output(branches, self.decode(branches))
+
+    def maps(self, crop: tuple[int, int]) -> Maps:
+        """What a branch is made of at a training crop of (height, width)."""
+        channels, strides = tuple(self.encoder.channels), tuple(self.encoder.strides)  # type: ignore[arg-type]
+        every = range(len(channels))
+        return Maps(crop, channels, strides, tuple(every[i] for i in getattr(self.decoder, "reads", every)))
 
     def infer(self, image: Tensor) -> Tensor:
         """Logits (B, K, H, W) at the image's own size: what the teacher and the evaluation look at."""

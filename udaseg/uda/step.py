@@ -70,6 +70,7 @@ def training_step(learner: Learner, teacher: Teacher | None, iteration: Iteratio
             losses |= learn_from_view(name, stage, iteration, stepper)
     with iteration.phase("optimiser"):
         stepper.average_gradients(learner)
+        clip_terms(learner, stepper)
         stepper.scaler.step(stepper.optimiser)
         stepper.scaler.update()
     return losses
@@ -81,7 +82,10 @@ def learn_from_view(name: str, stage: Stage, iteration: Iteration, stepper: Step
         with torch.no_grad():
             view = stage.build(iteration)
         output = iteration.segmentor(view.image)  # the only student pass over these pixels
-        losses = {key: term(view, output, iteration) for key, term in stage.terms.items()}
+        losses = {}
+        for key, term in stage.terms.items():
+            with iteration.phase(f"{name}/{key}"):  # forward only: the backward is the view's
+                losses[key] = term(view, output, iteration)
     stepper.scaler.scale(total(losses, stage.weights)).backward()
     return {f"{name}/{key}": Loss(loss.value.detach(), loss.present) for key, loss in losses.items()}
 
@@ -89,3 +93,13 @@ def learn_from_view(name: str, stage: Stage, iteration: Iteration, stepper: Step
 def total(losses: Mapping[str, Loss], weights: Mapping[str, float]) -> Tensor:
     """The weighted sum of a view's terms, a scalar."""
     return torch.stack([weights[key] * loss.value for key, loss in losses.items()]).sum()
+
+
+def clip_terms(learner: Learner, stepper: Stepper) -> None:
+    """Scale the gradient of a term's own parameters down to norm ``clip``, where the term has one."""
+    terms = [term for _, stage in learner.views() for term in stage.terms.values()]
+    limited = [(term, clip) for term in terms if (clip := getattr(term, "clip", None)) is not None]
+    if limited:
+        stepper.scaler.unscale_(stepper.optimiser)
+    for term, clip in limited:
+        nn.utils.clip_grad_norm_((p for p in term.parameters() if p.requires_grad), clip)

@@ -43,6 +43,11 @@ class Teacher(nn.Module):
         """Logits (B, K, H, W) of the image (B, 3, H, W), at its own size."""
         return self.segmentor.infer(image)
 
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The encoder's maps of the image (B, 3, H, W), finest first."""
+        return tuple(self.segmentor.encoder(image))
+
     def train(self, mode: bool = True) -> Teacher:
         super().train(mode)
         for module in self.modules():

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from udaseg.errors import UserError
 from udaseg.models.segmentor import Output, Segmentor
 
 IGNORE = 255
@@ -146,8 +147,10 @@ class Iteration:
     reduce: Reduce = alone
     world: int = 1
     phase: Callable[[str], AbstractContextManager[None]] = untimed
+    encode_by_teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
     _reference: tuple[Tensor, Tensor] | None = None
+    _encoded: list[tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
 
     def reference_features(self, reference: Callable[[Tensor], Sequence[Tensor]], image: Tensor) -> Tensor:
         """The frozen encoder's last map (B, C, h, w) of ``image`` (the same tensor, not equal numbers), in float32.
@@ -165,3 +168,17 @@ class Iteration:
         assert self.predict_target is not None and self.labeller is not None
         with self.phase("teacher"), torch.no_grad():
             return self.labeller(self.predict_target(self.batch.target), self)
+
+    def teacher_features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's maps of exactly these pixels (an ``Encoded.image``), finest first; at most one pass an image.
+
+        UserError where there is no teacher because no view looks at the target.
+        """
+        if self.encode_by_teacher is None:
+            raise UserError("features of the teacher: the recipe has none, as no view needs a target")
+        for seen, features in self._encoded:
+            if seen is image:
+                return features
+        with self.phase("teacher"), torch.no_grad():
+            self._encoded.append((image, self.encode_by_teacher(image)))
+        return self._encoded[-1][1]

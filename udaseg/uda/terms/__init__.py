@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from udaseg.uda.terms.decoupled import ClassDecoupledCrossEntropy
 from udaseg.uda.terms.distillation import FeatureDistance
+from udaseg.uda.terms.rebuild import Rebuild
 from udaseg.uda.terms.relational import RelationalDistillation
 from udaseg.uda.terms.segmentation import CrossEntropy
 from udaseg.uda.types import Term
@@ -13,4 +14,5 @@ TERMS: dict[str, type[Term]] = {
     "class_decoupled_cross_entropy": ClassDecoupledCrossEntropy,
     "feature_distance": FeatureDistance,
     "relational_distillation": RelationalDistillation,
+    "rebuild": Rebuild,
 }
