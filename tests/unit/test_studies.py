@@ -13,6 +13,7 @@ from udaseg.data.classes import CITYSCAPES, PROTOCOLS
 from udaseg.errors import UserError
 from udaseg.recipe import Recipe, benchmark_data, parse_override, shipped
 from udaseg.studies.study import Row, Study, find, load_study, studies
+from udaseg.uda.terms import TERMS
 
 SHIPPED = {name: load_study(name) for name in studies()}
 
@@ -256,10 +257,11 @@ def test_recipes_to_come(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOTALS)
 def test_every_row_with_a_recipe_loads(name: str) -> None:
-    """Its overrides, too, on the study's benchmark."""
+    """Its overrides, too, on the study's benchmark; but those that wait for a term to be written."""
     study = SHIPPED[name]
     for r in study.rows:
-        if r.recipe in shipped():
+        paths = [parse_override(text)[0] for text in r.overrides]
+        if r.recipe in shipped() and {path[3] for path in paths if path[2:3] == ("terms",)} <= set(TERMS):
             assert build.load(r.recipe, benchmark=study.benchmark, overrides=r.overrides).recipe.name == r.recipe
 
 
