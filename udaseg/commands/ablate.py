@@ -99,8 +99,8 @@ def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
     hours = sum(cost.hours * part for cost, part in estimated)
     size = sum(cost.gigabytes for cost, _ in estimated)
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    out.print(f"to do: {len(todo)} of {len(cells)} runs, one after the other")
-    out.print(f"estimated: {len(estimated)} of these, {hours:.2f} h, {size:.2f} GB ({free:.0f} GB are free here)")
+    out.print(f"to do: {len(todo)} of {len(cells)} runs")
+    out.print(f"estimated: {len(estimated)} of these, {hours:.2f} h one after the other, {size:.2f} GB ({free:.0f} GB are free here)")
     if unknown := [cell for cell in todo if cell.folder not in known]:
         command = shlex.join(["udaseg", *unknown[0].command, "--dry-run"])
         out.print(f"unknown: no run of the kind is finished; this measures one: {command}")
@@ -136,8 +136,8 @@ class Watching:
     def ended(self, cell: Cell, state: State) -> None:
         self.over.add(cell.folder)
         self.reached[cell.folder] = state.iteration
-        self.say(f"{cell.name}: {in_words(state, cell)}{' elsewhere' if state.kind == 'running' else ''}")
-        tell_failure(cell, state)
+        error = f": {state.failure.message.splitlines()[0]}" if state.failure else ""
+        self.say(f"{cell.name}: {in_words(state, cell)}{error}{' elsewhere' if state.kind == 'running' else ''}")
 
     def waiting(self, running: Sequence[Cell]) -> None:
         if time.monotonic() - self.said > HEARTBEAT:
