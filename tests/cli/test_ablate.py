@@ -19,7 +19,7 @@ import toy
 from safetensors.torch import load_file
 
 from udaseg import cli
-from udaseg.engine.runlog import RunFolder
+from udaseg.engine.runlog import RunFolder, held
 from udaseg.errors import Busy
 
 STUDY = """
@@ -122,6 +122,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(whole: Path, streets: Path) -
     until(lambda: any(path.stat().st_size for path in out.glob("dacs-*/metrics.jsonl")))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     text, _ = process.communicate(timeout=60)
+    assert not held(cell(out, "dacs"))
     assert process.returncode == 130 and "same command again continues" in text and "Traceback" not in text
     assert any(cell(out, "dacs").glob("checkpoints/step-*.pt")) and not any(out.glob("*/failure.json"))
     assert run(*ablate(study, str(out), "--executor", "inline")) == 0
@@ -172,9 +173,12 @@ def test_a_folder_in_which_somebody_trains_is_told_by_the_exit_code(streets: Pat
     run_folder = RunFolder(streets / "run")
     run_folder.lock()
     command = ("train", "--recipe", "source_only", "-b", "streets", "--out", str(run_folder.path), *SIZE)
-    assert run(*command, "train.iterations=1") == Busy.code
+    for name in ("output.log", "failure.json"):  # what a grid leaves of a run that was refused
+        (run_folder.path / name).write_text("x")
+    assert run(*command, "train.iterations=1") == Busy.code == 75
     assert "another process is training" in capsys.readouterr().err
     run_folder.unlock()
+    assert run(*command, "train.iterations=1") == 0
 
 
 def test_looking_changes_nothing(whole: Path, streets: Path, capsys: Any) -> None:

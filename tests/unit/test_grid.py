@@ -15,6 +15,7 @@ import toy
 from udaseg import build
 from udaseg.commands.ablate import Watching, parse_seeds
 from udaseg.engine.runlog import RunFolder, held
+from udaseg.engine.trainer import Interrupted
 from udaseg.errors import Busy, UserError
 from udaseg.files import write_json, write_text
 from udaseg.recipe import Recipe
@@ -249,6 +250,38 @@ def test_a_run_that_was_asked_to_stop_did_not_fail(tmp_path: Path, code: int) ->
     write_text(cell.folder / "recipe.yaml", "x: 1\n")
     work([cell], Played((code, "stopped")), told := Told())
     assert told.states == ["stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_runs_and_waits_for_them(tmp_path: Path, number: int) -> None:
+    class Endless:
+        def __init__(self) -> None:
+            self.asked = self.polled = 0
+
+        def poll(self) -> int | None:
+            self.polled += self.asked
+            return 143 if self.polled >= 3 else None
+
+        def terminate(self) -> None:
+            self.asked += 1
+
+    class Two:
+        slots = 2
+        jobs: list[Endless] = []  # noqa: RUF012
+
+        def start(self, cell: Cell) -> Endless:
+            self.jobs = [*self.jobs, Endless()]
+            return self.jobs[-1]
+
+    class Impatient(Told):
+        def waiting(self, running: Sequence[Cell]) -> None:
+            os.kill(os.getpid(), number)
+
+    executor, before = Two(), signal.getsignal(number)
+    with pytest.raises(Interrupted) as stop:
+        work(cells(tmp_path)[:3], executor, Impatient())
+    assert stop.value.number == number and all(job.asked == 1 and job.polled >= 3 for job in executor.jobs)
+    assert signal.getsignal(number) is before and not any(tmp_path.glob("*/failure.json"))
 
 
 def test_what_runs_elsewhere_is_skipped_and_looked_at_again(tmp_path: Path) -> None:
