@@ -100,9 +100,7 @@ def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
     size = sum(cost.gigabytes for cost, _ in estimated)
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     out.print(f"to do: {len(todo)} of {len(cells)} runs")
-    out.print(
-        f"estimated: {len(estimated)} of these, {hours:.2f} h one after the other, {size:.2f} GB ({free:.0f} GB are free here)"
-    )
+    out.print(f"estimated: {len(estimated)} of these, {hours:.2f} h in a row, {size:.2f} GB ({free:.0f} GB free here)")
     if unknown := [cell for cell in todo if cell.folder not in known]:
         command = shlex.join(["udaseg", *unknown[0].command, "--dry-run"])
         out.print(f"unknown: no run of the kind is finished; this measures one: {command}")
