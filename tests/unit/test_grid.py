@@ -1,0 +1,352 @@
+"""Grids: which runs a study takes, how far they are, and what becomes of those that fail or run elsewhere."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import toy
+
+from udaseg import build
+from udaseg.commands.ablate import Watching, parse_seeds
+from udaseg.engine.runlog import RunFolder, held
+from udaseg.engine.trainer import Interrupted
+from udaseg.errors import Busy, UserError
+from udaseg.files import write_json, write_text
+from udaseg.recipe import Recipe
+from udaseg.studies import grid
+from udaseg.studies.executors import Ended, Local, log_of, work
+from udaseg.studies.grid import Cell, State, lay_out, look, read_failure
+from udaseg.studies.study import Row, Study
+
+STUDY = Study(
+    title="toy",
+    benchmark="streets",
+    seeds=[0, 1],
+    rows=[
+        Row(label="plain", recipe="source_only"),
+        Row(label="mixed", group="A", recipe="dacs"),
+        Row(label="as it is", group="B", recipe="dacs", overrides=("teacher.alpha=0.99",)),
+        Row(label="strong", group="B", recipe="dacs", overrides=("teacher.alpha=0.5",)),
+        Row(label="to come", recipe="nosuch_recipe"),
+        Row(label="wrong", recipe="dacs", overrides=("train.bach=3",)),
+        Row(label="printed", published=[50.0]),
+    ],
+)
+
+
+def cells(out: Path, **options: object) -> list[Cell]:
+    return lay_out(STUDY, out=out, overrides=toy.TINY, **options).cells  # type: ignore[arg-type]
+
+
+def finish(cell: Cell, hits: int = 1, fingerprint: str | None = None) -> None:
+    """A result as a run leaves it: `hits` pixels of road right, one wrong."""
+    confusion = [[0] * 19 for _ in range(19)]
+    confusion[0][0], confusion[0][1] = hits, 1
+    names = build.class_set(cell.loaded.recipe).names
+    result = {
+        "fingerprint": fingerprint or cell.loaded.recipe.fingerprint(),
+        "classes": names,
+        "oracle_selection": None,
+    }
+    result |= {"protocol": "cityscapes19", "validation": {"iteration": 4, "confusion": confusion}}
+    write_json(cell.folder / "result.json", result)
+
+
+class Played:
+    """An executor whose runs end as the test says: an exit code, and the last line of the log."""
+
+    def __init__(self, *ends: tuple[int, str], slots: int = 1) -> None:
+        self.ends, self.slots, self.began = list(ends), slots, []  # type: ignore[var-annotated]
+
+    def start(self, cell: Cell) -> Ended:
+        self.began.append(cell.folder)
+        code, text = self.ends.pop(0) if self.ends else (0, "")
+        with open(log_of(cell), "a", encoding="utf-8") as file:
+            file.write(f"step 1\n{text}\n")
+        if code == 0:
+            finish(cell)
+        return Ended(code)
+
+
+class Told:
+    def __init__(self) -> None:
+        self.states: list[str] = []
+
+    def started(self, cell: Cell) -> None: ...
+
+    def ended(self, cell: Cell, state: State) -> None:
+        self.states.append(state.kind)
+
+    def waiting(self, running: Sequence[Cell]) -> None: ...
+
+
+# --- which runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_a_row_with_a_seed(tmp_path: Path) -> None:
+    laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY)
+    assert [cell.name for cell in laid.cells[:3]] == ["plain, seed 0", "plain, seed 1", "A/mixed, seed 0"]
+    assert len(laid.cells) == 8 and laid.absent == {"to come": "no recipe 'nosuch_recipe'"}
+    assert list(laid.refused) == ["wrong"] and "train.bach" in laid.refused["wrong"]
+    recipe = laid.cells[7].loaded.recipe
+    assert (recipe.seed, recipe.benchmark, recipe.teacher.alpha, recipe.train.batch) == (1, "streets", 0.5, 2)
+
+
+def test_equal_fingerprints_are_one_run(tmp_path: Path) -> None:
+    laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY)
+    assert build.load("dacs").recipe.teacher.alpha == 0.99
+    assert [cell.row.name for cell in laid.runs()] == ["plain"] * 2 + ["A/mixed"] * 2 + ["B/strong"] * 2
+    ours = lay_out(STUDY, out=tmp_path, overrides=[*toy.TINY, "teacher.alpha=0.7"])
+    assert [cell.row.name for cell in ours.runs()] == ["plain"] * 2 + ["A/mixed"] * 2
+    assert not {cell.folder for cell in ours.cells} & {cell.folder for cell in laid.cells}
+    full = {cell.folder for cell in lay_out(STUDY, out=tmp_path).cells}
+    assert not full & {cell.folder for cell in laid.cells}
+    slower = lay_out(STUDY, out=tmp_path, overrides=[*toy.TINY, "runtime.workers=3"])
+    assert [cell.folder for cell in slower.cells] == [cell.folder for cell in laid.cells]
+
+
+def test_a_run_is_found_under_another_recipes_name(tmp_path: Path) -> None:
+    (plain, *_) = cells(tmp_path)
+    digits = plain.loaded.recipe.fingerprint()[:12]
+    assert plain.folder.name == f"source_only-streets-seed0-{digits}"
+    (tmp_path / f"mine-streets-seed0-{digits}").mkdir()
+    assert cells(tmp_path)[0].folder.name.startswith("mine-")
+
+
+def test_the_command_of_a_cell_trains_that_cell(tmp_path: Path) -> None:
+    from udaseg.commands.train import choose
+
+    for cell in cells(tmp_path):
+        _, _, name, _, benchmark, _, seed, _, out, *overrides = cell.command
+        loaded = choose(name, benchmark, int(seed), overrides, Path(out), False)
+        assert loaded.recipe.fingerprint() == cell.loaded.recipe.fingerprint() and Path(out) == cell.folder
+
+
+def test_seeds_rows_and_benchmark_can_be_chosen(tmp_path: Path) -> None:
+    assert [cell.seed for cell in cells(tmp_path, seeds=[5], only="plain")] == [5]
+    assert {cell.row.name for cell in cells(tmp_path, only="b/")} == {"B/as it is", "B/strong"}
+    assert {cell.row.name for cell in cells(tmp_path, only="mixed")} == {"A/mixed"}
+    assert cells(tmp_path, benchmark="camvid", only="plain")[0].loaded.recipe.benchmark == "camvid"
+    for options, words in (
+        ({"only": "plian"}, "did you mean 'plain'"),
+        ({"only": "printed"}, "published numbers"),
+        ({"only": "to come"}, "no recipe 'nosuch_recipe'"),
+        ({"only": "wrong"}, "train.bach"),
+    ):
+        with pytest.raises(UserError, match=words):
+            cells(tmp_path, **options)
+    for text, option in (("seed=1", "--seeds"), ("benchmark=streets", "--benchmark")):
+        with pytest.raises(UserError, match=option):
+            lay_out(STUDY, out=tmp_path, overrides=[text])
+
+
+def test_seeds_as_they_are_written() -> None:
+    assert parse_seeds("0, 2,10") == [0, 2, 10]
+    for text in ("", "0,", "a", "0,0", "-1", "1.5", "²"):
+        with pytest.raises(UserError, match="--seeds"):
+            parse_seeds(text)
+
+
+# --- how far -------------------------------------------------------------------------------------------------------
+
+
+def test_the_states_of_a_run(tmp_path: Path) -> None:
+    (cell, *_) = cells(tmp_path)
+    assert look(cell) == State("missing")
+    run = RunFolder(cell.folder)
+    run.lock()
+    run.record({"iteration": 2, "losses": {}})
+    assert look(cell) == State("running", 2)
+    run.unlock()
+    assert look(cell) == State("missing")  # nothing has begun without a recipe
+    write_text(run.recipe, "x: 1\n")
+    assert look(cell) == State("stopped", 2)
+    grid.write_failure(cell.folder, kind="crash", message="bang", log=log_of(cell))
+    state = look(cell)
+    assert state.kind == "failed" and state.failure and (state.failure.message, state.failure.iteration) == ("bang", 2)
+    finish(cell, hits=3)
+    assert look(cell) == State("done", cell.iterations, pytest.approx((75.0 + 0.0) / 2))
+    finish(cell, fingerprint="another")
+    assert look(cell).kind == "failed" and "another recipe" in look(cell).failure.message  # type: ignore[union-attr]
+    for text in ("", "{", "[1]", "null"):
+        (cell.folder / "result.json").write_text(text)
+        assert look(cell).kind == "failed" and "delete it" in look(cell).failure.message  # type: ignore[union-attr]
+
+
+def test_a_damaged_failure_is_a_failure(tmp_path: Path) -> None:
+    for text in ("", "{", "[1]", '{"kind": 1}'):
+        (tmp_path / "failure.json").write_text(text)
+        assert read_failure(tmp_path).kind == "unknown"
+
+
+def test_a_lock_is_seen_but_not_taken(tmp_path: Path) -> None:
+    assert not held(tmp_path / "nowhere") and not held(tmp_path)
+    run, other = RunFolder(tmp_path), RunFolder(tmp_path)
+    run.lock()
+    assert held(tmp_path) and held(tmp_path)
+    with pytest.raises(Busy, match="another process"):
+        other.lock()
+    run.unlock()
+    assert not held(tmp_path)
+    other.lock()
+
+
+def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunFolder(tmp_path).lock()
+    looking = open(tmp_path / ".lock")  # noqa: SIM115
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr("time.sleep", lambda seconds: looking.close())
+    RunFolder(tmp_path).lock()
+
+
+# --- what becomes of them ------------------------------------------------------------------------------------------
+
+
+def test_one_failure_never_stops_the_rest(tmp_path: Path) -> None:
+    runs = lay_out(STUDY, out=tmp_path, overrides=toy.TINY).runs()[:5]
+    ends = [(2, "error: bad\n  thing: x"), (-9, "last row"), (1, "RuntimeError: bang"), (1, "CUDA out of memory. x")]
+    played, told = Played(*ends), Told()
+    work(runs, played, told)
+    assert told.states == ["failed"] * 4 + ["done"] and len(played.began) == 5
+    kept = [(look(cell).failure.kind, look(cell).failure.message) for cell in runs[:4]]  # type: ignore[union-attr]
+    assert kept == [
+        ("error", "bad\n  thing: x"), ("killed by SIGKILL", "last row"), ("crash", "RuntimeError: bang"),
+        ("out of memory", "CUDA out of memory. x"),
+    ]  # fmt: skip
+
+
+def test_failed_runs_wait_for_retry_and_only_their_last_words_count(tmp_path: Path) -> None:
+    runs = cells(tmp_path)[:2]
+    work(runs, Played((2, "error: first")), Told())
+    again = Played((1, "second"))
+    work(runs, again, Told())
+    assert again.began == []
+    work(runs, again, Told(), retry=True)
+    failure = read_failure(runs[0].folder)
+    assert again.began == [runs[0].folder] and (failure.kind, failure.message) == ("crash", "second")
+    work(runs, again, told := Told(), retry=True)
+    assert told.states == ["done", "done"] and not (runs[0].folder / "failure.json").exists()
+
+
+def test_what_failed_since_is_not_tried_again(tmp_path: Path) -> None:
+    """Two calls with --retry at once: one retries it, not both."""
+    (cell, *_) = cells(tmp_path)
+    grid.write_failure(cell.folder, kind="crash", message="now", log=log_of(cell))
+    later = os.stat(cell.folder).st_mtime + 60
+    os.utime(cell.folder / "failure.json", (later, later))
+    work([cell], played := Played(), Told(), retry=True)
+    assert played.began == []
+
+
+@pytest.mark.parametrize("code", [130, 143, -signal.SIGINT, -signal.SIGTERM])
+def test_a_run_that_was_asked_to_stop_did_not_fail(tmp_path: Path, code: int) -> None:
+    (cell, *_) = cells(tmp_path)
+    write_text(cell.folder / "recipe.yaml", "x: 1\n")
+    work([cell], Played((code, "stopped")), told := Told())
+    assert told.states == ["stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_runs_and_waits_for_them(tmp_path: Path, number: int) -> None:
+    class Endless:
+        def __init__(self) -> None:
+            self.asked = self.polled = 0
+
+        def poll(self) -> int | None:
+            self.polled += self.asked
+            return 143 if self.polled >= 3 else None
+
+        def terminate(self) -> None:
+            self.asked += 1
+
+    class Two:
+        slots = 2
+        jobs: list[Endless] = []  # noqa: RUF012
+
+        def start(self, cell: Cell) -> Endless:
+            self.jobs = [*self.jobs, Endless()]
+            return self.jobs[-1]
+
+    class Impatient(Told):
+        def waiting(self, running: Sequence[Cell]) -> None:
+            os.kill(os.getpid(), number)
+
+    executor, before = Two(), signal.getsignal(number)
+    with pytest.raises(Interrupted) as stop:
+        work(cells(tmp_path)[:3], executor, Impatient())
+    assert stop.value.number == number and all(job.asked == 1 and job.polled >= 3 for job in executor.jobs)
+    assert signal.getsignal(number) is before and not any(tmp_path.glob("*/failure.json"))
+
+
+def test_what_runs_elsewhere_is_skipped_and_looked_at_again(tmp_path: Path) -> None:
+    """Held when it was looked at; taken while our child started; then free."""
+    one, two, three = cells(tmp_path)[:3]
+    run = RunFolder(one.folder)
+    run.lock()
+    played = Played((Busy.code, "error: another process is training"), (0, ""), (0, ""))
+    work([one, two, three], played, told := Told())
+    assert played.began == [two.folder, three.folder, two.folder]
+    assert sorted(told.states) == ["done", "done", "running"] and look(two).failure is None
+    run.unlock()
+    work([one], played, told)
+    assert told.states[-1] == "done"
+
+
+def test_children_share_cores_and_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+
+    class Running:
+        def poll(self) -> None: ...
+
+    def launch(command: object, log: object, env: dict[str, str]) -> Running:
+        seen.append(env)
+        return Running()
+
+    monkeypatch.setattr("udaseg.studies.executors.launch", launch)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    executor = Local(slots=4, devices=["3", "GPU-x"])
+    for cell in cells(tmp_path)[:4]:
+        executor.start(cell)
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["3", "GPU-x", "3", "GPU-x"]
+    assert {env["OMP_NUM_THREADS"] for env in seen} == {"2"}
+
+
+def test_costs_come_from_finished_runs_of_the_kind(tmp_path: Path) -> None:
+    plain, other = cells(tmp_path, only="plain")
+    recipe: Recipe = plain.loaded.recipe
+    assert grid.costs([plain, other], tmp_path) == {}
+    finish(plain)
+    result = json.loads((plain.folder / "result.json").read_text())
+    write_json(plain.folder / "result.json", {**result, "finished": "2026-11-21T13:00:00+0100"})
+    write_json(plain.folder / "environment.json", [{"time": "2026-11-21T10:00:00+0000"}])
+    from udaseg.yamls import as_yaml
+
+    write_text(plain.folder / "recipe.yaml", as_yaml(plain.loaded.tree))
+    cost = grid.costs([plain, other], tmp_path)
+    assert cost[other.folder].hours == pytest.approx(2.0) and 0 < cost[other.folder].gigabytes < 1e-3
+    longer = lay_out(STUDY, out=tmp_path, only="plain", overrides=[*toy.TINY, "train.iterations=80000"]).cells
+    assert grid.costs(longer, tmp_path)[longer[0].folder].hours == pytest.approx(2.0 * 80000 / recipe.train.iterations)
+    larger = lay_out(STUDY, out=tmp_path, only="plain", overrides=[*toy.TINY, "train.batch=4"]).cells
+    assert grid.costs(larger, tmp_path) == {}
+    write_json(plain.folder / "environment.json", [{"time": "2026-11-21T10:00:00+0000"}] * 2)
+    assert grid.costs([plain], tmp_path) == {}
+
+
+def test_the_time_left_is_told_from_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = cells(tmp_path, only="plain")
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    watch = Watching([one, two])
+    assert watch.left() == ""
+    clock[0] = 600.0
+    watch.ended(one, State("done", one.iterations, 50.0))
+    assert watch.left() == "; about 10 min 00 s left"
+    watch.ended(two, State("failed", 3))
+    assert watch.left() == ""
