@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        fail(str(error), 2)
+        fail(str(error), error.code)
     except OSError as error:
         if error.errno not in OF_THE_PLACE:
             raise
@@ -182,6 +182,44 @@ def import_(
     from udaseg.commands import importing
 
     importing.run(file, teacher=teacher, out=out, benchmark=benchmark, encoder=encoder, decoder=decoder)
+
+
+@app.command()
+def ablate(
+    study: Annotated[
+        str | None,
+        typer.Argument(help="A study's name or part of it (udaseg ablate --list), or a path to a YAML file."),
+    ] = None,
+    overrides: Overrides = None,
+    seeds: Annotated[str | None, typer.Option(help="As in 0,1,2; default: the study's.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="ROW", help="Only the rows with that in their name.")] = None,
+    benchmark: Benchmark = None,
+    executor: Annotated[
+        str, typer.Option(help="local: child processes, one a GPU; inline: in this process; slurm: a job a run.")
+    ] = "local",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a GPU, one on the CPU.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Failed runs, too; else they are left as they are.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Only show how far each run is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs with hours and disk.")] = False,
+    names: Annotated[bool, typer.Option("--list", help="List all studies.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the runs of all studies; default: runs/cells.")] = None,
+) -> None:
+    """Train all rows of a study with all seeds. The same command again goes on; nothing is trained twice."""
+    from udaseg.commands import ablate as ablation
+
+    if names:
+        return ablation.listing()
+    if study is None:
+        raise UserError("which study? udaseg ablate --list lists them; or give a path to a YAML file")
+    grid = ablation.choose(
+        study, seeds=seeds, only=only, benchmark=benchmark, overrides=overrides or [], folder=out
+    )  # fmt: skip
+    if status:
+        ablation.status(*grid)
+    elif dry_run:
+        ablation.dry_run(*grid, out)
+    else:
+        interruptible(lambda: ablation.run(*grid, executor=executor, jobs=jobs, retry=retry, folder=out))
 
 
 @app.command()

@@ -20,6 +20,9 @@ from udaseg.models.segmentor import Segmentor
 from udaseg.recipe import Loaded, checked, difference
 from udaseg.yamls import as_yaml, read_yaml
 
+BEFORE_A_RUN = {".lock", "output.log", "failure.json"}
+"""What a folder may hold in which no run has begun: one that was refused (``udaseg.studies.grid``)."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -51,14 +54,16 @@ def train(loaded: Loaded, folder: Path, watch: Callable[[Loaded], Progress], *, 
     An unfinished run of the same recipe goes on; a finished one is left alone; another recipe is refused with the
     difference; a folder that is not a run is refused. ``resume``: there must be something to continue.
     """
-    started = claim(loaded, folder, resume)
+    claim(loaded, folder, resume)
     if (folder / "result.json").is_file():
         return Outcome(folder, True)
     built = build.training(loaded)
     run = RunFolder(folder, writes=built.setup.ranks.first, tensorboard=loaded.recipe.runtime.tensorboard)
     run.lock()
     try:
-        if not started and run.writes:
+        if run.result.is_file():  # another process finished it while this one was being built
+            return Outcome(folder, True)
+        if run.writes and not run.recipe.is_file():
             write_text(run.recipe, as_yaml(loaded.tree))
         run.stamp(fingerprint=loaded.recipe.fingerprint(), **built.stamp)
         progress = watch(loaded) if run.writes else _silent()
@@ -81,8 +86,8 @@ def _silent() -> Progress:
     return Silent()
 
 
-def claim(loaded: Loaded, folder: Path, resume: bool) -> bool:
-    """Is there a run of this recipe in the folder already? Refuses everything that would lose or mix up work."""
+def claim(loaded: Loaded, folder: Path, resume: bool) -> None:
+    """Refuse everything that would lose or mix up work: only a run of this recipe, or none, may be in the folder."""
     if (folder / "recipe.yaml").is_file():
         before = read_recipe(folder)
         if before.recipe.fingerprint() != loaded.recipe.fingerprint():
@@ -94,12 +99,11 @@ def claim(loaded: Loaded, folder: Path, resume: bool) -> bool:
                 + "\nChoose another folder with --out, or "
                 "use the recipe it was started with."
             )
-        return True
+        return
     if resume:
         raise UserError(f"--resume: there is no run in {folder}; leave --resume out to start one")
-    if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+    if folder.exists() and any(entry.name not in BEFORE_A_RUN for entry in folder.iterdir()):
         raise UserError(f"{folder} exists and is not a run folder; choose another with --out")
-    return False
 
 
 def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:

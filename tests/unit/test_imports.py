@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "udaseg.engine": {"udaseg.data.loading", "udaseg.models", "udaseg.uda", "udaseg.evaluation"},
     "udaseg.studies": {
         "udaseg.build", "udaseg.runs", "udaseg.recipe", "udaseg.parts", "udaseg.evaluation", "udaseg.data.classes",
-        "udaseg.console",
+        "udaseg.console", "udaseg.engine",
     },
     "udaseg.build": {
         "udaseg.recipe", "udaseg.parts", "udaseg.data", "udaseg.models", "udaseg.uda", "udaseg.engine",

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from udaseg import build
 from udaseg.data.classes import CITYSCAPES, PROTOCOLS
 from udaseg.errors import UserError
 from udaseg.recipe import Recipe, benchmark_data, parse_override, shipped
-from udaseg.studies.study import Row, Study, load_study, studies
+from udaseg.studies.study import Row, Study, find, load_study, studies
 
 SHIPPED = {name: load_study(name) for name in studies()}
 
@@ -248,6 +249,20 @@ def test_rows_name_recipes_sections_and_the_command(name: str) -> None:
         assert {parse_override(text)[0][0] for text in r.overrides} <= set(Recipe.model_fields)
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in shipped()])
+def test_recipes_to_come(name: str) -> None:
+    pytest.skip(f"no recipe {name} yet")
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_every_row_with_a_recipe_loads(name: str) -> None:
+    """Its overrides, too, on the study's benchmark."""
+    study = SHIPPED[name]
+    for r in study.rows:
+        if r.recipe in shipped():
+            assert build.load(r.recipe, benchmark=study.benchmark, overrides=r.overrides).recipe.name == r.recipe
+
+
 @pytest.mark.parametrize("name", TOTALS)
 def test_no_run_stands_for_two_rows_of_a_column(name: str) -> None:
     runs = [(r.group, r.recipe, tuple(r.overrides)) for r in SHIPPED[name].rows if r.recipe]
@@ -327,8 +342,28 @@ def test_what_is_no_study(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(UserError, match=r"no study 'mrm_1_gta'.*did you mean 'mrm_1_gta5'.*`udaseg ablate --list`"):
-        load_study("mrm_1_gta")
+    with pytest.raises(UserError, match=r"no study 'mrm_1_gt5'.*did you mean 'mrm_1_gta5'.*`udaseg ablate --list`"):
+        load_study("mrm_1_gt5")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("mask-ratio", "mrm_fig4_mask_ratio"), ("mask_ratio", "mrm_fig4_mask_ratio"), ("FIG4", "mrm_fig4_mask_ratio"),
+        ("mrm_1_gta5", "mrm_1_gta5"), ("mrm_1_gta5.yaml", "mrm_1_gta5"), ("t2s-07", "t2s_07_terms"),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_name_is_enough(name: str, wanted: str) -> None:
+    assert find(name).stem == wanted
+
+
+def test_what_several_names_have_is_refused_with_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"study '1-' may be .*write more") as error:
+        find("1-")
+    assert all(name in str(error.value) for name in ("mrm_1_gta5", "mrm_1_synthia", "omuda_1_gta5", "t2s_11_engine"))
+    monkeypatch.chdir(tmp_path)
+    Path("gta5.yaml").write_text(GOOD, encoding="utf-8")
+    assert find("gta5.yaml") == Path("gta5.yaml")
 
 
 def test_studies_need_no_torch() -> None:

@@ -22,10 +22,22 @@ from typing import IO, Any
 import torch
 
 import udaseg
-from udaseg.errors import UserError
+from udaseg.errors import Busy, UserError
 from udaseg.files import write_json, write_text
 
 Row = dict[str, Any]
+
+
+def held(folder: Path) -> bool:
+    """Is a process training in the folder right now?"""
+    try:
+        with open(folder / ".lock", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 class RunFolder:
@@ -48,12 +60,13 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{self.path}: another process is training in this folder; wait for it or choose another --out"
-            ) from None
+        for patience in (0.2, 0.2, 0.0):  # `held` takes the lock for a moment
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(patience)
+        raise Busy(f"{self.path}: another process is training in this folder; wait for it or choose another --out")
 
     def unlock(self) -> None:
         if self._lock is not None:

@@ -53,6 +53,11 @@ class Row(Section):
     published: list[Cell] | None = None
     std: list[Cell] | None = None
 
+    @property
+    def name(self) -> str:
+        """What tells it from the study's other rows."""
+        return f"{self.group}/{self.label}" if self.group else self.label
+
 
 class Study(Section):
     """Columns: classes (IoU in %), mIoU over the protocol's classes, mIoU* over SYNTHIA's 13; others are printed only.
@@ -74,10 +79,23 @@ def studies() -> dict[str, Path]:
     return shipped("studies")
 
 
+def find(name: str) -> Path:
+    """The file at a path, or the shipped study that has this in its name, where - and _ are equal. UserError if several
+    have it and it is no whole name."""
+    part = name.replace("-", "_").lower()
+    fitting = [] if Path(name).is_file() or not part else [known for known in studies() if part in known]
+    if len(fitting) > 1 and part not in fitting:
+        raise UserError(f"study {name!r} may be {', '.join(fitting)}; write more of its name")
+    return locate(part if part in fitting else fitting[0] if fitting else name, "studies")
+
+
 def load_study(name: str) -> Study:
-    """A shipped study by name, or the file at a path. A UserError lists what is wrong with file and key: all wrong keys
-    and values, or, where there are none, all that does not fit together."""
-    path = locate(name, "studies")
+    """A study by its name, a part of it, or its file's path.
+
+    A UserError lists what is wrong with file and key: all wrong keys and values, or, where there are none, all that
+    does not fit together.
+    """
+    path = find(name)
     tree = read_yaml(path, "study")
     try:
         study = Study.model_validate(tree)
