@@ -163,6 +163,30 @@ def evaluate(
     )  # fmt: skip
 
 
+@app.command()
+def report(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STUDY]... [KEY=VALUE]...",
+            help="Studies (udaseg ablate --list) or paths to YAML files; none: all runs in the folder. Give the "
+            "overrides their runs were started with, if any.",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", "-f", help="terminal, md, latex, csv or html; default: terminal, or by --out."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File; nothing is overwritten, the next free name is used.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder with the run folders, at any depth.")] = Path("runs"),
+    benchmark: Benchmark = None,
+) -> None:
+    """Published and reproduced numbers of studies side by side; without a name, an overview of all runs."""
+    from udaseg.commands import report as reporting
+
+    reporting.run(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
+
+
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A public checkpoint of the DAFormer family: .pth or .safetensors.")],
