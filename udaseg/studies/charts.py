@@ -51,7 +51,7 @@ class _Plane:
     y: tuple[float, float]
     log: bool = False
     left: int = 44
-    top: int = 10
+    top: int = 22
     bottom: int = 40
 
     def across(self, value: float) -> float:
@@ -109,7 +109,7 @@ def axes(plane: _Plane, xs: Sequence[float], ys: Sequence[float], x_label: str, 
         found.append(f'<text class="middle" x="{at}" y="{foot + 17}">{compact(x)}</text>')
     found.append(f'<line class="axis" x1="{plane.left}" x2="{right}" y1="{foot}" y2="{foot}"/>')
     found.append(f'<text class="end" x="{right}" y="{HEIGHT - 4}">{words(x_label)}</text>')
-    found.append(f'<text x="{plane.left + 4}" y="{plane.top + 3}">{words(y_label)}</text>')
+    found.append(f'<text x="{plane.left - 37}" y="10">{words(y_label)}</text>')
     return found
 
 

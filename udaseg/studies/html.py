@@ -53,15 +53,15 @@ REPORT_STYLE = """
 section { margin-top: 3rem } section > h2 { font-size: 1.35rem; margin-bottom: .2rem } .lead, .note { opacity: .75 }
 .lead { margin-top: 0; font-size: .92rem; max-width: 60rem } .note { font-size: .85rem; margin: .4rem 0; max-width: 60rem }
 .card { padding: .5rem 1rem; min-width: 6rem; font-size: .85rem } .card b { font-size: 1.5rem; line-height: 1.3 }
-.wide { border: 1px solid var(--line); border-radius: .6rem; margin: .8rem 0 }
-table { font-size: .86rem } th { font-weight: 600; opacity: .8 } thead th { border-bottom-color: currentColor }
-tbody tr:last-child td { border-bottom: 0 } td.text, th.text { text-align: left } tbody tr:hover { background: var(--soft) }
-td.text { max-width: 24rem; overflow: hidden; text-overflow: ellipsis } th:first-child, td:first-child { padding-left: 1rem }
-tr.start td { border-top: 1px solid var(--line) } tr.go td { border-bottom-color: transparent }
-tr.published td, td.text + td.text { opacity: .8 } small { opacity: .65; font-size: .8em }
+.wide { border: 1px solid var(--line); border-radius: .6rem; margin: .8rem 0; width: fit-content; max-width: 100% }
+table { font-size: .86rem; width: auto } th, td { border: 0; padding: .2rem .6rem } td { height: 1.45em }
+thead th { border-bottom: 1px solid; font-weight: 600 } td.text, th.text { text-align: left } td + td.text { opacity: .75 }
+td.text { max-width: 22rem; overflow: hidden; text-overflow: ellipsis } tbody tr:hover { background: var(--soft) }
+tr.start:not(:first-child) td { border-top: 1px solid var(--line) } small { opacity: .6; font-size: .8em }
+th:first-child, td:first-child { padding-left: 1rem; position: sticky; left: 0; background: var(--paper) }
 u { text-underline-offset: .18em; text-decoration-thickness: 2px }
-.figures { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); align-items: start }
-figure { border: 1px solid var(--line); border-radius: .6rem; margin: 0; padding: .8rem 1rem }
+.figures { columns: 2 24rem; column-gap: 1.2rem } figure { border: 1px solid var(--line); border-radius: .6rem;
+  margin: 0 0 1.2rem; padding: .8rem 1rem; break-inside: avoid }
 figcaption { font-weight: 600; font-size: .95rem; margin-bottom: .3rem }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .8rem; margin: .5rem 0 0; padding: 0; list-style: none }
 .legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 50%; margin-right: .35rem;
@@ -78,10 +78,11 @@ REPORT = """{% macro number(cell) -%}
 {% for section in sections %}<section><h2>{{ section.table.title }}</h2><p class="lead">{{ section.table.lead }}</p>
 <div class="wide"><table><thead><tr>{% for name in section.table.header %}
 <th{% if loop.index0 < section.table.left %} class="text"{% endif %}>{{ name }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in section.table.rows %}<tr>{% for cell in row -%}
+{% for row in section.table.rows %}{% set new = loop.first or row[0] != loop.previtem[0] -%}
+<tr{% if new %} class="start"{% endif %}>{% for cell in row -%}
 <td{% if loop.index0 < section.table.left %} class="text" title="{{ cell.number() }}"
-{%- elif cell.signed and cell.value is not none %} class="{{ 'good' if cell.value >= 0 else 'bad' }}"{% endif %}>
-{{- number(cell) }}</td>{% endfor %}</tr>
+{%- elif cell.signed and cell.value is not none %} class="{{ 'bad' if cell.number().startswith('-') else 'good' }}"{% endif %}>
+{%- if not loop.first or new %}{{ number(cell) }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% for note in section.table.notes %}<p class="note">{{ note }}</p>{% endfor %}
 {% if section.table.commands %}<details><summary>{{ section.table.commands | length }} rows have missing runs: the

@@ -15,10 +15,11 @@ from udaseg.studies.html import Figure, Part
 from udaseg.studies.results import Curves, Points, Run, curves
 from udaseg.studies.study import Row
 from udaseg.studies.summary import (
-    PUBLISHED, REPRODUCED, Entry, Stat, Summary, families_table, of_rows, overview_table, study_table
+    PUBLISHED, REPRODUCED, Entry, Stat, Summary, families_table, overview_table, stats, study_table
 )  # fmt: skip
 
-SHOWN = 6  # methods in a chart of bars or of curves
+SHOWN = 8  # methods in a chart of curves
+BARS = 4  # methods in a chart of bars
 POINTS = 150  # of a training curve
 PICTURE = "panels.png"
 LARGEST = 8 * 2**20  # bytes of a picture that goes into a page
@@ -28,7 +29,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def study_part(summary: Summary, *, runs: Path) -> Part:
     """A study's table with its ablation curves, bars by class, training curves, and pictures in its run folders."""
     entries = [entry for entry in summary.entries if entry.runs]
-    figures = [*ablations(summary), *class_bars(summary, entries), *training([(e.row.name, e.runs) for e in entries])]
+    figures = [*ablations(summary), *training([(e.row.name, e.runs) for e in entries]), *class_bars(summary, entries)]
     return Part(study_table(summary, runs=runs), figures, pictures(run for entry in entries for run in entry.runs))
 
 
@@ -58,10 +59,10 @@ def ablation(summary: Summary, entries: Sequence[Entry], group: str) -> Figure |
     key, places = positions([entry.row for entry in entries])
     series = []
     for what, colour in ((REPRODUCED, 0), (PUBLISHED, 1)):
-        stats = {entry.row.name: of_rows(entry, what, ["mIoU"], summary.protocol)[0] for entry in entries}
-        points = sorted((x, s.mean, s.std) for name, x in places.items() if (s := stats[name]))
+        found = {entry.row.name: stats(summary, entry, what, ["mIoU"])[0] for entry in entries}
+        points = sorted((x, s.mean, s.std) for name, x in places.items() if (s := found[name]))
         series += [Series(what, points, colour, what == PUBLISHED)] if points else []
-        series += levels([e.row for e in entries if e.row.name not in places], stats, what) if points else []
+        series += levels([e.row for e in entries if e.row.name not in places], found, what) if points else []
     if not series:
         return None
     caption = f"mIoU over {key}" + (f", {group}" if group else "")
@@ -69,8 +70,8 @@ def ablation(summary: Summary, entries: Sequence[Entry], group: str) -> Figure |
     return Figure(caption, svg, [(s.name, s.colour, s.published) for s in series])
 
 
-def levels(rows: Iterable[Row], stats: dict[str, Stat | None], what: str) -> list[Series]:
-    found = [(row, stat) for row in rows if (stat := stats[row.name])]
+def levels(rows: Iterable[Row], values: dict[str, Stat | None], what: str) -> list[Series]:
+    found = [(row, stat) for row in rows if (stat := values[row.name])]
     return [Series(f"{row.label}, {what}", [(math.nan, stat.mean, None)], 7 - 2 * i, what == PUBLISHED)
             for i, (row, stat) in enumerate(found[:3])]  # fmt: skip
 
@@ -108,18 +109,28 @@ def class_bars(summary: Summary, entries: Sequence[Entry]) -> list[Figure]:
         return []
     known = entries[0].runs[0].scores(summary.protocol).names
     classes = [column for column in summary.study.columns if column in known] or list(known)
-    methods = [bars_of(entry, classes, summary, i) for i, entry in enumerate(entries[:SHOWN])]
+    methods = [bars_of(entry, classes, summary, entries.index(entry)) for entry in compared(entries, summary)]
     svg = charts.bars(classes, methods, title="IoU by class")
     marked = any(value is not None for method in methods for value in method.published)
     caption = "IoU by class, %" + ("; | published" if marked else "")
     return [Figure(caption, svg, [(method.name, method.colour, False) for method in methods])]
 
 
+def compared(entries: Sequence[Entry], summary: Summary) -> list[Entry]:
+    """The first and the best, in the order of the table."""
+
+    def miou(entry: Entry) -> float:
+        (found,) = stats(summary, entry, REPRODUCED, ["mIoU"])
+        return found.mean if found else 0.0
+
+    best = sorted(entries[1:], key=miou, reverse=True)[: BARS - 1]
+    return [entry for entry in entries if entry is entries[0] or entry in best]
+
+
 def bars_of(entry: Entry, classes: Sequence[str], summary: Summary, colour: int) -> Bars:
-    stats = of_rows(entry, REPRODUCED, classes, summary.protocol)
-    printed = dict(zip(summary.study.columns, entry.row.published or (), strict=False)) if summary.as_published else {}
-    published = [value if isinstance(value := printed.get(name), float) else None for name in classes]
-    return Bars(entry.row.name, [s.mean if s else math.nan for s in stats], published, colour)
+    values = [s.mean if s else math.nan for s in stats(summary, entry, REPRODUCED, classes)]
+    printed = stats(summary, entry, PUBLISHED, classes)
+    return Bars(entry.row.name, values, [s.mean if s and summary.as_published else None for s in printed], colour)
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -100,14 +100,17 @@ def measured(runs: Sequence[Run], column: str, protocol: str) -> Stat | None:
     return over_seeds(iou[column] for iou in per_class if column in iou)
 
 
-def of_rows(entry: Entry, what: str, columns: Sequence[str], protocol: str) -> list[Stat | None]:
-    """All columns of an entry, published or reproduced."""
+def stats(summary: Summary, entry: Entry, what: str, columns: Sequence[str]) -> list[Stat | None]:
+    """Columns of an entry, published or reproduced; None where there is no number."""
     if what == REPRODUCED:
-        return [measured(entry.runs, column, protocol) for column in columns]
-    nothing = [None] * len(columns)
-    cells = zip(entry.row.published or nothing, entry.row.std or nothing, strict=True)
-    return [Stat(value, std if isinstance(std, float) else None, 0) if isinstance(value, float) else None
-            for value, std in cells]  # fmt: skip
+        return [measured(entry.runs, column, summary.protocol) for column in columns]
+    values = dict(zip(summary.study.columns, entry.row.published or (), strict=False))
+    stds = dict(zip(summary.study.columns, entry.row.std or (), strict=False))
+    return [as_stat(values.get(column), stds.get(column)) for column in columns]
+
+
+def as_stat(value: float | str | None, std: float | str | None) -> Stat | None:
+    return Stat(value, std if isinstance(std, float) else None, 0) if isinstance(value, float) else None
 
 
 # --- a study's table -----------------------------------------------------------------------------------------------
@@ -146,16 +149,15 @@ def study_table(summary: Summary, *, runs: Path = Path("runs")) -> Table:
 def lines_of(entry: Entry, summary: Summary) -> dict[str, list[Cell]]:
     """What -> cells."""
     columns = summary.study.columns
-    printed = of_rows(entry, PUBLISHED, columns, summary.protocol)
-    stats = of_rows(entry, REPRODUCED, columns, summary.protocol)
+    printed, ours = (stats(summary, entry, what, columns) for what in (PUBLISHED, REPRODUCED))
     found: dict[str, list[Cell]] = {}
     if entry.row.published is not None:
         found[PUBLISHED] = [as_printed(*pair) for pair in zip(entry.row.published, printed, strict=True)]
     if entry.runs or not found:
-        found[REPRODUCED] = [Cell(text="-") if s is None else Cell(s.mean, s.std) for s in stats]
-    if summary.as_published and any(p and s for p, s in zip(printed, stats, strict=True)):
+        found[REPRODUCED] = [Cell(text="-") if s is None else Cell(s.mean, s.std) for s in ours]
+    if summary.as_published and any(p and s for p, s in zip(printed, ours, strict=True)):
         found[DIFFERENCE] = [
-            Cell(s.mean - p.mean, signed=True) if p and s else Cell() for p, s in zip(printed, stats, strict=True)
+            Cell(s.mean - p.mean, signed=True) if p and s else Cell() for p, s in zip(printed, ours, strict=True)
         ]
     return found
 

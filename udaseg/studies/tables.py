@@ -81,15 +81,34 @@ STYLES = {"": "", "best": "bold", "second": "underline"}
 
 
 def terminal(table: Table) -> None:
-    """Print it, with notes and commands."""
-    rows = [
-        [Text(cell.number() + thrifty(table, i, cell), STYLES[cell.mark]) for i, cell in enumerate(row)]
-        for row in table.rows
-    ]
-    print_table([SHORT.get(name, clean(name)) for name in table.header], rows, title=clean(table.title), left=table.left)
-    out.print("\n".join(clean(line) for line in (table.lead, *table.notes) if line))
+    """Print it, with notes and commands; side by side what has room, the rest below."""
+    texts = [[cell.number() + thrifty(table, i, cell) for i, cell in enumerate(row)] for row in table.rows]
+    for number, columns in enumerate(blocks(table, texts, out.width)):
+        print_table(
+            [SHORT.get(table.header[i], clean(table.header[i])) for i in columns],
+            [[Text(text[i], STYLES[row[i].mark]) for i in columns] for text, row in zip(texts, table.rows, strict=True)],
+            title="" if number else clean(table.title),
+            left=table.left,
+        )
+        out.print()
+    if table.lead or table.notes:
+        out.print("\n".join(clean(line) for line in (table.lead, *table.notes) if line))
     if table.commands:
         out.print("\nmissing; these fill it:\n" + "\n".join(f"  {command}" for command in table.commands))
+
+
+def blocks(table: Table, texts: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Columns that have room beside one another; the texts are in each block."""
+    widths = [
+        max(len(SHORT.get(name, name)), *(len(row[i]) for row in texts), 0) + 2 for i, name in enumerate(table.header)
+    ]
+    texts_columns = list(range(table.left))
+    found = [list(texts_columns)]
+    for i in range(table.left, len(table.header)):
+        if len(found[-1]) > table.left and sum(widths[j] for j in [*found[-1], i]) > width:
+            found.append(list(texts_columns))
+        found[-1].append(i)
+    return found
 
 
 # --- Markdown ------------------------------------------------------------------------------------------------------
