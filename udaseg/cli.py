@@ -187,6 +187,24 @@ def report(
     reporting.run(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
 
 
+@app.command()
+def plot(
+    kind: Annotated[str, typer.Argument(help="curves, classes, confusion or panels (image, truth, predictions).")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    out: Annotated[
+        Path | None, typer.Option(help=".png or .pdf; nothing is overwritten, the next free name is used.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="classes: which ones; default: the run's protocol.")] = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="panels: how many; the most improved and most degraded from first to last run.")
+    ] = 6,
+) -> None:
+    """Figures of runs for papers and talks (needs the extra: pip install "udaseg[plots]")."""
+    from udaseg.commands import plot as plotting
+
+    plotting.run(kind, runs, out=out, protocol=protocol, images=images)
+
+
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A public checkpoint of the DAFormer family: .pth or .safetensors.")],
