@@ -10,12 +10,10 @@ from typing import Any
 CLASSES = ("road", "car")
 
 
-def counts(iou: Sequence[int], total: int = 100) -> list[list[int]]:
-    """Confusion counts of two classes of equal IoU (%), or of any number with IoU 100 or 0 ... by ``iou`` hits and as
-    many misses as make a union of ``total`` for two classes: [[a, e], [f, b]] with e + f = total - hits."""
-    a, b = iou
-    misses = 10_000  # so many pixels are wrong; IoU of a class is hits / (hits + misses)
-    return [[round(misses * a / (100 - a)), misses // 2], [misses - misses // 2, round(misses * b / (100 - b))]]
+def counts(iou: Sequence[int], wrong: int = 10_000) -> list[list[int]]:
+    """Of two classes with these IoU (%, below 100): hits / (hits + wrong), half of the wrong pixels in each corner."""
+    a, b = (round(wrong * value / (100 - value)) for value in iou)
+    return [[a, wrong // 2], [wrong // 2, b]]
 
 
 def write_run(

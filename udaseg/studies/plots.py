@@ -17,6 +17,7 @@ from udaseg.studies.results import Curves, Run
 from udaseg.studies.tables import clean
 
 COLOURS = ("#2563c9", "#d2601a", "#14866d", "#a03cb4", "#b8860b", "#c2314f", "#4b7f1d", "#5f6b7a")
+FEW = 20  # points that are marked one by one
 STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
     "legend.frameon": False, "font.size": 9, "axes.titlesize": 10, "figure.constrained_layout.use": True,
@@ -60,7 +61,8 @@ def curves_figure(runs: Sequence[Run], logs: Sequence[Curves]) -> Any:
         axes = drawn.add_subplot(math.ceil(len(panels) / wide), wide, place, title=clean(name), xlabel="iteration")
         for label, log in zip(names(runs), logs, strict=True):
             points = log.losses.get(name, []) if name in terms else log.miou
-            axes.plot(*zip(*points, strict=True) if points else ([], []), label=label, linewidth=1.4)
+            look = "o-" if len(points) < FEW else "-"
+            axes.plot([x for x, _ in points], [y for _, y in points], look, label=label, linewidth=1.4, markersize=3)
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 3))
     return drawn
 

@@ -123,7 +123,7 @@ def read(folder: Path) -> Run:
         return Run(folder, "damaged", f"{name} cannot be read: {error.strerror}", changed=changed)
     except ValidationError as error:
         return Run(folder, "damaged", f"result.json: {first_problem(error)}", changed=changed)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         return Run(folder, "damaged", f"recipe.yaml: {' '.join(str(error).split())}", changed=changed)
 
 

@@ -202,8 +202,10 @@ def notes(summary: Summary) -> list[str]:
         found.append("The published numbers are of other settings than the reproduced ones: no differences.")
     if any(entry.runs for entry in summary.entries):
         found.append("Reproduced: mean ± sample standard deviation over the seeds counted.")
-    absent = [f"{name} ({why})" for name, why in [*summary.grid.absent.items(), *summary.grid.refused.items()]]
-    return [*found, *([f"Cannot be run yet: {'; '.join(absent)}."] if absent else [])]
+    reasons: dict[str, list[str]] = {}
+    for name, why in [*summary.grid.absent.items(), *summary.grid.refused.items()]:
+        reasons.setdefault(why, []).append(name)
+    return [*found, *(f"Cannot be run ({why}): {'; '.join(rows)}." for why, rows in reasons.items())]
 
 
 def commands(summary: Summary, runs: Path) -> list[str]:
