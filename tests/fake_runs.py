@@ -58,7 +58,9 @@ def write_start(
 ) -> Path:
     """A run that was interrupted after ``steps`` rows of its log."""
     folder.mkdir(parents=True)
-    text = f"benchmark: {benchmark}\nname: {recipe}\noptimiser:\n  lr: {lr}\nruntime:\n  workers: {seed}\nseed: {seed}\n"
+    text = (
+        f"benchmark: {benchmark}\nname: {recipe}\noptimiser:\n  lr: {lr}\nruntime:\n  workers: {seed}\nseed: {seed}\n"
+    )
     (folder / "recipe.yaml").write_text(text + f"train:\n  iterations: {iterations}\n  batch: 2\n", encoding="utf-8")
     write_log(folder, [
         {"iteration": 5 * i, "lr": 1e-3, "losses": {"source/ce": 3 / i, "mixed/ce": None if i == 2 else 1 / i}}

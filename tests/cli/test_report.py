@@ -18,7 +18,13 @@ from udaseg.console import Silent
 from udaseg.studies.grid import lay_out
 from udaseg.studies.study import load_study
 
-STUDY = "title: my own\nbenchmark: streets\ncolumns: [road, mIoU]\nrows:\n  - {label: A & B, recipe: demo, published: [5, 4]}\n"
+STUDY = """
+title: my own
+benchmark: streets
+columns: [road, mIoU]
+rows:
+  - {label: A & B, recipe: demo, published: [5, 4]}
+"""
 
 
 @pytest.fixture
@@ -76,7 +82,9 @@ def test_a_report_changes_nothing_in_the_runs(place: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
 
 
-def test_published_numbers_need_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_published_numbers_need_no_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("report", "omuda_3_synthia", "-f", "md") == 0
     assert "| TQDM | published |  | <u>58.0</u> |" not in (out := capfd.readouterr().out) and "58.0" in out
@@ -110,7 +118,10 @@ def test_plots_need_matplotlib(place: Path) -> None:
 def test_plots(place: Path, kind: str, ending: str) -> None:
     pytest.importorskip("matplotlib")
     found = ["runs/by hand 0", "runs/by hand 1"]
-    assert run("plot", kind, *found, "--out", f"x{ending}") == 0 and run("plot", kind, found[0], "--out", f"x{ending}") == 0
+    assert (
+        run("plot", kind, *found, "--out", f"x{ending}") == 0
+        and run("plot", kind, found[0], "--out", f"x{ending}") == 0
+    )
     for name in (f"x{ending}", f"x-2{ending}"):
         if ending == ".png":
             with Image.open(name) as picture:

@@ -22,9 +22,7 @@ FORMATS = ("terminal", *TEXTS, "html")
 ENDINGS = {".md": "md", ".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
 
 
-def run(
-    words: Sequence[str], *, form: str | None, out: Path | None, folder: Path, benchmark: str | None
-) -> None:
+def run(words: Sequence[str], *, form: str | None, out: Path | None, folder: Path, benchmark: str | None) -> None:
     """``words``: studies, and key=value overrides of their runs."""
     form = choose_format(form, out)
     names, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]

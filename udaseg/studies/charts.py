@@ -22,7 +22,8 @@ STYLE = """
   --c5: #ff8098; --c6: #9ccc5f; --c7: #a7b2c0 } }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; overflow: visible }
 svg text { fill: currentColor; fill-opacity: .72 } svg .grid { stroke: currentColor; stroke-opacity: .13 }
-svg .axis { stroke: currentColor; stroke-opacity: .45 } svg .end { text-anchor: end } svg .middle { text-anchor: middle }
+svg .axis { stroke: currentColor; stroke-opacity: .45 }
+svg .end { text-anchor: end } svg .middle { text-anchor: middle }
 svg .value { fill-opacity: 1; font-size: 10.5px; font-variant-numeric: tabular-nums }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round } svg .thin { stroke-width: 1.4; stroke-opacity: .85 }
 svg .dashed { stroke-dasharray: 5 4 } svg .hollow { fill: none; stroke-width: 2 }

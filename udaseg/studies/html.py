@@ -49,13 +49,16 @@ DEMO = """<h2>Per class</h2>
 {% endfor %}</pre>
 </body></html>
 """
-REPORT_STYLE = """
+REPORT_STYLE = (
+    """
 section { margin-top: 3rem } section > h2 { font-size: 1.35rem; margin-bottom: .2rem } .lead, .note { opacity: .75 }
-.lead { margin-top: 0; font-size: .92rem; max-width: 60rem } .note { font-size: .85rem; margin: .4rem 0; max-width: 60rem }
+.lead { margin-top: 0; font-size: .92rem; max-width: 60rem }
+.note { font-size: .85rem; margin: .4rem 0; max-width: 60rem }
 .card { padding: .5rem 1rem; min-width: 6rem; font-size: .85rem } .card b { font-size: 1.5rem; line-height: 1.3 }
 .wide { border: 1px solid var(--line); border-radius: .6rem; margin: .8rem 0; width: fit-content; max-width: 100% }
 table { font-size: .86rem; width: auto } th, td { border: 0; padding: .2rem .6rem } td { height: 1.45em }
-thead th { border-bottom: 1px solid; font-weight: 600 } td.text, th.text { text-align: left } td + td.text { opacity: .75 }
+thead th { border-bottom: 1px solid; font-weight: 600 }
+td.text, th.text { text-align: left } td + td.text { opacity: .75 }
 td.text { max-width: 22rem; overflow: hidden; text-overflow: ellipsis } tbody tr:hover { background: var(--soft) }
 tr.start:not(:first-child) td { border-top: 1px solid var(--line) } small { opacity: .6; font-size: .8em }
 th:first-child, td:first-child { padding-left: 1rem; position: sticky; left: 0; background: var(--paper) }
@@ -63,14 +66,18 @@ u { text-underline-offset: .18em; text-decoration-thickness: 2px }
 .figures { columns: 2 24rem; column-gap: 1.2rem } figure { border: 1px solid var(--line); border-radius: .6rem;
   margin: 0 0 1.2rem; padding: .8rem 1rem; break-inside: avoid }
 figcaption { font-weight: 600; font-size: .95rem; margin-bottom: .3rem }
-.legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .8rem; margin: .5rem 0 0; padding: 0; list-style: none }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .8rem; margin: .5rem 0 0; padding: 0;
+  list-style: none }
 .legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 50%; margin-right: .35rem;
   vertical-align: -.08rem; box-sizing: border-box }
 .legend i.hollow { border: 2px solid; background: none !important }
-""" + "\n".join(f".legend i.c{i} {{ border-color: var(--c{i}) }}" for i in range(COLOURS)) + """
+"""
+    + "\n".join(f".legend i.c{i} {{ border-color: var(--c{i}) }}" for i in range(COLOURS))
+    + """
 details { margin: .6rem 0; font-size: .9rem } summary { cursor: pointer } details pre { font-size: .85rem }
 .panels img { margin: .5rem 0 } footer { margin: 4rem 0 1rem; font-size: .8rem; opacity: .6 }
 """
+)
 REPORT = """{% macro number(cell) -%}
 {% if cell.mark == 'best' %}<b>{{ cell.number() }}</b>{% elif cell.mark == 'second' %}<u>{{ cell.number() }}</u>
 {%- else %}{{ cell.number() }}{% endif %}{% if cell.std is not none %}<small>{{ cell.plus_minus() }}</small>{% endif %}
@@ -81,7 +88,8 @@ REPORT = """{% macro number(cell) -%}
 {% for row in section.table.rows %}{% set new = loop.first or row[0] != loop.previtem[0] -%}
 <tr{% if new %} class="start"{% endif %}>{% for cell in row -%}
 <td{% if loop.index0 < section.table.left %} class="text" title="{{ cell.number() }}"
-{%- elif cell.signed and cell.value is not none %} class="{{ 'bad' if cell.number().startswith('-') else 'good' }}"{% endif %}>
+{%- elif cell.signed and cell.value is not none %} class="{{ 'bad' if cell.number()[0] == '-' else 'good' }}"
+{%- endif %}>
 {%- if not loop.first or new %}{{ number(cell) }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% for note in section.table.notes %}<p class="note">{{ note }}</p>{% endfor %}
@@ -120,12 +128,12 @@ def render(template: str, **values: Any) -> str:
     return jinja2.Environment(autoescape=True).from_string(HEAD + template).render(**values)
 
 
-def report(
-    *, title: str, lead: str, cards: Sequence[tuple[str, str]], parts: Sequence[Part], footer: str
-) -> str:
+def report(*, title: str, lead: str, cards: Sequence[tuple[str, str]], parts: Sequence[Part], footer: str) -> str:
     """A report as one page."""
     style = Markup(STYLE + REPORT_STYLE)
-    return render(REPORT, title=title, lead=lead, cards=cards, sections=parts, footer=footer, style=style, width="88rem")
+    return render(
+        REPORT, title=title, lead=lead, cards=cards, sections=parts, footer=footer, style=style, width="88rem"
+    )
 
 
 def embed(picture: Image.Image) -> str:

@@ -15,7 +15,15 @@ from udaseg.studies.html import Figure, Part
 from udaseg.studies.results import Curves, Points, Run, curves
 from udaseg.studies.study import Row
 from udaseg.studies.summary import (
-    PUBLISHED, REPRODUCED, Entry, Stat, Summary, families_table, overview_table, stats, study_table
+    PUBLISHED,
+    REPRODUCED,
+    Entry,
+    Stat,
+    Summary,
+    families_table,
+    overview_table,
+    stats,
+    study_table,
 )  # fmt: skip
 
 SHOWN = 8  # methods in a chart of curves

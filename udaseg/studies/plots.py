@@ -18,21 +18,23 @@ from udaseg.studies.tables import clean
 
 COLOURS = ("#2563c9", "#d2601a", "#14866d", "#a03cb4", "#b8860b", "#c2314f", "#4b7f1d", "#5f6b7a")
 FEW = 20  # points that are marked one by one
-STYLE = {
+STYLE: dict[str, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
     "legend.frameon": False, "font.size": 9, "axes.titlesize": 10, "figure.constrained_layout.use": True,
     "figure.dpi": 150, "pdf.fonttype": 42, "text.parse_math": False,
+    "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
 }  # fmt: skip
 
 
 def figure(**options: Any) -> Any:
     """An empty figure that needs no screen. UserError where matplotlib is not installed."""
     try:
-        import matplotlib
+        from matplotlib import rcParams
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError('plots need matplotlib: pip install "udaseg[plots]"') from None
-    matplotlib.rcParams.update({**STYLE, "axes.prop_cycle": matplotlib.cycler(color=COLOURS)})
+    settings: Any = rcParams
+    settings.update(STYLE)
     return Figure(**options)
 
 
@@ -134,7 +136,7 @@ def panels_figure(
             axes.imshow(tile, interpolation="nearest")
             axes.set_axis_off()
     there = sorted({int(i) for row in rows for i in np.unique(row.truth) if i < len(classes)})
-    patches = [Patch(color=[channel / 255 for channel in palette[i]], label=clean(classes[i])) for i in there]
+    patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*palette[i]), label=clean(classes[i])) for i in there]
     drawn.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=6.5)
     return drawn
 

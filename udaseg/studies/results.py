@@ -1,6 +1,6 @@
-"""Run folders -> what was measured in them. A folder that cannot be read becomes a run that says what is wrong with it.
+"""Run folders -> what was measured in them. A folder that cannot be read is a run that says what is wrong.
 
-Nothing is written. A thousand folders take seconds: of a finished run only ``result.json`` is parsed, of any recipe only
+Nothing is written. A thousand folders take seconds: of a finished run only ``result.json`` is parsed, of a recipe only
 its head.
 """
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 
 from udaseg.data.classes import PROTOCOLS
-from udaseg.engine.runlog import RunFolder, held
+from udaseg.engine.runlog import held
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
 from udaseg.recipe import TrainSection

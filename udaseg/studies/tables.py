@@ -16,8 +16,8 @@ from udaseg.console import table as print_table
 
 Mark = Literal["", "best", "second"]
 SHORT = {
-    "sidewalk": "s.walk", "building": "build.", "traffic light": "light", "traffic sign": "sign", "vegetation": "veget.",
-    "terrain": "terr.", "motorcycle": "m.bike", "bicycle": "bike",
+    "sidewalk": "s.walk", "building": "build.", "traffic light": "light", "traffic sign": "sign",
+    "vegetation": "veget.", "terrain": "terr.", "motorcycle": "m.bike", "bicycle": "bike",
 }  # fmt: skip
 """Column headers where there is little room."""
 MANY = 8  # columns of numbers; with more, deviations of single classes are left out where there is little room
@@ -25,7 +25,7 @@ MANY = 8  # columns of numbers; with more, deviations of single classes are left
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with its deviation over seeds, or a text. ``signed``: a difference. ``digits`` None: as short as can be."""
+    """A number with its deviation over seeds, or a text. ``signed``: a difference. ``digits`` None: as few as needed."""
 
     value: float | None = None
     std: float | None = None
@@ -86,7 +86,7 @@ def terminal(table: Table) -> None:
     for number, columns in enumerate(blocks(table, texts, out.width)):
         print_table(
             [SHORT.get(table.header[i], clean(table.header[i])) for i in columns],
-            [[Text(text[i], STYLES[row[i].mark]) for i in columns] for text, row in zip(texts, table.rows, strict=True)],
+            [[Text(t[i], STYLES[row[i].mark]) for i in columns] for t, row in zip(texts, table.rows, strict=True)],
             title="" if number else clean(table.title),
             left=table.left,
         )
@@ -150,14 +150,14 @@ LATEX = {
 
 
 def latex(table: Table) -> str:
-    """A table environment for a document with ``booktabs`` (and ``textcomp`` before LaTeX of 2020)."""
+    """A table for a document with ``booktabs``, if it is wide ``graphicx``, and before LaTeX of 2020 ``textcomp``."""
     columns = "l" * table.left + "r" * (len(table.header) - table.left)
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{in_latex(f'{table.title}. {table.lead}'.strip())}}}"]
-    lines += [r"\scriptsize", r"\setlength{\tabcolsep}{2pt}"] if table.wide else []
+    lines += [r"\resizebox{\textwidth}{!}{%"] if table.wide else []
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [latex_line([in_latex(SHORT.get(name, name)) for name in table.header]), r"\midrule"]
     lines += [latex_line([latex_cell(table, i, cell) for i, cell in enumerate(row)]) for row in table.rows]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    lines += [r"\bottomrule", r"\end{tabular}" + ("}" if table.wide else ""), r"\end{table}"]
     comments = [*table.notes, *(f"missing: {command}" for command in table.commands)]
     return "\n".join([*lines, *(f"% {clean(comment)}" for comment in comments)]) + "\n"
 
@@ -189,8 +189,8 @@ def comma_separated(table: Table) -> str:
     names = zip(table.header, with_std, strict=True)
     writer.writerow([text for name, two in names for text in ([name, f"{name} std"] if two else [name])])
     for row in table.rows:
-        cells = zip(row, with_std, strict=True)
-        writer.writerow([t for cell, two in cells for t in ([plain(cell), rounded(cell.std)] if two else [plain(cell)])])
+        pairs = zip(row, with_std, strict=True)
+        writer.writerow([text for c, two in pairs for text in ([plain(c), rounded(c.std)] if two else [plain(c)])])
     return buffer.getvalue()
 
 

@@ -22,7 +22,13 @@ from udaseg.studies.grid import lay_out
 from udaseg.studies.results import Run, curves, read, scan
 from udaseg.studies.study import Row, load_study
 from udaseg.studies.summary import (
-    Summary, age, families_table, over_seeds, overview_table, study_table, summarise
+    Summary,
+    age,
+    families_table,
+    over_seeds,
+    overview_table,
+    study_table,
+    summarise,
 )  # fmt: skip
 from udaseg.studies.tables import Cell, Table, blocks, comma_separated, latex, markdown
 
@@ -58,9 +64,7 @@ def train(label: str, seed: int, iou: tuple[int, int], study: str = "mine.yaml",
 
 def table_of(summary: Summary) -> dict[tuple[str, str], dict[str, Cell]]:
     table = study_table(summary)
-    return {
-        (row[0].text, row[1].text): dict(zip(table.header[2:], row[2:], strict=True)) for row in table.rows
-    }
+    return {(row[0].text, row[1].text): dict(zip(table.header[2:], row[2:], strict=True)) for row in table.rows}
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------
@@ -132,7 +136,9 @@ def test_damaged_runs_say_what_is_wrong(tmp_path: Path, name: str, text: str | N
     ],
 )
 def test_results_that_do_not_fit_are_damaged(tmp_path: Path, key: str, value: object, problem: str) -> None:
-    run = read(write_run(tmp_path / "a", **{key: value}) if key not in ("protocol", "seed") else spoiled(tmp_path, key, value))
+    run = read(
+        write_run(tmp_path / "a", **{key: value}) if key not in ("protocol", "seed") else spoiled(tmp_path, key, value)
+    )
     assert run.state == "damaged" and problem in run.problem, run.problem
 
 
@@ -361,7 +367,9 @@ def test_csv_to_the_letter() -> None:
 
 
 def evil() -> Table:
-    return Table(EVIL, (EVIL, "n"), ((Cell(text=EVIL), Cell(1.0)), (Cell(text="[x"), Cell(2.0))), lead=EVIL, notes=(EVIL,))
+    return Table(
+        EVIL, (EVIL, "n"), ((Cell(text=EVIL), Cell(1.0)), (Cell(text="[x"), Cell(2.0))), lead=EVIL, notes=(EVIL,)
+    )
 
 
 def test_special_characters_in_latex() -> None:
@@ -403,7 +411,13 @@ def test_wide_tables_are_printed_in_blocks() -> None:
 
 @pytest.mark.parametrize(
     ("value", "digits", "signed", "shown"),
-    [(0.04, 1, False, "0.0"), (-0.04, 1, True, "+0.0"), (-0.06, 1, True, "-0.1"), (1.5, None, False, "1.5"), (3, 0, False, "3")],
+    [
+        (0.04, 1, False, "0.0"),
+        (-0.04, 1, True, "+0.0"),
+        (-0.06, 1, True, "-0.1"),
+        (1.5, None, False, "1.5"),
+        (3, 0, False, "3"),
+    ],
 )
 def test_numbers(value: float, digits: int | None, signed: bool, shown: str) -> None:
     assert Cell(value, digits=digits, signed=signed).number() == shown
