@@ -166,6 +166,48 @@ def evaluate(
     )  # fmt: skip
 
 
+@app.command()
+def report(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STUDY]... [KEY=VALUE]...",
+            help="Studies (udaseg ablate --list) or paths to YAML files; none: all runs in the folder. Give the "
+            "overrides their runs were started with, if any.",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", "-f", help="terminal, md, latex, csv or html; default: terminal, or by --out."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File; nothing is overwritten, the next free name is used.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder with the run folders, at any depth.")] = Path("runs"),
+    benchmark: Benchmark = None,
+) -> None:
+    """Published and reproduced numbers of studies side by side; without a name, an overview of all runs."""
+    from udaseg.commands import report as reporting
+
+    reporting.run(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
+
+
+@app.command()
+def plot(
+    kind: Annotated[str, typer.Argument(help="curves, classes, confusion or panels (image, truth, predictions).")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    out: Annotated[
+        Path | None, typer.Option(help=".png or .pdf; nothing is overwritten, the next free name is used.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="classes: which ones; default: the run's protocol.")] = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="panels: how many; the most improved and most degraded from first to last run.")
+    ] = 6,
+) -> None:
+    """Figures of runs for papers and talks (needs the extra: pip install "udaseg[plots]")."""
+    from udaseg.commands import plot as plotting
+
+    plotting.run(kind, runs, out=out, protocol=protocol, images=images)
+
+
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A public checkpoint of the DAFormer family: .pth or .safetensors.")],

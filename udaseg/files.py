@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -36,6 +37,20 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def write_free(path: Path, content: bytes) -> Path:
+    """Write under the name or, where that is taken, under the next free one: ``x-2.png``. Gives the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            with place.open("xb") as file:
+                file.write(content)
+            return place
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
 
 
 def check_room(folder: Path, need: int, remedy: str) -> None:

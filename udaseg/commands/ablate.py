@@ -136,7 +136,7 @@ class Watching:
     def ended(self, cell: Cell, state: State) -> None:
         self.over.add(cell.folder)
         self.reached[cell.folder] = state.iteration
-        error = f": {state.failure.message.splitlines()[0]}" if state.failure else ""
+        error = f": {(state.failure.message or state.failure.phase).partition(chr(10))[0]}" if state.failure else ""
         self.say(f"{cell.name}: {in_words(state, cell)}{error}{' elsewhere' if state.kind == 'running' else ''}")
 
     def waiting(self, running: Sequence[Cell]) -> None:

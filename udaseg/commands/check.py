@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from udaseg.data.index import Index
 from udaseg.data.layouts import dataset_spec
 from udaseg.data.transforms import keep_ratio_size, resize_label
 from udaseg.errors import UserError
+from udaseg.files import write_free
 from udaseg.parts import Problem
 from udaseg.recipe import DomainSection, Loaded, Recipe
 from udaseg.studies import figures
@@ -196,16 +196,7 @@ def fitted(image: np.ndarray) -> np.ndarray:
 
 
 def written(image: Image.Image, path: Path) -> Path:
-    """Save as PNG under the name, or under the next free one: `check-x-2.png`."""
+    """Save as PNG under the name, or under the next free one."""
     content = io.BytesIO()
     image.save(content, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        try:
-            with place.open("xb") as file:
-                file.write(content.getvalue())
-            return place
-        except FileExistsError:
-            continue
-    raise AssertionError("unreachable")
+    return write_free(path, content.getvalue())

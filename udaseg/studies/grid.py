@@ -64,13 +64,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Failure:
-    """What is kept of a run that failed, in its folder's ``failure.json``."""
+    """What is kept of a run that failed, in its folder's ``failure.json`` (a bare run's has no message: ``phase``)."""
 
     kind: str
-    message: str
-    iteration: int
-    time: str
-    log: str
+    message: str = ""
+    iteration: int = 0
+    time: str = ""
+    log: str = ""
+    phase: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def look(cell: Cell, protocol: str | None = None) -> State:
         try:
             return State("done", cell.iterations, miou(cell, protocol))
         except UserError as error:
-            return State("failed", failure=Failure("damaged result", str(error), cell.iterations, "", ""))
+            return State("failed", failure=Failure("damaged result", str(error), cell.iterations))
     if held(folder):
         return State("running", reached(folder))
     if (folder / "failure.json").is_file():
@@ -186,7 +187,7 @@ def read_failure(folder: Path) -> Failure:
     try:
         return Failure(**json.loads((folder / "failure.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return Failure("unknown", "failure.json cannot be read", 0, "", "")
+        return Failure("unknown", "failure.json cannot be read")
 
 
 def write_failure(folder: Path, *, kind: str, message: str, log: Path) -> None:

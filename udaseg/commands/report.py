@@ -1,0 +1,91 @@
+"""`udaseg report`: the tables of studies with what has been reproduced of them, or an overview of all runs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import udaseg
+from udaseg.console import out as screen
+from udaseg.errors import UserError
+from udaseg.files import write_free
+from udaseg.parts import suggest
+from udaseg.studies import html, pages
+from udaseg.studies.results import Run, scan
+from udaseg.studies.summary import Summary, families_table, overview_table, study_table, summarise
+from udaseg.studies.tables import Table, comma_separated, latex, markdown, terminal
+
+TEXTS: dict[str, Callable[[Table], str]] = {"md": markdown, "latex": latex, "csv": comma_separated}
+FORMATS = ("terminal", *TEXTS, "html")
+ENDINGS = {".md": "md", ".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
+
+
+def run(words: Sequence[str], *, form: str | None, out: Path | None, folder: Path, benchmark: str | None) -> None:
+    """``words``: studies, and key=value overrides of their runs."""
+    form = choose_format(form, out)
+    names, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+    if (overrides or benchmark) and not names:
+        raise UserError("key=value and --benchmark belong to a study's runs; name the study: udaseg ablate --list")
+    if names and folder == Path("runs") and not folder.is_dir():
+        found: list[Run] = []  # nothing has been run yet: the published numbers
+    else:
+        found = scan(folder)
+    studies = [summarise(name, found, benchmark=benchmark, overrides=overrides) for name in names]
+    if form == "html":
+        deliver(page(studies, found, folder), out or Path(f"report-{studies[0].name if studies else folder.name}.html"))
+        return
+    tables = [study_table(study, runs=folder) for study in studies] or overview(found, folder)
+    if form == "terminal":
+        for number, table in enumerate(tables):
+            screen.print("\n" if number else "", end="")
+            terminal(table)
+        return
+    text = "\n".join(TEXTS[form](table) for table in tables)
+    deliver(text, out) if out else print(text, end="")
+
+
+def choose_format(form: str | None, out: Path | None) -> str:
+    """As said, or else by the ending of the file."""
+    form = form or (ENDINGS.get(out.suffix.lower(), "") if out else "terminal")
+    if form not in FORMATS:
+        given = f"--format {form!r}" if form else f"--out {out}: no format has the ending {out.suffix if out else ''!r}"
+        raise UserError(f"{given}; {suggest(form, FORMATS)}")
+    if form == "terminal" and out:
+        raise UserError("--out needs --format md, latex, csv or html")
+    return form
+
+
+def overview(runs: Sequence[Run], folder: Path) -> list[Table]:
+    """All runs; then the means over seeds where there are several."""
+    means = families_table(runs)
+    return [overview_table(runs, folder), *([means] if means else [])]
+
+
+def deliver(text: str, path: Path) -> None:
+    screen.print(f"report {write_free(path, text.encode())}")
+
+
+def page(studies: Sequence[Summary], runs: Sequence[Run], folder: Path) -> str:
+    """The whole report as HTML."""
+    parts = [pages.study_part(study, runs=folder) for study in studies] or pages.overview_parts(runs, folder)
+    return html.report(
+        title=studies[0].study.title if len(studies) == 1 else f"{len(studies)} studies" if studies else "Runs",
+        lead=f"Run folders below {folder}, {time.strftime('%Y-%m-%d %H:%M')}.",
+        cards=study_cards(studies) if studies else run_cards(runs),
+        parts=parts,
+        footer=f"udaseg {udaseg.__version__}",
+    )
+
+
+def study_cards(studies: Sequence[Summary]) -> list[tuple[str, str]]:
+    entries = [entry for study in studies for entry in study.entries]
+    done, missing = sum(len(e.runs) for e in entries), sum(len(e.missing) for e in entries)
+    return [("methods", str(len(entries))), ("reproduced", str(sum(bool(e.runs) for e in entries))),
+            ("runs", str(done)), ("runs missing", str(missing))]  # fmt: skip
+
+
+def run_cards(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    states = Counter(run.state for run in runs)
+    return [("runs", str(len(runs))), *((state, str(number)) for state, number in sorted(states.items()))]
