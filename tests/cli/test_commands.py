@@ -24,6 +24,8 @@ COMMANDS = (
     "evaluate",
     "import",
     "profile",
+    "report",
+    "plot",
     "doctor",
     "recipe",
     *(f"recipe {c}" for c in ("ls", "show", "cp", "validate")),

@@ -25,7 +25,7 @@ MANY = 8  # columns of numbers; with more, deviations of single classes are left
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with its deviation over seeds, or a text. ``signed``: a difference. ``digits`` None: as few as needed."""
+    """A number with its deviation over seeds, or a text. ``signed``: a difference. ``digits`` None: few."""
 
     value: float | None = None
     std: float | None = None
