@@ -29,6 +29,8 @@ COMMANDS = (
     "export",
     "profile",
     "models",
+    "report",
+    "plot",
     "doctor",
     "recipe",
     *(f"recipe {c}" for c in ("ls", "show", "cp", "validate")),

@@ -310,12 +310,12 @@ def test_overview(tmp_path: Path) -> None:
     assert shown["good0"] == ["dacs", "streets", "finished", "0", "40", "40.0", "50.0", "3 d"]
     assert shown["stopped"] == ["dacs", "streets", "interrupted", "0", "20/40", "", "", "3 d"]
     assert shown["bad"][2] == "damaged" and table.notes[0].startswith(f"damaged: {tmp_path / 'bad'}: result.json: ")
-    means = families_table(runs)
+    means = families_table(runs, tmp_path)
     assert means is not None and len(means.rows) == 1
     assert [cell.number() + cell.plus_minus() for cell in means.rows[0]] == [
-        "dacs", "streets", "all", "40", "2", "42.0±2.8", "50.0±0.0"
+        "dacs", "streets", "all", "good0", "40", "2", "42.0±2.8", "50.0±0.0"
     ]  # fmt: skip
-    assert families_table(runs[:1]) is None
+    assert families_table(runs[:1], tmp_path) is None
     assert [age(s) for s in (5, 7200, 86400 * 9)] == ["0 min 05 s", "2 h 00 min", "9 d"]
 
 

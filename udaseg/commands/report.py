@@ -59,7 +59,7 @@ def choose_format(form: str | None, out: Path | None) -> str:
 
 def overview(runs: Sequence[Run], folder: Path) -> list[Table]:
     """All runs; then the means over seeds where there are several."""
-    means = families_table(runs)
+    means = families_table(runs, folder)
     return [overview_table(runs, folder), *([means] if means else [])]
 
 

@@ -185,9 +185,12 @@ def miou(cell: Cell, protocol: str | None) -> float | None:
 
 def read_failure(folder: Path) -> Failure:
     try:
-        return Failure(**json.loads((folder / "failure.json").read_text(encoding="utf-8")))
+        failure = Failure(**json.loads((folder / "failure.json").read_text(encoding="utf-8")))
+        if isinstance(failure.kind, str):
+            return failure
     except (OSError, ValueError, TypeError):
-        return Failure("unknown", "failure.json cannot be read")
+        pass
+    return Failure("unknown", "failure.json cannot be read")
 
 
 def write_failure(folder: Path, *, kind: str, message: str, log: Path) -> None:

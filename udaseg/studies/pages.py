@@ -45,7 +45,7 @@ def overview_parts(runs: Sequence[Run], root: Path) -> list[Part]:
     """Means over seeds if there are any; then all runs with the curves of the newest."""
     newest = sorted((run for run in runs if run.reached), key=lambda run: run.changed)[-SHOWN:]
     figures = training([(str(run.folder.relative_to(root)), (run,)) for run in reversed(newest)])
-    means = families_table(runs)
+    means = families_table(runs, root)
     parts = [Part(overview_table(runs, root), figures, pictures(newest))]
     return [*([Part(means)] if means else []), *parts]
 

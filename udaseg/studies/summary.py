@@ -266,8 +266,8 @@ def families(runs: Iterable[Run]) -> list[list[Run]]:
     return [of_seeds for _, of_seeds in sorted(several, key=lambda pair: pair[0])]
 
 
-def families_table(runs: Iterable[Run]) -> Table | None:
-    """Means over seeds, None if no recipe has two; the seedless rest of a recipe may be told by its iterations."""
+def families_table(runs: Iterable[Run], root: Path) -> Table | None:
+    """Means over seeds, None if no recipe has two; one run's folder tells which recipe it is."""
 
     def stat(of_seeds: Sequence[Run], value: Callable[[Run], float]) -> Cell:
         found = over_seeds(map(value, of_seeds))
@@ -275,6 +275,7 @@ def families_table(runs: Iterable[Run]) -> Table | None:
 
     rows = [
         (Cell(text=first.recipe), Cell(text=first.benchmark), Cell(text=first.protocol),
+         Cell(text=str(first.folder.relative_to(root))),
          Cell(first.total, digits=0), Cell(len(of_seeds), digits=0), stat(of_seeds, lambda run: run.scores().miou),
          stat(of_seeds, lambda run: run.scores(oracle=True).miou))
         for of_seeds in families(runs)
@@ -282,6 +283,6 @@ def families_table(runs: Iterable[Run]) -> Table | None:
     ]  # fmt: skip
     if not rows:
         return None
-    header = ("recipe", "benchmark", "protocol", "iterations", "seeds", "mIoU", "oracle sel.")
+    header = ("recipe", "benchmark", "protocol", "one of the runs", "iterations", "seeds", "mIoU", "oracle sel.")
     lead = "Mean ± sample standard deviation over seeds of recipes that differ in nothing else."
-    return Table("Means over seeds", header, tuple(rows), 3, lead)
+    return Table("Means over seeds", header, tuple(rows), 4, lead)
