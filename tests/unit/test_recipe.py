@@ -432,7 +432,7 @@ def test_unknown_data_sets_and_protocols() -> None:
         ("model.encoder.kind=[tiny]", "model.encoder", "unknown encoder ['tiny']"),
         ("model.encoder=null", "model.encoder", "is missing"),
         ("views=null", "views", "at least one view"),
-        ("views=[source]", "views", "at least one view; allowed: mixed"),
+        ("views=[source]", "views", "at least one view; allowed: masked, mixed"),
         ("views.source=3", "views.source", "a map of keys is expected"),
         ("views.source.terms=null", "views.source.terms", "at least one term; allowed: cross_entropy"),
         ("views.source.terms.cross_entropy=0.5", "views.source.terms.cross_entropy", "as in {weight: 0.5}"),

@@ -341,6 +341,7 @@ def step(
         reduce=ranks.reduce,
         world=ranks.world,
         phase=phase,
+        encode_by_teacher=setup.teacher.encode if setup.teacher else None,
     )
     return training_step(setup.learner, setup.teacher, iteration, setup.stepper), iteration.notes
 
@@ -357,6 +358,7 @@ def make_batch(raw: Mapping[str, Tensor], setup: Setup) -> Batch:
         source_label=moved["source_label"].long(),
         target_image=image("target_image") if "target_image" in moved else None,
         target_valid=moved.get("target_valid"),
+        source_translated=image("source_translated") if "source_translated" in moved else None,
     )
 
 

@@ -8,18 +8,20 @@ view (architecture.md, "The training step").
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from udaseg.models.segmentor import Output, Segmentor
+from udaseg.models.segmentor import Look, Output, Segmentor
 
 IGNORE = 255
+Needs = bool | Callable[[Mapping[str, Any]], bool]
+"""Does a part need a target domain? By itself, or with these settings."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Batch:
     """Normalised float images (B, 3, H, W) and int64 labels (B, H, W); the target has no labels.
 
     ``target_valid``: (B, H, W), 1 where the target can be trusted, 0 in its unreliable margins; None means everywhere.
+    ``source_translated``: the source crop from a folder of translated images, where a recipe names one.
     """
 
     source_image: Tensor
     source_label: Tensor
     target_image: Tensor | None = None
     target_valid: Tensor | None = None
+    source_translated: Tensor | None = None
 
     @property
     def target(self) -> Tensor:
@@ -69,9 +73,15 @@ class Loss(NamedTuple):
 
 
 class Term(Protocol):
-    """A loss on one view. Owns its parameters and buffers; ``needs_target`` lets a recipe without target be refused."""
+    """A loss on one view. Owns its parameters and buffers; ``needs_target`` lets a recipe without target be refused.
 
-    needs_target: bool
+    Optional: ``reads_predictions`` False (features of the context are enough), ``teacher_passes`` (settings -> passes
+    of the teacher's encoder that it adds to a step), ``twins()`` ((average, student) modules that follow the teacher's
+    rule).
+    """
+
+    @property
+    def needs_target(self) -> Needs: ...
 
     def __call__(self, view: View, output: Output, iteration: Iteration) -> Loss: ...
 
@@ -79,7 +89,8 @@ class Term(Protocol):
 class ViewBuilder(Protocol):
     """Makes a view from the batch, without gradient."""
 
-    needs_target: bool
+    @property
+    def needs_target(self) -> Needs: ...
 
     def __call__(self, iteration: Iteration) -> View: ...
 
@@ -141,16 +152,39 @@ class Iteration:
     batch: Batch
     draws: Draws
     segmentor: Segmentor
-    predict_target: Callable[[Tensor], Tensor] | None = None
+    predict_target: Callable[[Tensor], Look] | None = None
     labeller: PseudoLabeller | None = None
     reduce: Reduce = alone
     world: int = 1
     phase: Callable[[str], AbstractContextManager[None]] = untimed
+    encode_by_teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
-    def pseudo_labels(self) -> PseudoLabels:
+    def _target(self) -> tuple[PseudoLabels, Tensor]:
         """The teacher's only look at the target crop in this step."""
         assert self.predict_target is not None and self.labeller is not None
         with self.phase("teacher"), torch.no_grad():
-            return self.labeller(self.predict_target(self.batch.target), self)
+            look = self.predict_target(self.batch.target)
+            return self.labeller(look.logits, self), look.context.features[-1]
+
+    @cached_property
+    def pseudo_labels(self) -> PseudoLabels:
+        """What the teacher says of the target crop."""
+        return self._target[0]
+
+    @property
+    def target_features(self) -> Tensor:
+        """The teacher's last map (B, C, h, w) of the target's context, from the pass that gave the pseudo-labels."""
+        return self._target[1]
+
+    @cached_property
+    def source_features(self) -> Tensor:
+        """The teacher's last map (B, C, h, w) of the source's context."""
+        return self.teacher_features(self.segmentor.context(self.batch.source_image))
+
+    def teacher_features(self, pixels: Tensor) -> Tensor:
+        """The teacher's last map of a context's pixels: a pass of its encoder at every call."""
+        assert self.encode_by_teacher is not None
+        with self.phase("teacher"), torch.no_grad():
+            return self.encode_by_teacher(pixels)[-1]
