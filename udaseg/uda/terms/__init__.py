@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from udaseg.uda.terms.contrast import Contrast
 from udaseg.uda.terms.distillation import FeatureDistance
 from udaseg.uda.terms.segmentation import CrossEntropy
 from udaseg.uda.types import Term
 
-TERMS: dict[str, type[Term]] = {"cross_entropy": CrossEntropy, "feature_distance": FeatureDistance}
+TERMS: dict[str, type[Term]] = {
+    "cross_entropy": CrossEntropy,
+    "feature_distance": FeatureDistance,
+    "contrast": Contrast,
+}
