@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
@@ -19,10 +20,13 @@ from torch.utils.data import Subset
 from udaseg import recipe as recipes
 from udaseg.data.classes import IGNORE, PROTOCOLS, ClassSet, match_classes
 from udaseg.data.dataset import Domain, EvaluationImages, Margins, TrainingPairs, translation
+from udaseg.data.images import read_image
 from udaseg.data.index import Index, load_index
 from udaseg.data.layouts import DATASETS, DataSetSpec, data_home, dataset_spec
 from udaseg.data.loading import MEAN, STD, Normalise, evaluation_loader, training_loader
 from udaseg.data.sampling import SAMPLERS
+from udaseg.data.spec import walk
+from udaseg.data.transforms import resize_image
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.engine.distributed import Ranks, join
 from udaseg.engine.optim import PolyWarmup, adamw, parameter_groups
@@ -48,7 +52,7 @@ from udaseg.uda.views import VIEWS
 from udaseg.uda.weighting import WEIGHTINGS
 
 VIEW_SUPPLIED = frozenset({"normalise", "classes", "synthetic_source"})
-ENGINE = Table("translation engine", ENGINES, frozenset({"normalise"}))
+ENGINE = Table("translation engine", ENGINES, frozenset({"normalise", "pictures"}))
 SOCKETS: dict[str, Table] = {
     "encoder": Table("encoder", ENCODERS),
     "decoder": Table("decoder", DECODERS, frozenset({"channels", "strides", "classes"})),
@@ -371,6 +375,15 @@ def images_of(
     return Subset(images, range(min(limit or len(images), len(images))))
 
 
+def pictures(folder: str) -> Tensor:
+    """Style images: the first 256 of a folder, squeezed into (n, 3, 256, 256) uint8."""
+    found = sorted(walk(Path(folder).expanduser()))[:256]
+    if not found:
+        raise UserError(f"no images in {folder}; `styles` is a folder of style images (PNG or JPEG)")
+    images = np.stack([resize_image(read_image(path), (256, 256)) for path in found])
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
 # --- a training run ------------------------------------------------------------------------------------------------
 
 
@@ -488,12 +501,13 @@ def stages(
     for name, section in recipe.views.items():
         view = SOCKETS["view"].make(
             name, section.options, normalise=normalise, classes=len(classes),
-            synthetic_source=recipe.data.synthetic_source,
+            synthetic_source=recipe.data.synthetic_source, pictures=pictures,
         )  # fmt: skip
         terms = {
             key: SOCKETS["term"].make(
-                key, options, reference=reference, names=classes.names, channels=channels, normalise=normalise
-            )
+                key, options, reference=reference, names=classes.names, channels=channels, normalise=normalise,
+                pictures=pictures,
+            )  # fmt: skip
             for key, options in section.terms.items()
         }
         found[name] = Stage(view, terms, section.weights)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from udaseg.ranges import NotNegative, Share
-from udaseg.uda.augment import SIGMA, Normalisation, colour_jitter, draw_jitter, gaussian_blur
+from udaseg.uda.augment import SIGMA, Normalisation, colour_jitter, draw_jitter, gaussian_blur, swap_amplitude
+from udaseg.uda.augmentors import Augmentors
 from udaseg.uda.types import Iteration
 
 
@@ -42,20 +42,6 @@ class FDA:
     def __call__(self, iteration: Iteration) -> Tensor:
         source, target = (self.normalise.undo(i) for i in (iteration.batch.source_image, iteration.batch.target))
         return self.normalise.redo(swap_amplitude(source, target, self.beta).clamp(0, 1))
-
-
-def swap_amplitude(source: Tensor, style: Tensor, beta: float) -> Tensor:
-    """T2S-DA eq. 6-8 for (B, C, H, W): phase of ``source``, amplitude of ``style`` where both frequencies are at most
-    floor(beta * min(H, W)), of ``source`` elsewhere. Half spectra are enough: images are real and the window symmetric.
-    """
-    height, width = source.shape[-2:]
-    widest = int(beta * min(height, width))
-    spectrum, other = torch.fft.rfft2(source.float()), torch.fft.rfft2(style.float())
-    row = torch.arange(height, device=source.device)
-    low = torch.minimum(row, height - row)[:, None] <= widest
-    low = low & (torch.arange(width // 2 + 1, device=source.device) <= widest)
-    swapped = torch.polar(other.abs(), spectrum.angle())
-    return torch.fft.irfft2(torch.where(low, swapped, spectrum), s=(height, width))
 
 
 class ColorJitter:
@@ -114,6 +100,7 @@ ENGINES: dict[str, type[Engine]] = {
     "color_jitter": ColorJitter,
     "gaussian_blur": GaussianBlur,
     "offline": Offline,
+    "augmentors": Augmentors,
     "none": Untranslated,
 }
 

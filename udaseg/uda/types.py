@@ -118,6 +118,11 @@ class Draws:
         """One decision for the whole batch, on the host."""
         return self.host.random() < probability
 
+    def choices(self, images: int, numbers: int) -> list[list[float]]:
+        """``numbers`` uniform [0, 1) for every image, on the host."""
+        drawn = [[self.host.random() for _ in range(numbers)] for _ in range(self.world * images)]
+        return drawn[self.rank * images : (self.rank + 1) * images]
+
     def per_image(self, images: int, *shape: int) -> Tensor:
         """Uniform [0, 1) of shape (images, *shape), on the device."""
         drawn = torch.rand((self.world * images, *shape), generator=self.generator, device=self.generator.device)
