@@ -28,6 +28,7 @@ from udaseg.ranges import NotNegative, Share
 from udaseg.uda.terms.pairs import (
     Cells,
     Slots,
+    ceil_share,
     cells,
     class_counts,
     members,
@@ -126,7 +127,7 @@ class Contrast(nn.Module):
         own = class_counts(queries.label, self.classes)
         everywhere = reduce(own)
         wanted = wanted_queries(everywhere, self.n, self.balanced)
-        here = (wanted * own + everywhere - 1) // everywhere.clamp(min=1)  # this rank's, by its share of the cells
+        here = ceil_share(wanted * own, everywhere)  # this rank's, by its share of the cells
         chosen = slots(here, self.classes * (self.n + 1))
         positive, known = prototypes(keys, self.classes, reduce)
         losses = self.pair_losses(queries, keys, positive, chosen, iteration)

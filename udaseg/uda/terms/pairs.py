@@ -64,8 +64,12 @@ def wanted_queries(counts: Tensor, n: int, balanced: bool) -> Tensor:
     """n_q (K,) from counts (K,) of cells by class: ceil(K p(c) n), eq. 16, or ``n`` for every class there is (CEQS)."""
     if not balanced:
         return n * (counts > 0)
-    total = counts.sum().clamp(min=1)
-    return (len(counts) * n * counts + total - 1) // total  # ceil, in integers
+    return ceil_share(len(counts) * n * counts, counts.sum())
+
+
+def ceil_share(part: Tensor, whole: Tensor) -> Tensor:
+    """ceil(part / whole) in integers, 0 where both are 0."""
+    return -(-part // whole.clamp(min=1))
 
 
 def slots(wanted: Tensor, places: int) -> Slots:
