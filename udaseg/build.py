@@ -59,7 +59,9 @@ SOCKETS: dict[str, Table] = {
     "wrapper": Table("segmentor wrapper", WRAPPERS, frozenset({"encoder", "decoder", "attention", "crop"})),
     "sampler": Table("sampler", SAMPLERS, frozenset({"counts", "min_pixels"})),
     "pseudo_labels": Table("weighting rule", WEIGHTINGS, frozenset({"crop_margins"})),
-    "view": Table("view", VIEWS, VIEW_SUPPLIED, {"masker": (Table("masker", MASKERS), "blocks"), "engine": (ENGINE, "fda")}),
+    "view": Table(
+        "view", VIEWS, VIEW_SUPPLIED, {"masker": (Table("masker", MASKERS), "blocks"), "engine": (ENGINE, "fda")}
+    ),
     "term": Table("term", TERMS, frozenset({"reference", "names", "channels"}), {"engine": (ENGINE, "fda")}),
 }
 
@@ -108,11 +110,12 @@ def wants_target(part: Any, settings: dict[str, Any]) -> bool:
 
 def translated_folders(recipe: Recipe) -> dict[tuple[str, ...], str]:
     """Key -> folder of every ``offline`` engine, each folder once."""
-    found = {}
+    found: dict[tuple[str, ...], str] = {}
     for path, _, settings in view_parts(recipe):
         folder = settings.get("engine", {}).get("folder")
         if folder is not None and folder not in found.values():
-            found[(*path, "engine", "folder")] = folder
+            key = (*path, "engine", "folder")
+            found[key] = folder
     return found
 
 
@@ -463,7 +466,7 @@ def models(
     reference = Frozen(copy.deepcopy(student.encoder)) if uses_reference(recipe) else None
     if (path := start_weights(recipe)) is not None:
         package.restore(student, package.read(path)[1], path)
-    learner = Learner(student, stages(recipe, classes, reference, normalise, student.encoder.channels))
+    learner = Learner(student, stages(recipe, classes, reference, normalise, student.encoder.channels))  # type: ignore[arg-type]
     learner.to(device).to(memory_format=memory_format(recipe)).train()
     ranks.same_start(learner)
     teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs_target(recipe) or teacher_passes(recipe) else None
@@ -505,9 +508,14 @@ def stages(
         )  # fmt: skip
         terms = {
             key: SOCKETS["term"].make(
-                key, options, reference=reference, names=classes.names, channels=channels, normalise=normalise,
+                key,
+                options,
+                reference=reference,
+                names=classes.names,
+                channels=channels,
+                normalise=normalise,
                 pictures=pictures,
-            )  # fmt: skip
+            )
             for key, options in section.terms.items()
         }
         found[name] = Stage(view, terms, section.weights)

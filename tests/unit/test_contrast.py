@@ -144,10 +144,10 @@ def test_the_most_queries_there_can_be_have_a_place() -> None:
 def test_cells_are_drawn_without_replacement_and_go_round() -> None:
     belongs = torch.tensor([[T, F, T, T], [F, T, F, F], [F, F, F, F]])
     pool = pairs.members(belongs, torch.tensor([0.5, 0.1, 0.9, 0.2]))
-    assert pool.count.tolist() == [3, 1, 0] and pool.order[0, :3].tolist() == [3, 0, 2]
+    assert pool.size.tolist() == [3, 1, 0] and pool.order[0, :3].tolist() == [3, 0, 2]
     drawn = pairs.pick(pool, torch.tensor([0, 1, 2]), torch.arange(4).expand(3, 4))
     assert drawn[0].tolist() == [3, 0, 2, 3] and drawn[1].tolist() == [1] * 4
-    assert drawn.shape == (3, 4) and 0 <= drawn[2].min() and drawn[2].max() < 4
+    assert drawn.shape == (3, 4) and drawn[2].min() >= 0 and drawn[2].max() < 4
 
 
 def test_every_member_is_as_likely() -> None:
@@ -194,7 +194,9 @@ def a_term(classes: int = 2, channels: int = 2, **settings: Any) -> Contrast:
     """Without projector: features are compared as they are."""
     defaults: dict[str, Any] = {"reweight": "none", "negative_sampling": "source", "n": 2, "m": 3}
     names = tuple("abcdefgh"[:classes])
-    term = Contrast(channels=(channels,), names=names, engine=lambda step: step.batch.source_image, **defaults | settings)
+    term = Contrast(
+        channels=(channels,), names=names, engine=lambda step: step.batch.source_image, **defaults | settings
+    )
     term.projector = term.twin = nn.Sequential()
     return term
 
@@ -238,7 +240,9 @@ def test_weights_of_classes_are_those_of_the_target() -> None:
     label = torch.tensor([[[0, 1]]])
     pseudo = PseudoLabels(torch.zeros(1, 1, 2, dtype=torch.int64), torch.full((1, 1, 2), 0.75), torch.ones(1, 1, 2))
     step = an_iteration(label, features((1, 0), (0, 1)), features((1, 0), (1, 0)), pseudo)
-    loss = a_term(objective="mse", reweight="dynamic")(View(torch.zeros(1, 2, 1, 2), label), look(features((1, 0), (1, 0))), step)
+    loss = a_term(objective="mse", reweight="dynamic")(
+        View(torch.zeros(1, 2, 1, 2), label), look(features((1, 0), (1, 0))), step
+    )
     assert loss.value.item() == pytest.approx(0.5 * (1 / 1.5) * 2, rel=1e-5)
 
 
@@ -265,7 +269,11 @@ def test_negatives_of_both_domains_by_hand() -> None:
 def test_keys_are_of_the_domain_that_was_asked_for(key: str) -> None:
     label = torch.tensor([[[0, 1]]])
     pseudo = PseudoLabels(torch.tensor([[[1, 0]]]), torch.ones(1, 1, 2), torch.ones(1, 1, 2))
-    images = {"source": features((1, 0), (0, 1)), "stylised": features((2, 0), (0, 3)), "target": features((5, 5), (1, 2))}
+    images = {
+        "source": features((1, 0), (0, 1)),
+        "stylised": features((2, 0), (0, 3)),
+        "target": features((5, 5), (1, 2)),
+    }
     term = a_term(key=key)
     term.engine = lambda step: images["stylised"]
     cells = term.keys(an_iteration(label, images["source"], images["target"], pseudo))
@@ -320,7 +328,9 @@ def setup_of(name: str, *overrides: str) -> trainer.Setup:
 
 def test_a_step_pulls_pseudo_target_towards_the_prototypes_and_leaves_the_teacher(streets: Path) -> None:
     """Ten steps of nothing but the contrast on one batch."""
-    setup = setup_of("daformer_t2s", "optimiser.lr=1e-3", "optimiser.warmup=0", "views.stylised.terms.contrast.weight=1")
+    setup = setup_of(
+        "daformer_t2s", "optimiser.lr=1e-3", "optimiser.warmup=0", "views.stylised.terms.contrast.weight=1"
+    )
     setup.learner.stages = nn.ModuleDict({"stylised": setup.learner.stages["stylised"]})
     setup.teacher.alpha = 1.0  # type: ignore[union-attr]
     raw = next(setup.batches(0, 1))
@@ -369,7 +379,9 @@ def test_the_twin_follows_by_the_teachers_rule_and_no_other(streets: Path) -> No
     groups = setup.stepper.optimiser.param_groups
     trained = {id(p) for group in groups for p in group["params"]}
     assert not trained & {id(p) for p in term.twin.parameters()}
-    (projected,) = {g["initial_lr"] for g in groups if {id(p) for p in g["params"]} & {id(p) for p in term.projector.parameters()}}
+    (projected,) = {
+        g["initial_lr"] for g in groups if {id(p) for p in g["params"]} & {id(p) for p in term.projector.parameters()}
+    }
     assert projected == pytest.approx(6e-4)  # the decoder's
 
 
@@ -418,5 +430,3 @@ def test_a_view_with_a_cross_entropy_is_decoded(streets: Path) -> None:
     setup = setup_of("daformer_t2s", "views.stylised.terms.cross_entropy={}")
     losses, _ = trainer.step(setup, next(setup.batches(0, 1)), 0)
     assert {"stylised/contrast", "stylised/cross_entropy"} <= set(losses)
-
-

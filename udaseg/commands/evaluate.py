@@ -33,6 +33,7 @@ def run(
     teacher: bool,
     split: str | None,
     benchmark: str | None,
+    domain: str,
     recompute_bn: bool,
     limit: int | None,
     as_json: bool,
@@ -43,7 +44,7 @@ def run(
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol!r}: {suggest(protocol, PROTOCOLS)}")
     data = data_section(card, benchmark)
-    section = (data.validation or data.source).model_copy(update={"split": split} if split else {})
+    section = domain_section(data, domain).model_copy(update={"split": split} if split else {})
     device = choose_device("auto")
     precision = choose_precision("auto", device)
     set_up(device, precision, None)
@@ -72,6 +73,17 @@ def data_section(card: Card, benchmark: str | None) -> DataSection:
     if benchmark is None:
         return DataSection.model_validate({**card.data, "crop": (1, 1)})
     return recipes.benchmark_data(benchmark)
+
+
+def domain_section(data: DataSection, domain: str) -> DomainSection:
+    """The domain of that name; where there is no validation, the source takes its place."""
+    allowed = ("source", "target", "validation")
+    if domain not in allowed:
+        raise UserError(f"--domain {domain!r}: {suggest(domain, allowed)}")
+    section: DomainSection | None = getattr(data, domain) or (data.source if domain == "validation" else None)
+    if section is None:
+        raise UserError(f"--domain {domain}: the run has none; choose a --benchmark that has data.{domain}")
+    return section
 
 
 def reporting(images: Subset[Any], progress: Any) -> Iterator[dict[str, Any]]:

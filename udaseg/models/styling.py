@@ -83,7 +83,18 @@ class AdaIN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         down: list[nn.Module] = [nn.Conv2d(3, 3, 1)]
-        for channels in ((3, 64), (64, 64), (), (64, 128), (128, 128), (), (128, 256), *[(256, 256)] * 3, (), (256, 512)):
+        for channels in (
+            (3, 64),
+            (64, 64),
+            (),
+            (64, 128),
+            (128, 128),
+            (),
+            (128, 256),
+            *[(256, 256)] * 3,
+            (),
+            (256, 512),
+        ):
             down += padded(*channels) if channels else [nn.MaxPool2d(2, ceil_mode=True)]
         up: list[nn.Module] = []
         for channels in ((512, 256), (), *[(256, 256)] * 3, (256, 128), (), (128, 128), (128, 64), (), (64, 64)):

@@ -139,7 +139,9 @@ def cartoon(image: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
     """Three bilateral filters of 5 x 5, then black where the brightness changes fast."""
     for _ in range(3):
         image = bilateral(image, spread=0.1)
-    grey = F.pad((image * image.new_tensor(GREY).view(3, 1, 1)).sum(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    grey = F.pad(
+        (image * image.new_tensor(GREY).view(3, 1, 1)).sum(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate"
+    )
     across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
     down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
     edge = torch.hypot(across, down)

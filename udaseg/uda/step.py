@@ -54,7 +54,7 @@ class Learner(nn.Module):
         for _, stage in self.views():
             for term in stage.terms.values():
                 if hasattr(term, "twins"):
-                    yield from term.twins()
+                    yield from term.twins()  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def learn_from_view(name: str, stage: Stage, iteration: Iteration, stepper: Step
     with stepper.autocast():
         with torch.no_grad():
             view = stage.build(iteration)
-        output = iteration.segmentor(view.image, context_only=stage.context_only)  # the only student pass over these pixels
+        output = iteration.segmentor(
+            view.image, context_only=stage.context_only
+        )  # the only student pass over these pixels
         losses = {key: term(view, output, iteration) for key, term in stage.terms.items()}
     stepper.scaler.scale(total(losses, stage.weights)).backward()
     return {f"{name}/{key}": Loss(loss.value.detach(), loss.present) for key, loss in losses.items()}

@@ -1,4 +1,4 @@
-"""Translation engines: source images in the look of another domain, with the labels they had (T2S-DA section 3.2, table 11).
+"""Translation engines: source images in another domain's look, with their own labels (T2S-DA section 3.2, table 11).
 
 B images, H x W pixels of the crop. FDA works on the step's own crops, image i of the source with image i of the target:
 the paper takes a 1024 x 512 crop of both and cuts the training crop out of the result afterwards, which would need a
@@ -106,5 +106,5 @@ ENGINES: dict[str, type[Engine]] = {
 
 
 def engine_needs_target(settings: Mapping[str, Any]) -> bool:
-    """Of an engine as a recipe names it, {kind, settings...}; False for one there is not, which is refused elsewhere."""
+    """Of an engine as recipes name it, {kind, settings...}; False for one there is not, which is refused elsewhere."""
     return settings["kind"] in ENGINES and ENGINES[settings["kind"]].needs_target

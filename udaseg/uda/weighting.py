@@ -45,7 +45,7 @@ class ConfidenceShare:
 
 
 class ReweightedShare:
-    """``ConfidenceShare`` times T2S-DA's dynamic class weights (eq. 17, exponent ``beta``) of each pixel's pseudo-label.
+    """``ConfidenceShare`` times T2S-DA's dynamic class weights (eq. 17, exponent ``beta``) of the pseudo-labels.
 
     Times the number of classes, so that the mean class weight is 1 [choice]. Table 9 tells against it.
     """

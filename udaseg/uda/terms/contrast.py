@@ -136,9 +136,7 @@ class Contrast(nn.Module):
         scale = self.class_weights(iteration) * known * share * (wanted if self.sums else 1)
         return Loss((scale * mean).sum() / self.classes, (known * everywhere).sum() > 0)
 
-    def pair_losses(
-        self, queries: Cells, keys: Cells, positive: Tensor, chosen: Slots, iteration: Iteration
-    ) -> Tensor:
+    def pair_losses(self, queries: Cells, keys: Cells, positive: Tensor, chosen: Slots, iteration: Iteration) -> Tensor:
         """(Q,) eq. 4 or the squared distance of each query and its class's prototype."""
         belongs = one_hot(queries.label, self.classes)
         pool = members(belongs, iteration.draws.per_image(belongs.shape[1]))
@@ -163,10 +161,10 @@ class Contrast(nn.Module):
         pools = [members(pool, iteration.draws.per_image(pool.shape[1])) for pool in found]
         drawn = []
         for pool, number in zip(pools, split(self.m, len(pools)), strict=True):
-            start = iteration.draws.per_image(len(chosen.row)) * pool.count[chosen.row]
+            start = iteration.draws.per_image(len(chosen.row)) * pool.size[chosen.row]
             position = start.long()[:, None] + torch.arange(number, device=start.device)
             drawn.append(pick(pool, chosen.row, position))
-        return F.normalize(features, dim=1), torch.cat(drawn, dim=1), pools[0].count[chosen.row] > 0
+        return F.normalize(features, dim=1), torch.cat(drawn, dim=1), pools[0].size[chosen.row] > 0
 
     def class_weights(self, iteration: Iteration) -> Tensor:
         """(K,) with sum 1: eq. 17, or all alike."""

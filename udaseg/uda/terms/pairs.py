@@ -35,7 +35,7 @@ class Members(NamedTuple):
     """For each row (class) the cells that belong to it: (K, N) int64 with members first, and their number (K,)."""
 
     order: Tensor
-    count: Tensor
+    size: Tensor
 
 
 def cells(features: Tensor, label: Tensor) -> Cells:
@@ -56,7 +56,7 @@ def members(belongs: Tensor, scores: Tensor) -> Members:
 
 def pick(pool: Members, row: Tensor, position: Tensor) -> Tensor:
     """Cells at positions (Q, m) of the rows (Q,), going round; any cell where a row has no member."""
-    at = position.remainder(pool.count.clamp(min=1)[row][:, None])
+    at = position.remainder(pool.size.clamp(min=1)[row][:, None])
     return pool.order.flatten()[row[:, None] * pool.order.shape[1] + at]
 
 
@@ -97,11 +97,14 @@ def unreliable(confidence: Tensor, alpha: float) -> Tensor:
     return confidence < torch.quantile(confidence, alpha)
 
 
-def negative_pools(key: Tensor, target: Tensor | None, doubtful: Tensor | None, classes: int, equal: bool) -> list[Tensor]:
+def negative_pools(
+    key: Tensor, target: Tensor | None, doubtful: Tensor | None, classes: int, equal: bool
+) -> list[Tensor]:
     """For each class the cells that are negatives, (K, N + M) bool: one pool, or with ``equal`` one of each domain.
 
-    ``key`` (N,): labels of the cells with keys; those of other classes are negatives (eq. 12). ``target`` (M,): predicted
-    labels, of which the ``doubtful`` ones of other classes are (eq. 13). Of two pools an empty one is as the other.
+    ``key`` (N,): labels of the cells with keys; those of other classes are negatives (eq. 12). ``target`` (M,):
+    predicted labels, of which the ``doubtful`` ones of other classes are (eq. 13). Of two pools an empty one is as the
+    other.
     """
     known = ~one_hot(key, classes) & (key != IGNORE)
     if target is None or doubtful is None:
