@@ -28,7 +28,18 @@ def run(*arguments: str) -> int:
 
 def train(name: str, folder: Path, *more: str) -> tuple[str, ...]:
     base = [text for text in toy.MIT if not (name.startswith("dg_") and text.startswith("data.target"))]
-    return ("train", "--recipe", name, "--benchmark", "streets", "--out", str(folder), *base, "train.iterations=3", *more)
+    return (
+        "train",
+        "--recipe",
+        name,
+        "--benchmark",
+        "streets",
+        "--out",
+        str(folder),
+        *base,
+        "train.iterations=3",
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -430,3 +430,16 @@ def test_a_view_with_a_cross_entropy_is_decoded(streets: Path) -> None:
     setup = setup_of("daformer_t2s", "views.stylised.terms.cross_entropy={}")
     losses, _ = trainer.step(setup, next(setup.batches(0, 1)), 0)
     assert {"stylised/contrast", "stylised/cross_entropy"} <= set(losses)
+
+
+@pytest.mark.parametrize("objective", ["infonce", "mse"])
+def test_the_loss_is_in_float32_whatever_the_step_runs_in(objective: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    label = torch.randint(0, 2, (1, 4, 4), generator=generator)
+    source, values = (torch.randn(1, 2, 4, 4, generator=generator) for _ in range(2))
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            view = View(torch.zeros(1, 2, 4, 4), label)
+            losses.append(a_term(objective=objective)(view, look(values), an_iteration(label, source)).value)
+    assert losses[0].dtype == losses[1].dtype == torch.float32 and torch.equal(losses[0], losses[1])
