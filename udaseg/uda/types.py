@@ -186,10 +186,10 @@ class Iteration:
     @cached_property
     def source_features(self) -> Tensor:
         """The teacher's last map (B, C, h, w) of the source's context."""
-        return self.teacher_features(self.segmentor.context(self.batch.source_image))
+        return self.teacher_features(self.segmentor.context(self.batch.source_image))[-1]
 
-    def teacher_features(self, pixels: Tensor) -> Tensor:
-        """The teacher's last map of a context's pixels: a pass of its encoder at every call."""
+    def teacher_features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's maps of exactly these pixels, finest first: a pass of its encoder at every call."""
         assert self.encode_by_teacher is not None
         with self.phase("teacher"), torch.no_grad():
-            return self.encode_by_teacher(pixels)[-1]
+            return self.encode_by_teacher(image)

@@ -119,7 +119,7 @@ class Contrast(nn.Module):
         if self.key == "target":
             return cells(self.twin(iteration.target_features), iteration.pseudo_labels.label)
         pixels = iteration.segmentor.context(self.engine(iteration))
-        return cells(self.twin(iteration.teacher_features(pixels)), batch.source_label)
+        return cells(self.twin(iteration.teacher_features(pixels)[-1]), batch.source_label)
 
     def pull(self, queries: Cells, keys: Cells, iteration: Iteration) -> Loss:
         """Eq. 5: (1 / K) sum over classes of weight x mean (or sum) of the pair losses."""
