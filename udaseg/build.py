@@ -12,17 +12,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from udaseg import recipe as recipes
 from udaseg.data.classes import IGNORE, PROTOCOLS, ClassSet, match_classes
-from udaseg.data.dataset import Domain, EvaluationImages, Margins, TrainingPairs
+from udaseg.data.dataset import Domain, EvaluationImages, Margins, TrainingPairs, translation
+from udaseg.data.images import read_image
 from udaseg.data.index import Index, load_index
 from udaseg.data.layouts import DATASETS, DataSetSpec, data_home, dataset_spec
 from udaseg.data.loading import Normalise, evaluation_loader, training_loader
 from udaseg.data.sampling import SAMPLERS
+from udaseg.data.spec import walk
+from udaseg.data.transforms import resize_image
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.engine.distributed import Ranks, join
 from udaseg.engine.optim import PolyWarmup, adamw, parameter_groups
@@ -44,18 +48,25 @@ from udaseg.uda.step import Learner, Stage, Stepper
 from udaseg.uda.teacher import Teacher
 from udaseg.uda.terms import TERMS
 from udaseg.uda.terms.relational import ANGLE_IMAGES
+from udaseg.uda.translation import ENGINES
 from udaseg.uda.views import VIEWS
 from udaseg.uda.weighting import WEIGHTINGS
 
 VIEW_SUPPLIED = frozenset({"normalise", "classes", "synthetic_source"})
+ENGINE = Table("translation engine", ENGINES, frozenset({"normalise", "pictures"}))
 SOCKETS: dict[str, Table] = {
     "encoder": Table("encoder", ENCODERS, near=ENCODERS.near),
     "decoder": Table("decoder", DECODERS, frozenset({"channels", "strides", "classes"})),
     "wrapper": Table("segmentor wrapper", WRAPPERS, frozenset({"encoder", "decoder", "attention", "crop"})),
     "sampler": Table("sampler", SAMPLERS, frozenset({"counts", "min_pixels", "names"})),
     "pseudo_labels": Table("weighting rule", WEIGHTINGS, frozenset({"crop_margins"})),
-    "view": Table("view", VIEWS, VIEW_SUPPLIED, {"masker": (Table("masker", MASKERS, frozenset({"names"})), "blocks")}),
-    "term": Table("term", TERMS, frozenset({"reference", "names", "maps"})),
+    "view": Table(
+        "view",
+        VIEWS,
+        VIEW_SUPPLIED,
+        {"masker": (Table("masker", MASKERS, frozenset({"names"})), "blocks"), "engine": (ENGINE, "fda")},
+    ),
+    "term": Table("term", TERMS, frozenset({"reference", "names", "maps", "channels"}), {"engine": (ENGINE, "fda")}),
 }
 
 
@@ -74,10 +85,13 @@ def inconsistencies(recipe: Recipe) -> list[Problem]:
     """What no single key shows: unknown data sets and protocols, views that need a target there is none of."""
     problems = class_problems(recipe) + neck_problems(recipe)
     if recipe.data.target is None:
-        needing = [("views", name) for name in recipe.views if VIEWS[name].needs_target]
+        needing = [path for path, part, settings in view_parts(recipe) if wants_target(part, settings)]
         needing += [("data", "labelled")] if recipe.data.labelled == "target" else []
         message = "needs a target domain and the recipe has none; choose a --benchmark that has data.target"
         problems += [Problem(path, message) for path in needing]
+    if len(folders := translated_folders(recipe)) > 1:
+        message = f"one folder of translated images is read, not {len(folders)}: {', '.join(folders.values())}"
+        problems += [Problem(path, message) for path in folders]
     return problems
 
 
@@ -92,6 +106,34 @@ def neck_problems(recipe: Recipe) -> list[Problem]:
         for term, options in stage.terms.items()
         if options.get("neck") == "fused"
     ]
+
+
+def view_parts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Any, dict[str, Any]]]:
+    """(key, class, settings) of every view and term there is; settings that were refused are empty."""
+    for view, stage in recipe.views.items():
+        if view in VIEWS:
+            yield ("views", view), VIEWS[view], stage.options
+        for term, settings in stage.terms.items():
+            if term in TERMS:
+                yield ("views", view, "terms", term), TERMS[term], settings
+
+
+def wants_target(part: Any, settings: dict[str, Any]) -> bool:
+    """Does a view or term look at the target with these settings?"""
+    if not callable(part.needs_target):
+        return part.needs_target
+    return bool(settings) and part.needs_target(settings)
+
+
+def translated_folders(recipe: Recipe) -> dict[tuple[str, ...], str]:
+    """Key -> folder of every ``offline`` engine, each folder once."""
+    found: dict[tuple[str, ...], str] = {}
+    for path, _, settings in view_parts(recipe):
+        folder = settings.get("engine", {}).get("folder")
+        if folder is not None and folder not in found.values():
+            key = (*path, "engine", "folder")
+            found[key] = folder
+    return found
 
 
 def class_problems(recipe: Recipe) -> list[Problem]:
@@ -137,8 +179,12 @@ def known_dataset(name: str) -> DataSetSpec:
 
 def needs_target(recipe: Recipe) -> bool:
     """Does any view or term look at the target?"""
-    terms = (term for stage in recipe.views.values() for term in stage.terms)
-    return any(VIEWS[name].needs_target for name in recipe.views) or any(TERMS[term].needs_target for term in terms)
+    return any(wants_target(part, settings) for _, part, settings in view_parts(recipe))
+
+
+def teacher_passes(recipe: Recipe) -> int:
+    """Passes of the teacher's encoder in a step, besides the one that labels the target."""
+    return sum(part.teacher_passes(s) for _, part, s in view_parts(recipe) if hasattr(part, "teacher_passes"))
 
 
 def absences(recipe: Recipe) -> list[Problem]:
@@ -153,12 +199,29 @@ def absences(recipe: Recipe) -> list[Problem]:
         except UserError as error:
             if all(problem.message != str(error) for problem in problems):  # target and validation often share a root
                 problems.append(Problem(("data", key), str(error)))
+    if not problems:
+        problems += [Problem(path, text) for path, text in untranslated(recipe)]
     for find, key in ((encoder_weights, "weights"), (start_weights, "start")):
         try:
             find(recipe)
         except UserError as error:
             problems.append(Problem(("model", key), str(error)))
     return problems
+
+
+def untranslated(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(key, message) of a folder that lacks translated images."""
+    for path, folder in translated_folders(recipe).items():
+        index = index_of(getattr(recipe.data, recipe.data.labelled))
+        missing, first = 0, ""
+        for pair in index.pairs:
+            try:
+                translation(Path(folder).expanduser(), pair.image)
+            except UserError as error:
+                first = first or str(error)
+                missing += 1
+        if missing:
+            yield path, f"{missing} of {len(index)} images of {index.dataset} have no translation; {first}"
 
 
 # --- models --------------------------------------------------------------------------------------------------------
@@ -348,6 +411,7 @@ def training_pairs(recipe: Recipe, multiple: int = 1) -> TrainingPairs:
         cat_max_ratio=data.cat_max_ratio,
         photometric=data.photometric,
         margins=Margins(**margins.model_dump()) if margins else None,
+        translated=next((Path(folder).expanduser() for folder in translated_folders(recipe).values()), None),
     )
 
 
@@ -362,6 +426,15 @@ def images_of(
     """Whole images of a split at test size, with native labels of the named classes if wanted; the first ``limit``."""
     images = EvaluationImages(domain(section, scale, names, labels=labels))
     return Subset(images, range(min(limit or len(images), len(images))))
+
+
+def pictures(folder: str) -> Tensor:
+    """Style images: the first 256 of a folder, squeezed into (n, 3, 256, 256) uint8."""
+    found = sorted(walk(Path(folder).expanduser()))[:256]
+    if not found:
+        raise UserError(f"no images in {folder}; `styles` is a folder of style images (PNG or JPEG)")
+    images = np.stack([resize_image(read_image(path), (256, 256)) for path in found])
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 # --- a training run ------------------------------------------------------------------------------------------------
@@ -460,7 +533,7 @@ def models(
     learner = Learner(student, stages(recipe, class_set(recipe), reference, normalise, maps))
     learner.to(device).to(memory_format=memory_format(recipe)).train()
     ranks.same_start(learner)
-    teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs_target(recipe) else None
+    teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs_target(recipe) or teacher_passes(recipe) else None
     if recipe.train.compile:
         for module in [student, *([teacher.segmentor] if teacher else [])]:
             for part in module.children():
@@ -487,17 +560,21 @@ def uses_reference(recipe: Recipe) -> bool:
 def stages(
     recipe: Recipe, classes: ClassSet, reference: nn.Module | None, normalise: Normalise, maps: Maps | None = None
 ) -> dict[str, Stage]:
-    """The recipe's views with their terms, in its order; ``maps``: of the student, for terms that rebuild them."""
+    """The recipe's views with their terms, in its order; ``maps``: of the student, for terms built to their measure."""
     found = {}
+    supplied = {
+        "normalise": normalise, "names": classes.names, "pictures": pictures, "reference": reference, "maps": maps,
+        "channels": maps.channels if maps else (),
+    }  # fmt: skip
     for name, section in recipe.views.items():
         view = SOCKETS["view"].make(
-            name, section.options, normalise=normalise, classes=len(classes), names=classes.names,
+            name,
+            section.options,
+            classes=len(classes),
             synthetic_source=recipe.data.synthetic_source,
-        )  # fmt: skip
-        terms = {
-            key: SOCKETS["term"].make(key, options, reference=reference, names=classes.names, maps=maps)
-            for key, options in section.terms.items()
-        }
+            **supplied,
+        )
+        terms = {key: SOCKETS["term"].make(key, options, **supplied) for key, options in section.terms.items()}
         found[name] = Stage(view, terms, section.weights)
     return found
 

@@ -21,6 +21,8 @@ HELP = "Unsupervised domain-adaptive semantic segmentation. Start with: udaseg d
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 recipe_app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
+analyze_app = typer.Typer(help="Features of runs, class by class: a CSV file and a picture.", no_args_is_help=True)
+app.add_typer(analyze_app, name="analyze")
 
 Name = Annotated[str, typer.Argument(help="A recipe's name (udaseg recipe ls) or a path to a YAML file.")]
 RecipeOption = Annotated[
@@ -34,6 +36,13 @@ Overrides = Annotated[
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set; default: under $UDASEG_DATA or ./data.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
+
+
+Domain = Annotated[str, typer.Option(help="source, target or validation: whose labelled images.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or weights files to compare.")]
+CsvOut = Annotated[Path | None, typer.Option("--out", help="The .csv file; the picture gets its name with .png.")]
+TeacherOption = Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N images of a domain.")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,7 +155,8 @@ def evaluate(
         str | None, typer.Option(help="cityscapes19, synthia16 or synthia13; default: the recipe's.")
     ] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
-    split: Annotated[str | None, typer.Option(help="Default: the recipe's validation split.")] = None,
+    domain: Domain = "validation",
+    split: Annotated[str | None, typer.Option(help="Default: the split of the domain in the recipe.")] = None,
     benchmark: Benchmark = None,
     recompute_bn: Annotated[
         bool, typer.Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")
@@ -161,8 +171,8 @@ def evaluate(
     from udaseg.commands import evaluate as evaluation
 
     evaluation.run(
-        run, protocol=protocol, teacher=teacher, split=split, benchmark=benchmark, recompute_bn=recompute_bn,
-        limit=limit, per_condition=per_condition, as_json=json,
+        run, protocol=protocol, teacher=teacher, split=split, benchmark=benchmark, domain=domain,
+        recompute_bn=recompute_bn, limit=limit, per_condition=per_condition, as_json=json,
     )  # fmt: skip
 
 
@@ -392,6 +402,47 @@ def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmar
     from udaseg.commands import recipes
 
     recipes.validate(recipes.choose(name, benchmark, overrides or []))
+
+
+@analyze_app.command("similarity")
+def analyze_similarity(
+    run: Runs, out: CsvOut = None, benchmark: Benchmark = None, teacher: TeacherOption = False, limit: Limit = None
+) -> None:
+    """How alike the mean features of a class are in source and target (cosine)."""
+    from udaseg.commands import analyze
+
+    analyze.similarity(run, out, benchmark=benchmark, teacher=teacher, limit=limit)
+
+
+@analyze_app.command("discriminability")
+def analyze_discriminability(
+    run: Runs,
+    out: CsvOut = None,
+    domain: Domain = "validation",
+    benchmark: Benchmark = None,
+    teacher: TeacherOption = False,
+    limit: Limit = None,
+) -> None:
+    """Class centre distance (CCD) and pixel-wise discrimination distance (PDD) of the features; less is better."""
+    from udaseg.commands import analyze
+
+    analyze.discriminability(run, out, domain, benchmark=benchmark, teacher=teacher, limit=limit)
+
+
+@analyze_app.command("tsne")
+def analyze_tsne(
+    run: Runs,
+    out: CsvOut = None,
+    pixels: Annotated[int, typer.Option(min=1, help="Cells a class and domain.")] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    benchmark: Benchmark = None,
+    teacher: TeacherOption = False,
+    limit: Limit = None,
+) -> None:
+    """Features of source and target in the plane by t-SNE (pip install "udaseg[analysis]")."""
+    from udaseg.commands import analyze
+
+    analyze.tsne(run, out, pixels, seed, benchmark=benchmark, teacher=teacher, limit=limit)
 
 
 def interruptible(work: Callable[[], object]) -> None:

@@ -33,7 +33,9 @@ COMMANDS = (
     "plot",
     "doctor",
     "recipe",
+    "analyze",
     *(f"recipe {c}" for c in ("ls", "show", "cp", "validate")),
+    *(f"analyze {c}" for c in ("similarity", "discriminability", "tsne")),
 )
 SMALL = (
     "data.source.size=[64,32]", "data.target.size=[64,32]", "data.validation.size=[64,32]", "data.crop=[32,32]",

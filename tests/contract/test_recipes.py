@@ -22,7 +22,7 @@ from udaseg.recipe import benchmark_data, chain, leaves, recipe_folder, shipped
 RECIPES, BENCHMARKS = shipped(), shipped("benchmarks")
 FULL = [name for name in RECIPES if not name.startswith("demo")]
 OMUDA = [name for name in FULL if name.endswith(("_omuda", "_cam", "_fdm", "_cdm"))]  # its paper trains with batch 3
-ORDER = ("source", "target", "mixed", "masked")
+ORDER = ("source", "target", "mixed", "masked", "stylised")
 """A step's views as the papers name them; a recipe has some of them, in this order."""
 
 
@@ -67,7 +67,7 @@ def test_full_recipes_keep_the_protocol_of_the_papers(name: str) -> None:
     assert (recipe.train.iterations, recipe.train.batch) == (40000, 3 if name in OMUDA else 2)
     assert (recipe.optimiser.lr, recipe.optimiser.weight_decay, recipe.optimiser.head_lr_factor) == (6e-5, 0.01, 10)
     assert (recipe.optimiser.warmup, recipe.optimiser.power, recipe.seed) == (1500, 1.0, 0)
-    assert recipe.data.photometric == (name in ("source_only", "oracle"))
+    assert recipe.data.photometric == (name in ("source_only", "oracle", "dg_source_only", "dg_t2s"))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -78,6 +78,8 @@ def test_gradients_of_staged_views_are_those_of_the_summed_losses(streets: Path)
         ("mic_daformer", {"student": [2, 2, 2], "teacher": [2], "reference": [2]}),
         ("hrda", {"student": [4, 4], "teacher": [2, 18], "reference": [2]}),
         ("mic", {"student": [4, 4, 4], "teacher": [2, 18], "reference": [2]}),
+        ("daformer_t2s", {"student": [2, 2, 2], "teacher": [2, 2], "reference": [2]}),
+        ("hrda_t2s", {"student": [4, 4, 2], "teacher": [2, 18, 2], "reference": [2]}),
     ],
 )
 def test_encoder_passes_are_those_of_the_papers(streets: Path, name: str, expected: dict[str, list[int]]) -> None:
@@ -169,7 +171,7 @@ class NoReading(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-@pytest.mark.parametrize("name", ["source_only", "dacs", "daformer", "mic"])
+@pytest.mark.parametrize("name", ["source_only", "dacs", "daformer", "mic", "mic_t2s"])
 def test_nothing_in_a_step_reads_the_device(streets: Path, name: str) -> None:
     setup = setup_of(name)
     raws = list(setup.batches(0, 3))

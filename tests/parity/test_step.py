@@ -18,7 +18,7 @@ from udaseg.engine.optim import adamw, parameter_groups
 from udaseg.models import weights
 from udaseg.models.blocks import DropPath
 from udaseg.models.frozen import Frozen
-from udaseg.models.segmentor import Segmentor
+from udaseg.models.segmentor import Look, Segmentor
 from udaseg.uda import views
 from udaseg.uda.step import Learner, Stage, Stepper, training_step
 from udaseg.uda.teacher import Teacher
@@ -109,11 +109,13 @@ def run(learner: Learner, teacher: Teacher, stepper: Stepper, t: int, record: Re
     record.choices = iter([value for kind, value in events if kind == "np.random.choice"])
     seen: dict[str, Any] = {"student": 0, "teacher": 0}
 
-    def predict(target: Tensor) -> Tensor:
+    def predict(target: Tensor) -> Look:
         seen["ema_norm"] = norms(teacher.segmentor)
         seen["teacher"] += 1
-        seen["logits"] = teacher.segmentor(target).predictions[0].logits.detach()
-        return nn.functional.interpolate(seen["logits"], target.shape[-2:], mode="bilinear")
+        output = teacher.segmentor(target)
+        seen["logits"] = output.predictions[0].logits.detach()
+        size = target.shape[-2:]
+        return Look(nn.functional.interpolate(seen["logits"], size, mode="bilinear"), output.branches[0])
 
     hook = learner.segmentor.encoder.register_forward_pre_hook(lambda *_: seen.update(student=seen["student"] + 1))
     mixed = learner.stages["mixed"]

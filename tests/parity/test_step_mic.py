@@ -18,7 +18,7 @@ from udaseg.data.classes import CITYSCAPES
 from udaseg.engine.optim import adamw, parameter_groups
 from udaseg.models import multires, weights
 from udaseg.models.frozen import Frozen
-from udaseg.models.segmentor import Box, Segmentor
+from udaseg.models.segmentor import Box, Look, Segmentor
 from udaseg.uda import views
 from udaseg.uda.masking import Blocks
 from udaseg.uda.step import Learner, Stage, Stepper, training_step
@@ -91,10 +91,11 @@ def run(learner: Learner, teacher: Teacher, stepper: Stepper, t: int, patch: pyt
     draws.noise = torch.tensor(noise["values"]).view(2, 1, 8, 8)
     seen: dict[str, Any] = {"tiles": {"student": [], "teacher": [], "reference": []}, "views": {}}
 
-    def predict(target: Tensor) -> Tensor:
+    def predict(target: Tensor) -> Look:
         seen["ema_norm"] = norms(teacher.segmentor)
-        seen["logits"] = teacher.predict(target)
-        return seen["logits"]
+        look = teacher.predict(target)
+        seen["logits"] = look.logits
+        return look
 
     def count(who: str, module: torch.nn.Module) -> Any:
         return module.register_forward_pre_hook(lambda _, x: seen["tiles"][who].append(x[0].shape[0]))

@@ -29,7 +29,9 @@ ALLOWED: dict[str, set[str]] = {
     "udaseg.data.custom": {"udaseg.data", "udaseg.parts"},
     "udaseg.models": set(),
     "udaseg.uda": {"udaseg.models"},
-    "udaseg.uda.terms": {"udaseg.models.segmentor", "udaseg.models.rebuilder", "udaseg.uda.types"},
+    "udaseg.uda.terms": {
+        "udaseg.models.blocks", "udaseg.models.segmentor", "udaseg.models.rebuilder", "udaseg.uda.types",
+    },
     "udaseg.evaluation": {"udaseg.models"},
     "udaseg.engine": {"udaseg.data.loading", "udaseg.models", "udaseg.uda", "udaseg.evaluation"},
     "udaseg.studies": {

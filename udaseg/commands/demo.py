@@ -26,6 +26,7 @@ from udaseg.data.loading import evaluation_loader
 from udaseg.data.prepare import prepare
 from udaseg.data.streets import write_streets
 from udaseg.engine.profile import time_steps
+from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
 from udaseg.evaluation.evaluate import evaluate, evaluating, predict, recompute_batchnorm
 from udaseg.files import write_atomic, write_text
@@ -90,7 +91,10 @@ def load_adaptation(name: str | None, overrides: Sequence[str]) -> Loaded:
     if name is None:
         return build.load("demo", overrides=overrides)
     source, own = recipes.chain("demo")[-1]
-    return build.load(name, overlays=[(source, own)], benchmark="streets", overrides=overrides)
+    loaded = build.load(name, overlays=[(source, own)], benchmark="streets", overrides=overrides)
+    if loaded.recipe.data.target is None:
+        raise UserError(f"recipe {name!r} has no target domain; the demo adapts to one")
+    return loaded
 
 
 def fastest_threads(loaded: Loaded) -> int:

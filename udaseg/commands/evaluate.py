@@ -63,6 +63,7 @@ def measure(
     teacher: bool = False,
     split: str | None = None,
     benchmark: str | None = None,
+    domain: str = "validation",
     recompute_bn: bool = False,
     limit: int | None = None,
     per_condition: bool = False,
@@ -74,7 +75,7 @@ def measure(
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol!r}: {suggest(protocol, PROTOCOLS)}")
     data = data_section(card, benchmark)
-    section = (data.validation or data.source).model_copy(update={"split": split} if split else {})
+    section = domain_section(data, domain).model_copy(update={"split": split} if split else {})
     device = choose_device("auto")
     precision = choose_precision("auto", device)
     set_up(device, precision, None)
@@ -119,6 +120,17 @@ def by_condition(images: Subset[Any]) -> dict[str, Subset[Any]]:
         )
     groups = {name: [i for i, own in enumerate(conditions) if own == name] for name in known}
     return {name: Subset(images, group) for name, group in groups.items() if group}
+
+
+def domain_section(data: DataSection, domain: str) -> DomainSection:
+    """The domain of that name; where there is no validation, the source takes its place."""
+    allowed = ("source", "target", "validation")
+    if domain not in allowed:
+        raise UserError(f"--domain {domain!r}: {suggest(domain, allowed)}")
+    section: DomainSection | None = getattr(data, domain) or (data.source if domain == "validation" else None)
+    if section is None:
+        raise UserError(f"--domain {domain}: the run has none; choose a --benchmark that has data.{domain}")
+    return section
 
 
 def reporting(images: Subset[Any], progress: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:

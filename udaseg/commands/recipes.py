@@ -69,6 +69,8 @@ def passes(loaded: Loaded) -> str:
     recipe = loaded.recipe
     student = " + ".join(recipe.views)
     parts = [f"student {len(recipe.views)} ({student})", f"teacher {int(build.needs_target(recipe))}"]
+    if extra := build.teacher_passes(recipe):
+        parts.append(f"teacher's encoder {extra}")
     if build.uses_reference(recipe):
         parts.append("frozen ImageNet encoder 1")
     for view, stage in recipe.views.items():

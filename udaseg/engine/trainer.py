@@ -370,6 +370,7 @@ def make_batch(raw: Mapping[str, Tensor], setup: Setup) -> Batch:
         source_label=moved["source_label"].long(),
         target_image=image("target_image") if "target_image" in moved else None,
         target_valid=moved.get("target_valid"),
+        source_translated=image("source_translated") if "source_translated" in moved else None,
     )
 
 

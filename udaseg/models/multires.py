@@ -22,7 +22,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from udaseg.models.segmentor import Box, Encoded, Maps, Prediction, Segmentor, upsample
+from udaseg.models.segmentor import Box, Encoded, Look, Maps, Prediction, Segmentor, upsample
 from udaseg.models.windows import crop, grid, slide
 from udaseg.ranges import Share
 
@@ -61,7 +61,7 @@ class HRDA(Segmentor):
     def encode(self, image: Tensor, box: Box | None = None) -> tuple[Encoded, ...]:
         """Context and detail of (B, 3, H, W); the box is drawn for this call, one for all images, unless given."""
         box = draw_box(image.shape[-2:], self.window) if box is None else box
-        context, detail = half(image), crop(image, box)
+        context, detail = self.context(image), crop(image, box)
         if self.joint and context.shape == detail.shape:
             pairs = [level.chunk(2) for level in self.encoder(torch.cat([context, detail]))]
             features = tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
@@ -88,18 +88,23 @@ class HRDA(Segmentor):
         """Of the context; the detail has the same size where it is half of the crop."""
         return super().maps((crop[0] // 2, crop[1] // 2))
 
-    def infer(self, image: Tensor) -> Tensor:
-        """Logits (B, K, H, W): detail from overlapping windows (stride half a window), attention everywhere."""
+    def context(self, image: Tensor) -> Tensor:
+        """The image at half its resolution."""
+        return half(image)
+
+    def look(self, image: Tensor) -> Look:
+        """Detail from overlapping windows (stride half a window), attention everywhere."""
         height, width = image.shape[-2:]
         padded = F.pad(image, (0, -width % 32, 0, -height % 32))
-        context = tuple(self.encoder(half(padded)))
+        pixels = self.context(padded)
+        context = tuple(self.encoder(pixels))
         coarse = self.decoder(context)
         boxes = grid(padded.shape[-2:], self.window, tuple(_cells(side / 2) for side in self.window))
         tiles = self.window_batch or (None if self.training else EVALUATION_TILES)
-        cell = half(padded).shape[-1] // coarse.shape[-1]
+        cell = pixels.shape[-1] // coarse.shape[-1]
         fine = slide(lambda tile: self.decoder(tuple(self.encoder(tile))), padded, boxes, cell=cell, tiles=tiles)
         fused = fuse(coarse, fine, self.attention(context).sigmoid())
-        return upsample(fused, padded.shape[-2:])[..., :height, :width]
+        return Look(upsample(fused, padded.shape[-2:])[..., :height, :width], Encoded(context, pixels))
 
 
 def half(image: Tensor) -> Tensor:

@@ -76,6 +76,13 @@ class Maps(NamedTuple):
     read: tuple[int, ...]
 
 
+class Look(NamedTuple):
+    """A pass without loss: logits (B, K, H, W) at the image's own size, and the context they were made from."""
+
+    logits: Tensor
+    context: Encoded
+
+
 class Encoder(Protocol):
     """Any backbone: image (B, 3, H, W) -> one map a stage, finest first. Encoders inherit what is the same for most."""
 
@@ -119,8 +126,11 @@ class Segmentor(nn.Module):
         """Branches (as encoded, or with features that a term has rebuilt) -> predictions."""
         return (Prediction(self.decoder(branches[0].features)),)
 
-    def forward(self, image: Tensor) -> Output:
-        """One pass over an image (B, 3, H, W), normalised."""
+    def forward(self, image: Tensor, *, context_only: bool = False) -> Output:
+        """One pass over an image (B, 3, H, W), normalised; ``context_only``: no detail, no predictions."""
+        if context_only:
+            pixels = self.context(image)
+            return Output((Encoded(tuple(self.encoder(pixels)), pixels),), ())
         branches = self.encode(image)
         return Output(branches, self.decode(branches))
 
@@ -130,9 +140,18 @@ class Segmentor(nn.Module):
         every = range(len(channels))
         return Maps(crop, channels, strides, tuple(every[i] for i in getattr(self.decoder, "reads", every)))
 
+    def context(self, image: Tensor) -> Tensor:
+        """The pixels that the first branch sees of an image."""
+        return image
+
+    def look(self, image: Tensor) -> Look:
+        """What the teacher and the evaluation look at."""
+        output = self(image)
+        return Look(upsample(output.predictions[0].logits, image.shape[-2:]), output.branches[0])
+
     def infer(self, image: Tensor) -> Tensor:
-        """Logits (B, K, H, W) at the image's own size: what the teacher and the evaluation look at."""
-        return upsample(self(image).predictions[0].logits, image.shape[-2:])
+        """The logits of ``look``."""
+        return self.look(image).logits
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -58,3 +58,63 @@ def stacked(images: Sequence[Image.Image]) -> Image.Image:
         canvas.paste(image, (0, y))
         y += image.height
     return canvas
+
+
+SERIES = ("#3b6ea8", "#d97b29", "#4f9a4b", "#b04a4a", "#7d5ba6", "#8a6d5a", "#c46fa9", "#777777")
+
+
+def bars(labels: Sequence[str], values: npt.NDArray[np.float64], names: Sequence[str], *, title: str) -> Image.Image:
+    """One group of bars a label, one bar a series: values (series, labels); NaN is left out."""
+    font, left, top, height, bottom = ImageFont.load_default(size=14), 60, 40 + 20 * len(names), 260, 120
+    slot = max(10 * len(names) + 12, 40)
+    canvas = Image.new("RGB", (left + slot * len(labels) + 20, top + height + bottom), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((left, 8), title, fill="black", font=ImageFont.load_default(size=18))
+    finite = values[np.isfinite(values)]
+    low, high = min(0.0, *finite), max(0.0, *finite) or 1.0
+
+    def y(value: float) -> float:
+        return top + height * (high - value) / (high - low)
+
+    for tick in np.linspace(low, high, 5):
+        draw.line((left, y(tick), canvas.width - 20, y(tick)), fill="#dddddd")
+        draw.text((left - 6, y(tick)), f"{tick:.2g}", fill="black", font=font, anchor="rm")
+    for series, name in enumerate(names):
+        fill = SERIES[series % len(SERIES)]
+        draw.rectangle((left, 38 + 20 * series, left + 12, 50 + 20 * series), fill=fill)
+        draw.text((left + 18, 44 + 20 * series), name, fill="black", font=font, anchor="lm")
+        for place, value in enumerate(values[series]):
+            x = left + place * slot + 6 + 10 * series
+            if np.isfinite(value):
+                draw.rectangle((x, min(y(value), y(0)), x + 8, max(y(value), y(0))), fill=fill)
+    for place, text in enumerate(labels):
+        canvas.paste(upright(text, font), (left + place * slot + slot // 2 - 9, top + height + 6))
+    return canvas
+
+
+def upright(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+    """Text that reads from bottom to top."""
+    tile = Image.new("RGB", (110, 18), "white")
+    ImageDraw.Draw(tile).text((110, 9), text, fill="black", font=font, anchor="rm")
+    return tile.rotate(90, expand=True)
+
+
+def scatter(
+    points: npt.NDArray[np.floating],
+    label: npt.NDArray[np.int64],
+    filled: npt.NDArray[np.bool_],
+    palette: Sequence[tuple[int, int, int]],
+    *,
+    title: str,
+    side: int = 640,
+) -> Image.Image:
+    """Points (N, 2) in the colours of their classes: filled dots (target) and rings (source)."""
+    canvas = Image.new("RGB", (side, side + 30), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((8, 6), f"{title}: dots target, rings source", fill="black", font=ImageFont.load_default(size=15))
+    spread = np.maximum(points.max(0) - points.min(0), 1e-9)
+    places = (points - points.min(0)) / spread * (side - 20) + 10
+    for (x, y), c, dot in zip(places, label, filled, strict=True):
+        box = (x - 3, y + 27, x + 3, y + 33)
+        draw.ellipse(box, fill=tuple(palette[c]) if dot else None, outline=tuple(palette[c]))
+    return canvas

@@ -1,4 +1,5 @@
-"""Colour jitter and blur with the semantics of kornia 0.5.8 (baselines.md 3.4, 3.5), for whole batches on the device.
+"""Colour jitter and blur with the semantics of kornia 0.5.8 (baselines.md 3.4, 3.5), for whole batches on the device;
+the exchange of amplitudes of FDA.
 
 B images, 3 channels, H x W pixels. torchvision's and newer kornia's jitter are *different* augmentations: here
 brightness is additive, contrast is a plain product without centring, saturation and hue act in HSV.
@@ -132,3 +133,17 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     flat = F.conv2d(flat, rows[:, None, :, None], groups=batch * channels)
     flat = F.conv2d(flat, columns[:, None, None, :], groups=batch * channels)
     return flat.view(batch, channels, height, width)
+
+
+def swap_amplitude(source: Tensor, style: Tensor, beta: float) -> Tensor:
+    """T2S-DA eq. 6-8 for (B, C, H, W): phase of ``source``, amplitude of ``style`` where both frequencies are at most
+    floor(beta * min(H, W)), of ``source`` elsewhere. Half spectra are enough: images are real and the window symmetric.
+    """
+    height, width = source.shape[-2:]
+    widest = int(beta * min(height, width))
+    spectrum, other = torch.fft.rfft2(source.float()), torch.fft.rfft2(style.float())
+    row = torch.arange(height, device=source.device)
+    low = torch.minimum(row, height - row)[:, None] <= widest
+    low = low & (torch.arange(width // 2 + 1, device=source.device) <= widest)
+    swapped = torch.polar(other.abs(), spectrum.angle())
+    return torch.fft.irfft2(torch.where(low, swapped, spectrum), s=(height, width))

@@ -33,6 +33,7 @@ class Stage(nn.Module):
         self.build = build
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
+        self.context_only = not any(getattr(term, "reads_predictions", True) for term in terms.values())
 
 
 class Learner(nn.Module):
@@ -48,6 +49,13 @@ class Learner(nn.Module):
             assert isinstance(stage, Stage)
             yield name, stage
 
+    def twins(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """(average, student) of terms with a network that follows as the teacher does."""
+        for _, stage in self.views():
+            for term in stage.terms.values():
+                if hasattr(term, "twins"):
+                    yield from term.twins()  # type: ignore[operator]
+
 
 @dataclass(frozen=True)
 class Stepper:
@@ -62,7 +70,7 @@ class Stepper:
 def training_step(learner: Learner, teacher: Teacher | None, iteration: Iteration, stepper: Stepper) -> dict[str, Loss]:
     """One optimiser step; returns every term's unweighted loss as ``view/term``, detached and still on the device."""
     if teacher is not None:
-        teacher.update(learner.segmentor, iteration.index)
+        teacher.update(learner.segmentor, iteration.index, learner.twins())
     stepper.optimiser.zero_grad(set_to_none=True)
     losses: dict[str, Loss] = {}
     for name, stage in learner.views():
@@ -81,7 +89,8 @@ def learn_from_view(name: str, stage: Stage, iteration: Iteration, stepper: Step
     with stepper.autocast():
         with torch.no_grad():
             view = stage.build(iteration)
-        output = iteration.segmentor(view.image)  # the only student pass over these pixels
+        # the only student pass over these pixels
+        output = iteration.segmentor(view.image, context_only=stage.context_only)
         losses = {}
         for key, term in stage.terms.items():
             with iteration.phase(f"{name}/{key}"):  # forward only: the backward is the view's

@@ -11,12 +11,13 @@ What differs from the public code: the iteration that drives copy or average is 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from udaseg.models.blocks import DropPath
-from udaseg.models.segmentor import Segmentor
+from udaseg.models.segmentor import Look, Segmentor
 
 _STOCHASTIC = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, DropPath)
 
@@ -31,17 +32,21 @@ class Teacher(nn.Module):
         self.train()
 
     @torch.no_grad()
-    def update(self, student: Segmentor, iteration: int) -> None:
-        """Called at the start of iteration t = 0, 1, ..., before any forward pass."""
+    def update(self, student: Segmentor, iteration: int, twins: Iterable[tuple[nn.Module, nn.Module]] = ()) -> None:
+        """Called at the start of iteration t = 0, 1, ..., before any forward pass.
+
+        ``twins``: (average, student) modules of terms that go the same way.
+        """
         rate = min(1.0 - 1.0 / (iteration + 1), self.alpha)
-        average: list[Tensor] = list(self.segmentor.parameters())
-        torch._foreach_mul_(average, rate)  # not lerp: it rounds otherwise than the public code
-        torch._foreach_add_(average, list(student.parameters()), alpha=1.0 - rate)
+        for average, followed in ((self.segmentor, student), *twins):
+            parameters: list[Tensor] = list(average.parameters())
+            torch._foreach_mul_(parameters, rate)  # not lerp: it rounds otherwise than the public code
+            torch._foreach_add_(parameters, list(followed.parameters()), alpha=1.0 - rate)
 
     @torch.no_grad()
-    def predict(self, image: Tensor) -> Tensor:
-        """Logits (B, K, H, W) of the image (B, 3, H, W), at its own size."""
-        return self.segmentor.infer(image)
+    def predict(self, image: Tensor) -> Look:
+        """One pass over the image (B, 3, H, W): logits at its own size, and the features they were made from."""
+        return self.segmentor.look(image)
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -8,19 +8,21 @@ view (architecture.md, "The training step").
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from udaseg.errors import UserError
-from udaseg.models.segmentor import Output, Segmentor
+from udaseg.models.segmentor import Look, Output, Segmentor
 
 IGNORE = 255
+Needs = bool | Callable[[Mapping[str, Any]], bool]
+"""Does a part need a target domain? By itself, or with these settings."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Batch:
     """Normalised float images (B, 3, H, W) and int64 labels (B, H, W); the target has no labels.
 
     ``target_valid``: (B, H, W), 1 where the target can be trusted, 0 in its unreliable margins; None means everywhere.
+    ``source_translated``: the source crop from a folder of translated images, where a recipe names one.
     """
 
     source_image: Tensor
     source_label: Tensor
     target_image: Tensor | None = None
     target_valid: Tensor | None = None
+    source_translated: Tensor | None = None
 
     @property
     def target(self) -> Tensor:
@@ -70,9 +74,15 @@ class Loss(NamedTuple):
 
 
 class Term(Protocol):
-    """A loss on one view. Owns its parameters and buffers; ``needs_target`` lets a recipe without target be refused."""
+    """A loss on one view. Owns its parameters and buffers; ``needs_target`` lets a recipe without target be refused.
 
-    needs_target: bool
+    Optional: ``reads_predictions`` False (features of the context are enough), ``teacher_passes`` (settings -> passes
+    of the teacher's encoder that it adds to a step), ``twins()`` ((average, student) modules that follow the teacher's
+    rule).
+    """
+
+    @property
+    def needs_target(self) -> Needs: ...
 
     def __call__(self, view: View, output: Output, iteration: Iteration) -> Loss: ...
 
@@ -80,7 +90,8 @@ class Term(Protocol):
 class ViewBuilder(Protocol):
     """Makes a view from the batch, without gradient."""
 
-    needs_target: bool
+    @property
+    def needs_target(self) -> Needs: ...
 
     def __call__(self, iteration: Iteration) -> View: ...
 
@@ -107,6 +118,11 @@ class Draws:
     def decide(self, probability: float) -> bool:
         """One decision for the whole batch, on the host."""
         return self.host.random() < probability
+
+    def choices(self, images: int, numbers: int) -> list[list[float]]:
+        """``numbers`` uniform [0, 1) for every image, on the host."""
+        drawn = [[self.host.random() for _ in range(numbers)] for _ in range(self.world * images)]
+        return drawn[self.rank * images : (self.rank + 1) * images]
 
     def per_image(self, images: int, *shape: int) -> Tensor:
         """Uniform [0, 1) of shape (images, *shape), on the device."""
@@ -142,7 +158,7 @@ class Iteration:
     batch: Batch
     draws: Draws
     segmentor: Segmentor
-    predict_target: Callable[[Tensor], Tensor] | None = None
+    predict_target: Callable[[Tensor], Look] | None = None
     labeller: PseudoLabeller | None = None
     reduce: Reduce = alone
     world: int = 1
@@ -163,11 +179,27 @@ class Iteration:
         return self._reference[1]
 
     @cached_property
-    def pseudo_labels(self) -> PseudoLabels:
+    def _target(self) -> tuple[PseudoLabels, Tensor]:
         """The teacher's only look at the target crop in this step."""
         assert self.predict_target is not None and self.labeller is not None
         with self.phase("teacher"), torch.no_grad():
-            return self.labeller(self.predict_target(self.batch.target), self)
+            look = self.predict_target(self.batch.target)
+            return self.labeller(look.logits, self), look.context.features[-1]
+
+    @cached_property
+    def pseudo_labels(self) -> PseudoLabels:
+        """What the teacher says of the target crop."""
+        return self._target[0]
+
+    @property
+    def target_features(self) -> Tensor:
+        """The teacher's last map (B, C, h, w) of the target's context, from the pass that gave the pseudo-labels."""
+        return self._target[1]
+
+    @cached_property
+    def source_features(self) -> Tensor:
+        """The teacher's last map (B, C, h, w) of the source's context."""
+        return self.teacher_features(self.segmentor.context(self.batch.source_image))[-1]
 
     def teacher_features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The teacher's maps of exactly these pixels (an ``Encoded.image``), finest first; at most one pass an image.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from udaseg.ranges import NotNegative, Share
 from udaseg.uda.augment import ColourAugment, Normalisation
 from udaseg.uda.masking import Masker
 from udaseg.uda.mixing import choose_classes, class_mask, class_slots, mix, present_classes
+from udaseg.uda.translation import Engine, engine_needs_target
 from udaseg.uda.types import Iteration, PseudoLabels, View, ViewBuilder
 
 
@@ -113,4 +115,24 @@ def half_source(source: View, target: Tensor, pseudo: PseudoLabels) -> tuple[Ten
     return image, label, torch.cat([torch.ones_like(pseudo.weight[:count]), pseudo.weight[:rest]])
 
 
-VIEWS: dict[str, type[ViewBuilder]] = {"source": Source, "target": Target, "mixed": Mixed, "masked": Masked}
+class Stylised:
+    """The source crop in another look, with its own label (T2S-DA's pseudo-target)."""
+
+    def __init__(self, *, engine: Engine) -> None:
+        self.engine = engine
+
+    @staticmethod
+    def needs_target(settings: Mapping[str, Any]) -> bool:
+        return engine_needs_target(settings["engine"])
+
+    def __call__(self, iteration: Iteration) -> View:
+        return View(self.engine(iteration), iteration.batch.source_label)
+
+
+VIEWS: dict[str, type[ViewBuilder]] = {
+    "source": Source,
+    "target": Target,
+    "mixed": Mixed,
+    "masked": Masked,
+    "stylised": Stylised,
+}

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from udaseg.ranges import Share
+from udaseg.ranges import NotNegative, Share
+from udaseg.uda.terms.contrast import dynamic_weights
 from udaseg.uda.types import Iteration, PseudoLabels
 
 
@@ -43,6 +44,25 @@ class ConfidenceShare:
         return mask * ((rows >= top) & (rows < height - bottom))[:, None]
 
 
+class ReweightedShare:
+    """``ConfidenceShare`` times T2S-DA's dynamic class weights (eq. 17, exponent ``beta``) of the pseudo-labels.
+
+    Times the number of classes, so that the mean class weight is 1 [choice]. Table 9 tells against it.
+    """
+
+    def __init__(
+        self, *, threshold: Share = 0.968, beta: NotNegative = 0.5, crop_margins: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.share = ConfidenceShare(threshold=threshold, crop_margins=crop_margins)
+        self.beta = beta
+
+    def __call__(self, logits: Tensor, iteration: Iteration) -> PseudoLabels:
+        """Logits (B, K, H, W) at image size -> pseudo-labels."""
+        pseudo, classes = self.share(logits, iteration), logits.shape[1]
+        weights = classes * dynamic_weights(pseudo, classes, self.beta, iteration.reduce)
+        return pseudo._replace(weight=pseudo.weight * weights[pseudo.label])
+
+
 def largest_share(label: Tensor, classes: int) -> Tensor:
     """Share of the most frequent class in a label map, a scalar in 0..1: near 1 means the pseudo-labels collapsed."""
     counts = torch.zeros(classes, device=label.device).scatter_add_(
@@ -51,4 +71,4 @@ def largest_share(label: Tensor, classes: int) -> Tensor:
     return counts.max() / label.numel()
 
 
-WEIGHTINGS = {"confidence_share": ConfidenceShare}
+WEIGHTINGS = {"confidence_share": ConfidenceShare, "reweighted_share": ReweightedShare}

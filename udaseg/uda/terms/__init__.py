@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from udaseg.uda.terms.contrast import Contrast
 from udaseg.uda.terms.decoupled import ClassDecoupledCrossEntropy
 from udaseg.uda.terms.distillation import FeatureDistance
 from udaseg.uda.terms.rebuild import Rebuild
@@ -15,4 +16,5 @@ TERMS: dict[str, type[Term]] = {
     "feature_distance": FeatureDistance,
     "relational_distillation": RelationalDistillation,
     "rebuild": Rebuild,
+    "contrast": Contrast,
 }

@@ -1,0 +1,70 @@
+"""T2S-DA's tables: every row that has a recipe loads, and is another run than the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from udaseg import build
+from udaseg.studies.study import load_study, studies
+
+STUDIES = [name for name in studies() if name.startswith("t2s_")]
+HOSTS = {"daformer_t2s": "daformer", "dacs_t2s_dlv2": "daformer_dlv2", "hrda_t2s": "hrda", "mic_t2s": "mic"}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_loads_and_is_a_run_of_its_own(name: str) -> None:
+    study = load_study(name)
+    seen = set()
+    for row in study.rows:
+        if row.recipe is not None:
+            recipe = build.load(row.recipe, benchmark=study.benchmark, overrides=row.overrides).recipe
+            place = (row.group, recipe.fingerprint(), recipe.name)
+            assert place not in seen, row.label
+            seen.add(place)
+            plain = build.load(row.recipe, benchmark=study.benchmark).recipe
+            assert (plain.fingerprint() != recipe.fingerprint()) == bool(row.overrides), row.label
+
+
+@pytest.mark.parametrize(("name", "host"), HOSTS.items())
+def test_a_recipe_is_its_host_and_the_same_contrast(name: str, host: str) -> None:
+    ours, theirs = build.load(name).recipe, build.load(host).recipe
+    views = dict(ours.views)
+    stylised = views.pop("stylised")
+    assert views == theirs.views and list(ours.views)[-1] == "stylised"
+    assert ours.model_dump(exclude={"name", "views"}) == theirs.model_dump(exclude={"name", "views"})
+    assert stylised == build.load("daformer_t2s").recipe.views["stylised"]
+    assert stylised.weights == {"contrast": 0.1}
+    assert stylised.terms["contrast"] == {
+        **{"key": "source", "objective": "infonce", "temperature": 0.2, "n": 128, "m": 1024, "alpha": 0.5, "beta": 0.5},
+        **{"query_sampling": "cbqs", "negative_sampling": "denps", "reweight": "dynamic", "reduction": "mean"},
+        **{"width": 256, "kernel": 3, "engine": {"kind": "fda", "beta": 0.01}},
+    }
+
+
+@pytest.mark.parametrize("name", ["dg_source_only", "dg_t2s"])
+def test_domain_generalisation_has_no_target(name: str) -> None:
+    for benchmark in ("gta5_cityscapes", "streets"):
+        recipe = build.load(name, benchmark=benchmark).recipe
+        assert recipe.data.target is None and recipe.data.validation is not None and not build.needs_target(recipe)
+    assert build.teacher_passes(build.load(name).recipe) == int(name == "dg_t2s")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("engine=fda", "views.stylised: "),
+        ("terms.contrast.negative_sampling=sps", "views.stylised.terms.contrast: "),
+        ("terms.contrast.reweight=dynamic", "views.stylised.terms.contrast: "),
+        ("terms.contrast.key=target", "views.stylised.terms.contrast: "),
+    ],
+)
+def test_what_needs_a_target_is_refused_without_one(override: str, key: str) -> None:
+    with pytest.raises(build.UserError, match=f"{key}needs a target domain"):
+        build.load("dg_t2s", overrides=[f"views.stylised.{override}"])
+
+
+@pytest.mark.parametrize(
+    "override", ["engine=gaussian_blur", "terms.contrast.objective=mse", "terms.contrast.reduction=sum"]
+)
+def test_what_needs_none_is_not(override: str) -> None:
+    assert not build.needs_target(build.load("dg_t2s", overrides=[f"views.stylised.{override}"]).recipe)

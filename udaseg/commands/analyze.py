@@ -1,0 +1,154 @@
+"""`udaseg analyze`: features of runs, class by class; each analysis is a CSV file and a picture beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from udaseg import build, runs
+from udaseg.commands.evaluate import data_section, domain_section, reporting
+from udaseg.console import Counting, out, table
+from udaseg.data.loading import Normalise
+from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
+from udaseg.errors import UserError
+from udaseg.evaluation import analysis
+from udaseg.files import write_atomic
+from udaseg.models.package import Card
+from udaseg.models.segmentor import Segmentor
+from udaseg.studies import figures
+
+Rows = list[list[str]]
+
+
+class Subject(NamedTuple):
+    """A network to look at, on what images."""
+
+    name: str
+    module: Segmentor
+    card: Card
+    benchmark: str | None
+    limit: int | None
+
+    def cells(self, domain: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and labels of a domain's images, image by image."""
+        data = data_section(self.card, self.benchmark)
+        section = domain_section(data, domain)
+        device = next(self.module.parameters()).device
+        images = build.images_of(section, data.scale, self.card.classes, limit=self.limit)
+        with Counting(f"{self.name}, {section.dataset} {section.split}") as progress:
+            yield from analysis.cells_of(
+                self.module, reporting(images, progress), Normalise(self.card.mean, self.card.std).to(device), device=device,
+                autocast=autocast(choose_precision("auto", device), device),
+            )  # fmt: skip
+
+    def centres(self, domain: str) -> analysis.Centres:
+        return analysis.centres(self.cells(domain), len(self.card.classes))
+
+
+def subjects(paths: Sequence[Path], *, teacher: bool, benchmark: str | None, limit: int | None) -> list[Subject]:
+    """The runs, all with the same classes."""
+    device = choose_device("auto")
+    set_up(device, choose_precision("auto", device), None)
+    found = []
+    for path in paths:
+        module, card = runs.load_student(path, teacher=teacher)
+        found.append(Subject(path.resolve().name, module.to(device).eval(), card, benchmark, limit))
+        if card.classes != found[0].card.classes:
+            raise UserError(f"{path} has other classes than {paths[0]}; only runs with the same can be compared")
+    if len({subject.name for subject in found}) < len(found):
+        found = [subject._replace(name=str(path)) for subject, path in zip(found, paths, strict=True)]
+    return found
+
+
+def similarity(paths: Sequence[Path], target: Path | None, **options: Any) -> None:
+    """Cosine of the class centres of source and validation images."""
+    place = files(target, "similarity")
+    found = subjects(paths, **options)
+    values = {s.name: analysis.similarity(s.centres("source"), s.centres("validation")).tolist() for s in found}
+    report(place, found[0].card.classes, values, "similarity of source and target features")
+
+
+def discriminability(paths: Sequence[Path], target: Path | None, domain: str, **options: Any) -> None:
+    """Class centre distance and pixel-wise discrimination distance."""
+    place = files(target, "discriminability")
+    values = {}
+    found = subjects(paths, **options)
+    for subject in found:
+        middle = subject.centres(domain)
+        values[f"{subject.name} CCD"] = analysis.centre_distance(middle).tolist()
+        values[f"{subject.name} PDD"] = analysis.pixel_distance(subject.cells(domain), middle).tolist()
+    report(place, found[0].card.classes, values, f"discriminability of {domain} features (less is better)")
+
+
+def tsne(paths: Sequence[Path], target: Path | None, pixels: int, seed: int, **options: Any) -> None:
+    """Source and validation cells of each class in the plane."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise UserError('t-SNE needs scikit-learn: pip install "udaseg[analysis]"') from None
+    place = files(target, "tsne")
+    found = subjects(paths, **options)
+    rows, pictures = [], []
+    for subject in found:
+        names, palette = subject.card.classes, subject.card.palette
+        parts = [analysis.sample(subject.cells(d), len(names), pixels, seed=seed) for d in ("source", "validation")]
+        features = torch.cat([part[0] for part in parts]).numpy()
+        perplexity = min(30.0, (len(features) - 1) / 3)
+        points = TSNE(perplexity=perplexity, random_state=seed).fit_transform(features)
+        label, first = torch.cat([part[1] for part in parts]).numpy(), len(parts[0][0])
+        domain = np.where(np.arange(len(label)) < first, "source", "target")
+        rows += [
+            [subject.name, d, names[c], f"{x:.4f}", f"{y:.4f}"]
+            for d, c, (x, y) in zip(domain, label, points, strict=True)
+        ]
+        pictures.append(figures.scatter(points, label, domain == "target", palette, title=subject.name))
+    picture = figures.stacked([*pictures, figures.legend(names, palette, width=pictures[0].width)])
+    written(place, ["run", "domain", "class", "x", "y"], rows, picture)
+
+
+def report(place: tuple[Path, Path], names: Sequence[str], values: dict[str, list[float]], title: str) -> None:
+    """Table on screen, CSV and bars: one row a class, one column a value; then the mean over classes that have one."""
+    numbers = np.array(list(values.values()), dtype=float)  # (columns, K)
+    finite = [column[np.isfinite(column)] for column in numbers]
+    means = [float(column.mean()) if len(column) else float("nan") for column in finite]
+    rows = [[name, *(cell(v) for v in numbers[:, i])] for i, name in enumerate(names)]
+    rows.append(["mean", *map(cell, means)])
+    table(("class", *values), rows, title=title)
+    written(
+        place,
+        ["class", *values],
+        rows,
+        figures.bars([*names, "mean"], np.c_[numbers, means], list(values), title=title),
+    )
+
+
+def cell(value: float) -> str:
+    """Empty for a class that a domain lacks."""
+    return f"{value:.4f}" if np.isfinite(value) else ""
+
+
+def files(target: Path | None, kind: str) -> tuple[Path, Path]:
+    """CSV and picture to write; nothing that is there is replaced."""
+    path = target or Path(f"{kind}.csv")
+    if path.suffix != ".csv":
+        raise UserError(f"--out {path}: the name of a .csv file is expected; the picture gets the same with .png")
+    for found in (path, path.with_suffix(".png")):
+        if found.exists():
+            raise UserError(f"{found} exists; choose another name with --out")
+    return path, path.with_suffix(".png")
+
+
+def written(place: tuple[Path, Path], header: list[str], rows: Rows, picture: Image.Image) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_atomic(place[0], lambda file: file.write(text.getvalue().encode()))
+    write_atomic(place[1], lambda file: picture.save(file, format="PNG"))
+    out.print(f"{place[0]}, {place[1]}")

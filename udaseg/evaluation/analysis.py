@@ -1,0 +1,121 @@
+"""How alike the features of two domains are, and how well they tell classes apart (T2S-DA section 5, figures 1, 7, 8).
+
+Features are the encoder's last map of the context, labels come to its size by nearest sampling [choice]. Everything
+streams: what is kept is one mean feature a class, or a fixed number of cells a class. C, the number of classes in the
+equations, counts those that occur.
+
+K classes, D channels, N cells of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udaseg.evaluation.confusion import IGNORE
+from udaseg.evaluation.evaluate import Autocast, evaluating
+from udaseg.models.segmentor import Segmentor
+
+Cells = Iterable[tuple[Tensor, Tensor]]
+"""Image by image: features (N, D) float32 and train ids (N,) without ignored ones."""
+
+
+def cells_of(
+    segmentor: Segmentor,
+    images: Iterable[dict[str, Any]],
+    normalise: Callable[[Tensor], Tensor],
+    *,
+    device: torch.device,
+    autocast: Autocast = nullcontext,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One encoder pass an image (``image`` uint8 (3, h, w), ``label`` (H, W))."""
+    with evaluating(segmentor):
+        for item in images:
+            with autocast():
+                output = segmentor(normalise(item["image"][None].to(device)), context_only=True)
+            features = output.branches[0].features[-1][0].float()
+            label = F.interpolate(item["label"][None, None].float(), features.shape[-2:]).flatten().long().to(device)
+            yield features.flatten(1).T[label != IGNORE], label[label != IGNORE]
+
+
+@dataclass
+class Centres:
+    """Of each class: sum of its features (K, D), of their squared lengths (K,), and their number (K,), in float64."""
+
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """(K, D); NaN for a class that does not occur."""
+        return self.total / self.count[:, None]
+
+    @property
+    def present(self) -> Tensor:
+        """(K,) bool."""
+        return self.count > 0
+
+
+def centres(cells: Cells, classes: int) -> Centres:
+    """Mean features of the classes."""
+    found: Centres | None = None
+    for features, label in cells:
+        values = features.double().cpu()
+        belongs = F.one_hot(label.cpu(), classes).double()
+        part = belongs.T @ values, belongs.T @ values.square().sum(dim=1), belongs.sum(dim=0)
+        found = (
+            Centres(*part)
+            if found is None
+            else Centres(*(a + b for a, b in zip(vars(found).values(), part, strict=True)))
+        )
+    assert found is not None, "data sets are not empty"
+    return found
+
+
+def similarity(source: Centres, target: Centres) -> Tensor:
+    """Cosine of the two domains' mean features of each class, (K,); NaN where a domain lacks it (figure 1)."""
+    return F.cosine_similarity(source.mean, target.mean, dim=1)
+
+
+def centre_distance(found: Centres) -> Tensor:
+    """CCD (K,), eq. 19: spread of a class over its squared distance to another's centre, mean over the others."""
+    spread = found.squares / found.count - found.mean.square().sum(dim=1)
+    apart = torch.cdist(found.mean.nan_to_num(), found.mean.nan_to_num()).square()
+    ratio = spread[:, None] / apart
+    others = found.present & ~torch.eye(len(spread), dtype=torch.bool)
+    return torch.where(others, ratio, 0.0).sum(dim=1) / others.sum(dim=1)
+
+
+def pixel_distance(cells: Cells, found: Centres) -> Tensor:
+    """PDD (K,), eq. 20: 1 - mean over the class's cells of cos(x, its centre) / sum of cos(x, other centres)."""
+    directions = F.normalize(found.mean.nan_to_num(), dim=1)
+    total = torch.zeros_like(found.count)
+    for features, label in cells:
+        cosine = F.normalize(features.double().cpu(), dim=1) @ directions.T  # 0 for classes that do not occur
+        own = cosine.gather(1, label.cpu()[:, None])[:, 0]
+        total.index_add_(0, label.cpu(), own / (cosine.sum(dim=1) - own))
+    return 1 - total / found.count
+
+
+def sample(cells: Cells, classes: int, number: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Features (M, D) and labels (M,) of at most ``number`` cells a class, all cells being equally likely."""
+    generator = torch.Generator().manual_seed(seed)
+    kept: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * classes  # scores, features
+    for features, label in cells:
+        scores = torch.rand(len(label), generator=generator)
+        for c in label.unique().tolist():
+            mine = (label == c).cpu()
+            score, values = scores[mine], features.cpu()[mine]
+            if len(kept[c][0]):
+                score, values = torch.cat([kept[c][0], score]), torch.cat([kept[c][1], values])
+            best = score.topk(min(number, len(score))).indices
+            kept[c] = score[best], values[best]
+    label = torch.cat([torch.full((len(score),), c) for c, (score, _) in enumerate(kept)])
+    return torch.cat([values for score, values in kept if len(score)]), label
