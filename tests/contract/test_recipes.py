@@ -96,6 +96,25 @@ def test_three_steps_at_toy_size(name: str, overrides: tuple[str, ...], streets:
 
 
 @pytest.mark.parametrize(
+    ("name", "added"),
+    [
+        ("daformer_omuda", ("views.mixed.terms.rebuild={embed_dim: 32, heads: 4}",)),
+        ("mic", ("views.mixed.terms.rebuild={embed_dim: 32, heads: 4}", "views.stylised.terms.contrast={n: 4, m: 8}")),
+        ("daformer_t2s", ("views.mixed.terms={cross_entropy: null, class_decoupled_cross_entropy: {}}",)),
+    ],
+)
+def test_papers_combine_by_naming_both(name: str, added: tuple[str, ...], streets: Path) -> None:
+    """Two or three add-ons in one recipe: nothing but the recipe knows of it."""
+    setup = build.training(toy.load(name, "train.iterations=2", "train.batch=3", *added, base=small(name))).setup
+    meter = trainer.Meter()
+    for t, raw in enumerate(setup.batches(0, 2)):
+        meter.add(*trainer.step(setup, raw, t), t)
+    assert meter.broken() is None
+    for term in (text.split("=")[0].rpartition(".")[2] for text in added if "terms." in text):
+        assert any(key.endswith(f"/{term}") for key in meter.read()["losses"])
+
+
+@pytest.mark.parametrize(
     "model",
     [
         "model.encoder=mit_b2", "model.encoder=mit_b3", "model.encoder=resnet50",

@@ -44,8 +44,9 @@ class Subject(NamedTuple):
         device = next(self.module.parameters()).device
         images = build.images_of(section, data.scale, self.card.classes, limit=self.limit)
         with Counting(f"{self.name}, {section.dataset} {section.split}") as progress:
+            normalise = Normalise(self.card.mean, self.card.std).to(device)
             yield from analysis.cells_of(
-                self.module, reporting(images, progress), Normalise(self.card.mean, self.card.std).to(device), device=device,
+                self.module, reporting(images, progress), normalise, device=device,
                 autocast=autocast(choose_precision("auto", device), device),
             )  # fmt: skip
 
