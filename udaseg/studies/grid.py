@@ -96,14 +96,21 @@ def lay_out(
     benchmark: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Grid:
-    """The cells of a study, row by row; overrides lie on top of the rows'. UserError where no row can run."""
+    """The cells of a study, row by row; overrides lie on top of the rows'. UserError where no row can run.
+
+    Settings of a term that only some rows have leave the others alone: they would add the term to the control.
+    """
     for text in overrides:
         if (option := OWN_OPTIONS.get(parse_override(text)[0][0])) is not None:
             raise UserError(f"override {text!r}: a grid has {option} for that")
     grid = Grid()
+    target = benchmark or study.benchmark
+    having = {row.name: terms_of(row, target) for row in study.rows}
+    every = set[tuple[str, ...]]().union(*having.values())
     for row in chosen(study.rows, only):
         if row.recipe is None:
             continue
+        own = [text for text in overrides if term_in(text) not in every - having[row.name]]
         try:
             locate(row.recipe)
         except UserError:
@@ -111,13 +118,28 @@ def lay_out(
             continue
         try:
             for seed in study.seeds if seeds is None else seeds:
-                grid.cells.append(cell(row, seed, out, benchmark or study.benchmark, overrides))
+                grid.cells.append(cell(row, seed, out, target, own))
         except UserError as error:
             grid.refused[row.name] = str(error)
     if not grid.cells:
         reasons = [f"  {name}: {why}" for name, why in [*grid.absent.items(), *grid.refused.items()]]
         raise UserError("\n".join(["no row of this study can run:", *(reasons or ["  they are published numbers"])]))
     return grid
+
+
+def terms_of(row: Row, benchmark: str) -> set[tuple[str, ...]]:
+    """("views", view, "terms", term) of a row's own recipe; none where it has no (valid) one."""
+    try:
+        recipe = build.load(row.recipe, benchmark=benchmark, overrides=row.overrides).recipe if row.recipe else None
+    except UserError:
+        recipe = None
+    views = recipe.views.items() if recipe else ()
+    return {("views", view, "terms", term) for view, stage in views for term in stage.terms}
+
+
+def term_in(override: str) -> tuple[str, ...]:
+    """The part of an override's key that names a term, as in ``terms_of``."""
+    return parse_override(override)[0][:4]
 
 
 def chosen(rows: Sequence[Row], only: str | None) -> list[Row]:
