@@ -629,9 +629,10 @@ def scorer(recipe: Recipe) -> Callable[[list[list[int]]], float]:
     return lambda confusion: scores(confusion, names, only).miou  # type: ignore[arg-type]
 
 
-def warnings(recipe: Recipe, pairs: TrainingPairs, images: int) -> list[str]:
-    """What is allowed but probably not meant; ``images``: how many a process has of each domain."""
+def warnings(recipe: Recipe, pairs: TrainingPairs, images: int | None = None) -> list[str]:
+    """What is allowed but probably not meant; ``images``: of each domain a process has in a step, None for all."""
     found = []
+    images = recipe.train.batch if images is None else images
     if recipe.model.weights == "none" and recipe.model.start is None:
         found.append("no encoder weights loaded (model.weights=none): training from scratch")
         if uses_reference(recipe):

@@ -158,7 +158,7 @@ def test_wrong_requests_write_nothing(udaseg: Run) -> None:
         ([path, "empty"], ["no image or video in empty", ".png"]),
         ([path, image, "--save", "colour"], ["colour", "index, color, overlay, probabilities"]),
         ([path, image, "--out", "mine"], ["mine exists", "--out"]),
-        ([path, image, "--teacher"], ["holds the student only"]),
+        ([path, image, "--teacher"], ["holds one network"]),
         (["none.safetensors", image], ["none.safetensors: no such run folder"]),
         (["text.safetensors", image], ["not a readable safetensors file"]),
     ):

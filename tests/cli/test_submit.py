@@ -216,7 +216,7 @@ def test_predictions_of_something_else_are_never_mixed_in(
 def test_wrong_inputs(udaseg: Run, small: Path, weights: Path) -> None:
     is_message(udaseg("submit", "acdcc", weights), "'acdcc'", "did you mean 'acdc'")
     is_message(udaseg("submit", "acdc", "nowhere"), "nowhere: no such run folder")
-    is_message(udaseg("submit", "acdc", weights, "--teacher"), "holds the student only")
+    is_message(udaseg("submit", "acdc", weights, "--teacher"), "holds one network")
     is_message(udaseg("submit", "acdc", weights, "--out", "x.tar"), "x.tar", ".zip")
     is_message(udaseg("submit", "acdc", weights, "--root", "elsewhere"), "elsewhere", "rgb_anon")
     card, _ = package.read(weights)
