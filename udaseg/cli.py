@@ -212,7 +212,7 @@ def plot(
         int, typer.Option(min=1, help="panels: how many; the most improved and most degraded from first to last run.")
     ] = 6,
 ) -> None:
-    """Figures of runs for papers and talks (needs the extra: pip install "udaseg[plots]")."""
+    """Figures of runs for papers and talks (needs the extra `plots`)."""
     from udaseg.commands import plot as plotting
 
     plotting.run(kind, runs, out=out, protocol=protocol, images=images)
@@ -439,7 +439,7 @@ def analyze_tsne(
     teacher: TeacherOption = False,
     limit: Limit = None,
 ) -> None:
-    """Features of source and target in the plane by t-SNE (pip install "udaseg[analysis]")."""
+    """Features of source and target in the plane by t-SNE (needs the extra `analysis`)."""
     from udaseg.commands import analyze
 
     analyze.tsne(run, out, pixels, seed, benchmark=benchmark, teacher=teacher, limit=limit)
