@@ -20,7 +20,7 @@ from udaseg.errors import Busy, UserError
 from udaseg.files import write_json, write_text
 from udaseg.recipe import Recipe
 from udaseg.studies import grid
-from udaseg.studies.executors import Ended, Local, log_of, work
+from udaseg.studies.executors import Ended, Local, Slurm, log_of, work
 from udaseg.studies.grid import Cell, State, lay_out, look, read_failure
 from udaseg.studies.study import Row, Study
 
@@ -362,3 +362,17 @@ def test_settings_of_a_term_leave_rows_without_it_alone(tmp_path: Path) -> None:
     assert method.views["mixed"].terms["rebuild"]["embed_dim"] == 64
     for recipe in (control, method):  # a term that no row has is meant to be added
         assert recipe.views["source"].weights["feature_distance"] == 0.1
+
+
+def test_a_job_that_the_cluster_refuses(tmp_path: Path) -> None:
+    """sbatch's own words, and what a job asks for."""
+    utils = pytest.importorskip("submitit.core.utils")
+
+    class Refusing:
+        def submit(self, job: object) -> None:
+            raise utils.FailedJobError("sbatch: error: Invalid account")
+
+    (cell,) = cells(tmp_path, only="plain", seeds=[0])
+    cell.folder.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"Invalid account.*SBATCH_ACCOUNT.*runtime\.device=cpu"):
+        Slurm(Refusing(), slots=1).start(cell)

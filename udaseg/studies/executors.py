@@ -300,7 +300,16 @@ class Slurm:
         self.executor, self.slots = executor, slots
 
     def start(self, cell: Cell) -> Submitted:
-        return Submitted(self.executor.submit(Child(cell.command, log_of(cell))), cell)
+        """UserError with sbatch's words when the cluster does not take the job."""
+        from submitit.core.utils import FailedJobError
+
+        try:
+            return Submitted(self.executor.submit(Child(cell.command, log_of(cell))), cell)
+        except FailedJobError as error:
+            raise UserError(
+                f"--executor slurm: {error}. Partition and account come from SBATCH_PARTITION and SBATCH_ACCOUNT; a "
+                "job asks for one GPU unless runtime.device=cpu"
+            ) from None
 
 
 def slurm_executor(folder: Path, *, gpus: int, cpus: int, cluster: str = "slurm") -> Any:
