@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from udaseg import build
+from udaseg import build, cli
 from udaseg.recipe import Loaded
 
 SIZES = (
@@ -33,3 +33,12 @@ def load(name: str, *overrides: str, base: tuple[str, ...] = TINY, **layers: Any
     if name.startswith("dg_"):  # there is no target whose size could be set
         base = tuple(text for text in base if not text.startswith("data.target"))
     return build.load(name, benchmark="streets", overrides=[*base, *overrides], **layers)
+
+
+def run(*arguments: str) -> int:
+    """The command in this process; its exit code."""
+    try:
+        cli.main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0

@@ -66,7 +66,7 @@ SOCKETS: dict[str, Table] = {
         VIEW_SUPPLIED,
         {"masker": (Table("masker", MASKERS, frozenset({"names"})), "blocks"), "engine": (ENGINE, "fda")},
     ),
-    "term": Table("term", TERMS, frozenset({"reference", "names", "maps", "channels"}), {"engine": (ENGINE, "fda")}),
+    "term": Table("term", TERMS, frozenset({"reference", "names", "maps"}), {"engine": (ENGINE, "fda")}),
 }
 
 
@@ -564,7 +564,6 @@ def stages(
     found = {}
     supplied = {
         "normalise": normalise, "names": classes.names, "pictures": pictures, "reference": reference, "maps": maps,
-        "channels": maps.channels if maps else (),
     }  # fmt: skip
     for name, section in recipe.views.items():
         view = SOCKETS["view"].make(

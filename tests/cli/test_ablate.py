@@ -17,8 +17,8 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file
+from toy import run
 
-from udaseg import cli
 from udaseg.engine.runlog import RunFolder, held
 from udaseg.errors import Busy
 
@@ -37,15 +37,6 @@ SIZE = (*toy.TINY, "runtime.log_every=1", "runtime.checkpoint_minutes=0")
 
 def ablate(study: Path, out: str, *more: str) -> list[str]:
     return ["ablate", str(study), "--out", out, *more, *SIZE]
-
-
-def run(*arguments: str) -> int:
-    """The command in this process; its exit code."""
-    try:
-        cli.main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def child(*arguments: str) -> subprocess.Popen[str]:

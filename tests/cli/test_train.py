@@ -15,8 +15,7 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file
-
-from udaseg import cli
+from toy import run
 
 RECIPE = ("--recipe", "daformer", "--benchmark", "streets")
 MIC = ("--recipe", "mic", "--benchmark", "streets")
@@ -25,15 +24,6 @@ STEPS = ("train.iterations=20", "runtime.log_every=4", "evaluation.every=10")
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "udaseg.cli", *arguments]
-
-
-def run(*arguments: str) -> int:
-    """The command in this process; its exit code."""
-    try:
-        cli.main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def train(folder: Path, *more: str, recipe: tuple[str, ...] = RECIPE) -> tuple[str, ...]:

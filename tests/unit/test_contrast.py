@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from udaseg import build
 from udaseg.engine import trainer
 from udaseg.engine.profile import Passes
-from udaseg.models.segmentor import Encoded, Look, Output, Segmentor
+from udaseg.models.segmentor import Encoded, Look, Maps, Output, Segmentor
 from udaseg.uda.terms import pairs
 from udaseg.uda.terms.contrast import Contrast, dynamic_weights, info_nce, prototypes, split
 from udaseg.uda.terms.pairs import Cells, negative_pools
@@ -195,8 +195,9 @@ def a_term(classes: int = 2, channels: int = 2, **settings: Any) -> Contrast:
     defaults: dict[str, Any] = {"reweight": "none", "negative_sampling": "source", "n": 2, "m": 3}
     names = tuple("abcdefgh"[:classes])
     term = Contrast(
-        channels=(channels,), names=names, engine=lambda step: step.batch.source_image, **defaults | settings
-    )
+        maps=Maps((8, 8), (channels,), (1,), (0,)), names=names, engine=lambda step: step.batch.source_image,
+        **defaults | settings,
+    )  # fmt: skip
     term.projector = term.twin = nn.Sequential()
     return term
 

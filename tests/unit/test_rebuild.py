@@ -14,8 +14,9 @@ import toy
 from engine.test_step import NoReading
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from toy import run
 
-from udaseg import build, cli
+from udaseg import build
 from udaseg.engine import trainer
 from udaseg.engine.profile import CountingPhases, Passes
 from udaseg.errors import UserError
@@ -610,14 +611,6 @@ def test_segmentor_and_inference_are_those_of_the_plain_recipe(streets: Path, na
     assert setup.teacher is not None and setup.teacher.state_dict().keys() == {
         f"segmentor.{key}" for key in plain.state_dict()
     }
-
-
-def run(*arguments: str) -> int:
-    try:
-        cli.main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def train(folder: str, *more: str) -> int:

@@ -23,7 +23,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from udaseg.models.blocks import ConvBNReLU
-from udaseg.models.segmentor import Output
+from udaseg.models.segmentor import Maps, Output
 from udaseg.ranges import NotNegative, Share
 from udaseg.uda.terms.pairs import (
     Cells,
@@ -58,7 +58,7 @@ class Contrast(nn.Module):
     def __init__(
         self,
         *,
-        channels: tuple[int, ...],
+        maps: Maps,
         names: tuple[str, ...],
         engine: Callable[[Iteration], Tensor],
         key: Literal["source", "stylised", "target"] = "source",
@@ -86,7 +86,7 @@ class Contrast(nn.Module):
         self.beta = beta if reweight == "dynamic" else None
         self.sums = reduction == "sum"
         self.projector = nn.Sequential(
-            ConvBNReLU(channels[-1], to=width, kernel=kernel), ConvBNReLU(width, to=width, kernel=kernel)
+            ConvBNReLU(maps.channels[-1], to=width, kernel=kernel), ConvBNReLU(width, to=width, kernel=kernel)
         )
         self.twin = copy.deepcopy(self.projector).requires_grad_(False)
 
