@@ -312,7 +312,7 @@ def start_weights(recipe: Recipe) -> Path | None:
     """The weights of a whole model to start from, if the recipe names some."""
     if recipe.model.start is None:
         return None
-    path = Path(recipe.model.start).expanduser()
+    path = Path(recipe.model.start.replace("{seed}", str(recipe.seed))).expanduser()
     path = path / "weights.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"no such weights file: {path}; allowed: a weights.safetensors or a finished run folder")
@@ -504,7 +504,10 @@ def memory_format(recipe: Recipe) -> torch.memory_format:
 
 
 def beginning(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]:
-    """The student before its first step, the frozen encoder if a term asks for it, the hashes of their weights."""
+    """The student before its first step, the frozen encoder if a term asks for it, the hashes of their weights.
+
+    The frozen encoder has the pretrained weights; without any, those of ``model.start``.
+    """
     torch.manual_seed(recipe.seed)
     student = segmentor_of(recipe)
     refuse_small_crop(recipe, encoder_of(student))
@@ -514,10 +517,11 @@ def beginning(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]
         stamp["encoder_weights"] = {"file": str(path), "sha256": report.sha256, "missing": report.missing}
         if recipe.model.weights == "auto" and (official := official_weights(recipe)):
             stamp["encoder_weights"] |= {"source": official.source, "licence": official.licence}
-    reference = Frozen(copy.deepcopy(student.encoder)) if uses_reference(recipe) else None
+    pretrained = copy.deepcopy(student.encoder)
     if (path := start_weights(recipe)) is not None:
         package.restore(student, package.read(path)[1], path)
-    return student, reference, stamp
+    trained = student.encoder if recipe.model.weights == "none" else pretrained
+    return student, Frozen(copy.deepcopy(trained)) if uses_reference(recipe) else None, stamp
 
 
 def models(

@@ -87,7 +87,8 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    """``weights``: auto (the encoder's official file), none or a path; ``start``: a whole model's weights, or a run.
+    """``weights``: auto (the encoder's official file), none or a path; ``start``: a whole model's weights, or a run, where
+    {seed} is this run's.
 
     ``wrapper``: how encoder and decoder are used together, if not plainly (hrda).
     """
