@@ -82,7 +82,14 @@ def small(name: str) -> tuple[str, ...]:
     return toy.MIT if decoder == "daformer" else (*toy.SMALL, "model.encoder=tiny")
 
 
-@pytest.mark.parametrize("overrides", [(), ("data.synthetic_source=false",)], ids=["rendered", "real"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param((), id="rendered"),
+        pytest.param(("data.synthetic_source=false",), id="real"),
+        pytest.param(("train.precision=bf16",), id="bfloat16", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", FULL)
 def test_three_steps_at_toy_size(name: str, overrides: tuple[str, ...], streets: Path) -> None:
     setup = build.training(toy.load(name, "train.iterations=3", *overrides, base=small(name))).setup

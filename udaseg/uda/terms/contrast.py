@@ -107,9 +107,9 @@ class Contrast(nn.Module):
     def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
         queries = cells(self.projector(output.branches[0].features[-1]), view.label)
         with torch.no_grad():
-            keys = self.keys(iteration)
+            keys, target = self.keys(iteration), self.target_cells(iteration)
         with torch.autocast(queries.features.device.type, enabled=False):
-            return self.pull(queries, keys, iteration)
+            return self.pull(queries, keys, target, iteration)
 
     def keys(self, iteration: Iteration) -> Cells:
         """The teacher's projected features of the key's domain."""
@@ -121,7 +121,13 @@ class Contrast(nn.Module):
         pixels = iteration.segmentor.context(self.engine(iteration))
         return cells(self.twin(iteration.teacher_features(pixels)[-1]), batch.source_label)
 
-    def pull(self, queries: Cells, keys: Cells, iteration: Iteration) -> Loss:
+    def target_cells(self, iteration: Iteration) -> Cells | None:
+        """The teacher's projected features of the target, if negatives are among them."""
+        if self.temperature is None or self.negative_sampling == "source":
+            return None
+        return cells(self.twin(iteration.target_features), iteration.pseudo_labels.label)
+
+    def pull(self, queries: Cells, keys: Cells, target: Cells | None, iteration: Iteration) -> Loss:
         """Eq. 5: (1 / K) sum over classes of weight x mean (or sum) of the pair losses."""
         reduce = iteration.reduce
         own = class_counts(queries.label, self.classes)
@@ -130,13 +136,15 @@ class Contrast(nn.Module):
         here = ceil_share(wanted * own, everywhere)  # this rank's, by its share of the cells
         chosen = slots(here, self.classes * (self.n + 1))
         positive, known = prototypes(keys, self.classes, reduce)
-        losses = self.pair_losses(queries, keys, positive, chosen, iteration)
+        losses = self.pair_losses(queries, positive, chosen, keys, target, iteration)
         mean = torch.zeros_like(known).index_add(0, chosen.row, losses * chosen.used) / here.clamp(min=1)
         share = iteration.world * own / everywhere.clamp(min=1)
         scale = self.class_weights(iteration) * known * share * (wanted if self.sums else 1)
         return Loss((scale * mean).sum() / self.classes, (known * everywhere).sum() > 0)
 
-    def pair_losses(self, queries: Cells, keys: Cells, positive: Tensor, chosen: Slots, iteration: Iteration) -> Tensor:
+    def pair_losses(
+        self, queries: Cells, positive: Tensor, chosen: Slots, keys: Cells, target: Cells | None, iteration: Iteration
+    ) -> Tensor:
         """(Q,) eq. 4 or the squared distance of each query and its class's prototype."""
         belongs = one_hot(queries.label, self.classes)
         pool = members(belongs, iteration.draws.per_image(belongs.shape[1]))
@@ -145,19 +153,19 @@ class Contrast(nn.Module):
         if self.temperature is None:
             return (query - positive[chosen.row]).square().sum(dim=1)
         with torch.no_grad():
-            against, negative, valid = self.negatives(keys, chosen, iteration)
+            against, negative, valid = self.negatives(chosen, keys, target, iteration)
         return info_nce(query, positive[chosen.row], against, negative, valid, self.temperature)
 
-    def negatives(self, keys: Cells, chosen: Slots, iteration: Iteration) -> tuple[Tensor, Tensor, Tensor]:
+    def negatives(
+        self, chosen: Slots, keys: Cells, target: Cells | None, iteration: Iteration
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised features (M, D) to draw from, the cells drawn (Q, m), and whether there were any (Q,)."""
-        features, target, doubtful = keys.features, None, None
-        if self.negative_sampling != "source":
-            pseudo = iteration.pseudo_labels
-            other = cells(self.twin(iteration.target_features), pseudo.label)
-            size = iteration.target_features.shape[-2:]
-            features, target = torch.cat([features, other.features]), other.label
-            doubtful = unreliable(nearest(pseudo.confidence, size), self.alpha)
-        found = negative_pools(keys.label, target, doubtful, self.classes, self.negative_sampling == "denps")
+        features, label, doubtful = keys.features, None, None
+        if target is not None:
+            features, label = torch.cat([features, target.features]), target.label
+            confidence = nearest(iteration.pseudo_labels.confidence, iteration.target_features.shape[-2:])
+            doubtful = unreliable(confidence, self.alpha)
+        found = negative_pools(keys.label, label, doubtful, self.classes, self.negative_sampling == "denps")
         pools = [members(pool, iteration.draws.per_image(pool.shape[1])) for pool in found]
         drawn = []
         for pool, number in zip(pools, split(self.m, len(pools)), strict=True):
