@@ -87,8 +87,8 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    """``weights``: auto (the encoder's official file), none or a path; ``start``: a whole model's weights, or a run, where
-    {seed} is this run's.
+    """``weights``: auto (the encoder's official file), none or a path; ``start``: a whole model's weights, or a run,
+    in whose path {seed} is this run's seed.
 
     ``wrapper``: how encoder and decoder are used together, if not plainly (hrda).
     """

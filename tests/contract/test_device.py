@@ -8,7 +8,7 @@ but for numbers and kernels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -20,12 +20,14 @@ from udaseg import build
 from udaseg.engine import trainer
 from udaseg.engine.device import autocast
 from udaseg.engine.optim import adamw, parameter_groups
+from udaseg.evaluation.evaluate import evaluating, predict
 from udaseg.models import multires
 from udaseg.models.segmentor import Box
 from udaseg.recipe import Loaded, shipped
 from udaseg.uda.step import Stepper
 from udaseg.uda.types import Loss
 
+Module = TypeVar("Module", bound=nn.Module)
 GPU = torch.device("cuda", 0)
 OBJECTIVES = ("feature_teacher", "feature_student", "pixel_regression")
 NAMES = [name for name in shipped() if not name.startswith("demo")]
@@ -56,7 +58,16 @@ class Forward(torch.amp.GradScaler):
         return Ends()
 
 
-def moved(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+@pytest.fixture(autouse=True)
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asks the driver, and HRDA's box, which the CPU's generator draws."""
+    monkeypatch.setattr(trainer, "Draws", Draws)
+    monkeypatch.setattr(multires, "draw_box", lambda size, window: Box(0, window[0], 8, 8 + window[1]))
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+
+
+def moved(module: Module, mode: FakeTensorMode) -> Module:
     """Its parameters and buffers, and nothing else it may hold, on the pretended device."""
     for part in module.modules():
         for name, value in part._parameters.items():
@@ -78,14 +89,10 @@ def small(name: str) -> tuple[str, ...]:
     return toy.MIT if decoder == "daformer" else (*toy.SMALL, "model.encoder=tiny")
 
 
-def take(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Loss], dict[str, Tensor]]:
+def take(loaded: Loaded) -> tuple[dict[str, Loss], dict[str, Tensor]]:
     """Two steps in bfloat16 on the pretended device, to which everything is moved after it was built on the CPU."""
     setup = build.training(loaded).setup
     learning = loaded.recipe.optimiser.model_dump(exclude={"warmup", "power", "minimum"})
-    monkeypatch.setattr(trainer, "Draws", Draws)
-    monkeypatch.setattr(multires, "draw_box", lambda size, window: Box(0, window[0], 8, 8 + window[1]))
-    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
     mode = FakeTensorMode(allow_non_fake_inputs=False)
     raws = [{key: mode.from_tensor(value) for key, value in raw.items()} for raw in setup.batches(0, 2)]
     for module in (setup.learner, setup.teacher, setup.normalise, setup.labeller):
@@ -113,8 +120,8 @@ def check(losses: dict[str, Loss], notes: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_step_mixes_devices_or_waits(name: str, streets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(*take(toy.load(name, "train.iterations=2", base=small(name)), monkeypatch))
+def test_no_step_mixes_devices_or_waits(name: str, streets: Path) -> None:
+    check(*take(toy.load(name, "train.iterations=2", base=small(name))))
 
 
 @pytest.mark.parametrize(
@@ -139,5 +146,17 @@ def test_no_step_mixes_devices_or_waits(name: str, streets: Path, monkeypatch: p
         ("dacs", "model={encoder: {kind: timm/vit_tiny_patch16_224, tune: lora}, decoder: daformer}"),
     ],
 )
-def test_neither_does_a_setting(name: str, setting: str, streets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(*take(toy.load(name, "train.iterations=2", setting, base=small(name)), monkeypatch))
+def test_neither_does_a_setting(name: str, setting: str, streets: Path) -> None:
+    check(*take(toy.load(name, "train.iterations=2", setting, base=small(name))))
+
+
+@pytest.mark.parametrize("name", ["dacs", "daformer", "hrda"])
+def test_neither_does_the_prediction_of_an_image(name: str, streets: Path) -> None:
+    loaded = toy.load(name, base=small(name))
+    setup, mode = build.training(loaded).setup, FakeTensorMode(allow_non_fake_inputs=False)
+    segmentor, normalise = moved(setup.learner.segmentor, mode), moved(setup.normalise, mode)
+    look = build.inference(loaded.recipe.evaluation.mode, build.training_crop(loaded.recipe))
+    with mode, evaluating(segmentor):
+        image = normalise(torch.zeros(1, 3, 64, 128, dtype=torch.uint8, device=GPU))
+        label = predict(segmentor, image, (96, 192), autocast("bf16", GPU), look)
+    assert (label.device, label.shape, label.dtype) == (GPU, (1, 96, 192), torch.int64)
