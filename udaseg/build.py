@@ -511,7 +511,7 @@ def beginning(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]
     torch.manual_seed(recipe.seed)
     student = segmentor_of(recipe)
     refuse_small_crop(recipe, encoder_of(student))
-    stamp: dict[str, Any] = {"encoder_weights": None, "start": recipe.model.start}
+    stamp: dict[str, Any] = {"encoder_weights": None, "start": None}
     if (path := encoder_weights(recipe)) is not None:
         report = load_encoder(student.encoder, path, name=recipe.model.encoder["kind"])
         stamp["encoder_weights"] = {"file": str(path), "sha256": report.sha256, "missing": report.missing}
@@ -520,6 +520,7 @@ def beginning(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]
     pretrained = copy.deepcopy(student.encoder)
     if (path := start_weights(recipe)) is not None:
         package.restore(student, package.read(path)[1], path)
+        stamp["start"] = {"file": str(path), "sha256": package.digest(student)}
     trained = student.encoder if recipe.model.weights == "none" else pretrained
     return student, Frozen(copy.deepcopy(trained)) if uses_reference(recipe) else None, stamp
 
