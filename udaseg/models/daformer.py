@@ -46,7 +46,7 @@ class Embed(nn.Module):
         levels = []
         for linear, feature in zip(self.linears, features, strict=True):
             level = linear(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, D, h_i, w_i)
-            levels.append(resize(level, size))
+            levels.append(resize(level, size).to(level.dtype))  # autocast resizes in float32
         return torch.cat(levels, dim=1)
 
 
