@@ -52,6 +52,8 @@ from udaseg.uda.translation import ENGINES
 from udaseg.uda.views import VIEWS
 from udaseg.uda.weighting import WEIGHTINGS
 
+GRAPHS = 64
+"""Of a compiled part: one for each network, batch size, memory layout and mode. Beyond torch's own 8 it would give up."""
 VIEW_SUPPLIED = frozenset({"normalise", "classes", "synthetic_source"})
 ENGINE = Table("translation engine", ENGINES, frozenset({"normalise", "pictures"}))
 SOCKETS: dict[str, Table] = {
@@ -87,7 +89,7 @@ def inconsistencies(recipe: Recipe) -> list[Problem]:
     if recipe.data.target is None:
         needing = [path for path, part, settings in view_parts(recipe) if wants_target(part, settings)]
         needing += [("data", "labelled")] if recipe.data.labelled == "target" else []
-        message = "needs a target domain and the recipe has none; choose a --benchmark that has data.target"
+        message = "needs a target domain and there is none (data.target); choose another --benchmark, or a recipe with one"
         problems += [Problem(path, message) for path in needing]
     if len(folders := translated_folders(recipe)) > 1:
         message = f"one folder of translated images is read, not {len(folders)}: {', '.join(folders.values())}"
@@ -540,6 +542,7 @@ def models(
     ranks.same_start(learner)
     teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs_target(recipe) or teacher_passes(recipe) else None
     if recipe.train.compile:
+        torch._dynamo.config.recompile_limit = GRAPHS
         for module in [student, *([teacher.segmentor] if teacher else [])]:
             for part in module.children():
                 part.compile(dynamic=False)

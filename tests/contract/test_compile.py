@@ -1,0 +1,42 @@
+"""``train.compile``: every part is captured as a whole, for all the ways a step looks through it.
+
+With dynamo's eager backend: what it captures, not how fast it is on a GPU (``tests/gpu``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+from torch import nn
+from torch._dynamo.utils import counters
+
+from udaseg import build
+from udaseg.engine import trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["daformer_mrm", "mic"])
+def test_a_compiled_step_has_no_breaks_and_the_same_losses(
+    name: str, streets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_part = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda part, **how: compile_part(part, **how, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(recompile_limit=8):  # put back after the test
+        assert losses(name, "train.compile=false") == pytest.approx(losses(name, "train.compile=true"), rel=1e-5)
+    graphs = counters["stats"]["unique_graphs"]
+    assert not counters["graph_break"] and 0 < graphs == counters["frames"]["ok"] == counters["frames"]["total"]
+
+
+def losses(name: str, *overrides: Any) -> list[float]:
+    """Of two steps, and the counts of an evaluation after them."""
+    setup = build.training(toy.load(name, "train.iterations=2", *overrides, base=toy.MIT)).setup
+    steps = [trainer.step(setup, raw, t)[0] for t, raw in enumerate(setup.batches(0, 2))]
+    assert setup.validate is not None
+    counts = setup.validate(setup.learner.segmentor).flatten().tolist()
+    return [loss.value.item() for step in steps for loss in step.values()] + counts
