@@ -53,7 +53,7 @@ from udaseg.uda.views import VIEWS
 from udaseg.uda.weighting import WEIGHTINGS
 
 GRAPHS = 64
-"""Of a compiled part: one for each network, batch size, memory layout and mode. Beyond torch's own 8 it would give up."""
+"""Of a compiled part: one for each network, batch size, memory layout and mode. Beyond torch's 8 it gives up."""
 VIEW_SUPPLIED = frozenset({"normalise", "classes", "synthetic_source"})
 ENGINE = Table("translation engine", ENGINES, frozenset({"normalise", "pictures"}))
 SOCKETS: dict[str, Table] = {
@@ -89,7 +89,7 @@ def inconsistencies(recipe: Recipe) -> list[Problem]:
     if recipe.data.target is None:
         needing = [path for path, part, settings in view_parts(recipe) if wants_target(part, settings)]
         needing += [("data", "labelled")] if recipe.data.labelled == "target" else []
-        message = "needs a target domain and there is none (data.target); choose another --benchmark, or a recipe with one"
+        message = "needs a target domain, but data.target is none; choose a --benchmark or a recipe that has one"
         problems += [Problem(path, message) for path in needing]
     if len(folders := translated_folders(recipe)) > 1:
         message = f"one folder of translated images is read, not {len(folders)}: {', '.join(folders.values())}"
