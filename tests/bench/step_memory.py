@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from pretend import GPU, PretendedDraws, card, moved
@@ -20,6 +21,7 @@ from pretend import GPU, PretendedDraws, card, moved
 from udaseg import build
 from udaseg.engine.device import autocast
 from udaseg.models.frozen import Frozen
+from udaseg.recipe import Recipe
 from udaseg.uda.step import Learner
 from udaseg.uda.teacher import Teacher
 from udaseg.uda.types import Batch, Iteration
@@ -28,51 +30,74 @@ from udaseg.uda.types import Batch, Iteration
 def measure(name: str, overrides: list[str]) -> str:
     """A line for a recipe."""
     recipe = build.load(name, overrides=overrides).recipe
-    (height, width), images = build.training_crop(recipe), recipe.train.batch
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
+    learner, still = networks(recipe)
+    trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    fixed = (16 * trained + 4 * sum(p.numel() for part in still for p in part.parameters())) / 2**30
+    saved = saved_by_view(recipe, learner, still, precision)
+    views = ", ".join(f"{view} {size:.2f}" for view, size in saved.items())
+    size = f"{precision}, {recipe.train.batch} x {build.training_crop(recipe)[1]}"
+    return f"{name} ({size}): {views}; weights and optimiser {fixed:.2f}; {max(saved.values()) + fixed:.1f} GiB"
+
+
+def networks(recipe: Recipe) -> tuple[Learner, list[nn.Module]]:
+    """The learner, and what is not trained: teacher, frozen encoder."""
     with torch.device("meta"):
         student = build.segmentor_of(recipe)
         reference = Frozen(build.segmentor_of(recipe).encoder) if build.uses_reference(recipe) else None
-        normalise, maps = build.normalisation(student), student.maps((height, width))
+        normalise, maps = build.normalisation(student), student.maps(build.training_crop(recipe))
         learner = Learner(student, build.stages(recipe, build.class_set(recipe), reference, normalise, maps)).train()
         teacher = Teacher(student) if build.needs_target(recipe) else None
-    still = [part for part in (teacher, reference) if part is not None]
-    trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
-    fixed = 16 * trained + 4 * sum(p.numel() for part in still for p in part.parameters())
+    return learner, [part for part in (teacher, reference) if part is not None]
+
+
+def saved_by_view(recipe: Recipe, learner: Learner, still: list[nn.Module], precision: str) -> dict[str, float]:
+    """GiB by view."""
+    found = {}
     with card() as mode:
-        for module in (learner, normalise, *still[:1]):
+        for module in (learner, build.normalisation(learner.segmentor), *still):
             moved(module, mode)
         with mode:
-            image = torch.empty(images, 3, height, width, device=GPU)
-            label = torch.zeros(images, height, width, dtype=torch.int64, device=GPU)
-            iteration = Iteration(
-                index=0,
-                batch=Batch(image, label, image.clone() if teacher else None, None),
-                draws=PretendedDraws(0, 0, GPU),
-                segmentor=student,
-                predict_target=teacher.predict if teacher else None,
-                encode_by_teacher=teacher.encode if teacher else None,
-                labeller=build.labeller(recipe),
-            )
+            iteration = pretended_iteration(recipe, learner, next((t for t in still if isinstance(t, Teacher)), None))
             weights = {v.untyped_storage()._cdata for v in [*learner.state_dict().values(), *learner.parameters()]}
-            saved = {}
-            for view, stage in learner.views():
-                with autocast(precision, GPU)():
+            for name, stage in learner.views():
+                with autocast(precision, GPU)(), Saved() as saved:
                     with torch.no_grad():
-                        seen = stage.build(iteration)
-                    found: dict[int, torch.Tensor] = {}
-                    with torch.autograd.graph.saved_tensors_hooks(
-                        lambda t, found=found: found.setdefault(t.untyped_storage()._cdata, t) is None or t, lambda t: t
-                    ):
-                        output = student(seen.image, context_only=stage.context_only)
-                        losses = [term(seen, output, iteration).value for term in stage.terms.values()]
-                saved[view] = sum(t.untyped_storage().nbytes() for k, t in found.items() if k not in weights) / 2**30
+                        view = stage.build(iteration)
+                    output = learner.segmentor(view.image, context_only=stage.context_only)
+                    losses = [term(view, output, iteration) for term in stage.terms.values()]
+                found[name] = sum(size for storage, size in saved.sizes.items() if storage not in weights) / 2**30
                 del output, losses
-    views = ", ".join(f"{view} {size:.2f}" for view, size in saved.items())
-    total = max(saved.values()) + fixed / 2**30
-    return (
-        f"{name} ({precision}, {images} x {width}): {views}; weights and optimiser {fixed / 2**30:.2f}; {total:.1f} GiB"
+    return found
+
+
+def pretended_iteration(recipe: Recipe, learner: Learner, teacher: Teacher | None) -> Iteration:
+    (height, width), images = build.training_crop(recipe), recipe.train.batch
+    image = torch.empty(images, 3, height, width, device=GPU)
+    label = torch.zeros(images, height, width, dtype=torch.int64, device=GPU)
+    return Iteration(
+        index=0,
+        batch=Batch(image, label, image.clone() if teacher else None),
+        draws=PretendedDraws(0, 0, GPU),
+        segmentor=learner.segmentor,
+        predict_target=teacher.predict if teacher else None,
+        encode_by_teacher=teacher.encode if teacher else None,
+        labeller=build.labeller(recipe),
     )
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Storages that autograd keeps inside, with their sizes in bytes."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+        self.kept: list[Tensor] = []  # no storage's number is used twice
+        super().__init__(self.pack, lambda tensor: tensor)
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        self.kept.append(tensor)
+        self.sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
 
 
 if __name__ == "__main__":
