@@ -41,27 +41,28 @@ def measure(name: str, overrides: list[str]) -> str:
 
 
 def networks(recipe: Recipe) -> tuple[Learner, list[nn.Module]]:
-    """The learner, and what is not trained: teacher, frozen encoder."""
+    """The learner, and what is not trained: normalisation, teacher, frozen encoder."""
     with torch.device("meta"):
         student = build.segmentor_of(recipe)
         reference = Frozen(build.segmentor_of(recipe).encoder) if build.uses_reference(recipe) else None
         normalise, maps = build.normalisation(student), student.maps(build.training_crop(recipe))
         learner = Learner(student, build.stages(recipe, build.class_set(recipe), reference, normalise, maps)).train()
         teacher = Teacher(student) if build.needs_target(recipe) else None
-    return learner, [part for part in (teacher, reference) if part is not None]
+    return learner, [part for part in (normalise, teacher, reference) if part is not None]
 
 
 def saved_by_view(recipe: Recipe, learner: Learner, still: list[nn.Module], precision: str) -> dict[str, float]:
     """GiB by view."""
     found = {}
     with card() as mode:
-        for module in (learner, build.normalisation(learner.segmentor), *still):
+        for module in (learner, *still):
             moved(module, mode)
         with mode:
             iteration = pretended_iteration(recipe, learner, next((t for t in still if isinstance(t, Teacher)), None))
             weights = {v.untyped_storage()._cdata for v in [*learner.state_dict().values(), *learner.parameters()]}
             for name, stage in learner.views():
-                with autocast(precision, GPU)(), Saved() as saved:
+                saved = Saved()
+                with autocast(precision, GPU)(), saved:
                     with torch.no_grad():
                         view = stage.build(iteration)
                     output = learner.segmentor(view.image, context_only=stage.context_only)
