@@ -5,6 +5,7 @@
 Per view, the bytes of all tensors that autograd saves in the student's pass and the terms (each storage once, weights
 left out); the largest is what counts, since a view's graph is gone before the next. To it come weights, gradients and
 AdamW's two moments (16 bytes a trained parameter), teacher and frozen encoder (4), and what kernels need for a moment.
+Attention is spelt out here, its softmax kept in float32: fused kernels of a real card keep less.
 """
 
 from __future__ import annotations
