@@ -151,6 +151,20 @@ def test_a_damaged_copy_is_not_used_and_made_again(indices: tuple[Index, Index],
     assert (cached.folder / "labels.bin").read_bytes() == good and find(index, SIZE)
 
 
+def test_a_copy_that_is_being_mended_does_not_count_as_whole(indices: tuple[Index, Index]) -> None:
+    """A `kill -9` then leaves a file of the right length, but of zeros."""
+    index, original = indices[0], load(indices[0])
+    (build(index, SIZE, original).folder / "labels.bin").unlink()
+    found = []
+
+    def looking(i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        found.append(find(index, SIZE))
+        return original(i)
+
+    build(index, SIZE, looking)
+    assert found == [None] * len(index) and find(index, SIZE)
+
+
 def test_too_little_disk(indices: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch) -> None:
     index = indices[0]
     need, usage = missing_bytes(index, SIZE), shutil.disk_usage("/")

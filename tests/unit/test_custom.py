@@ -108,7 +108,7 @@ def test_unknown_label_values(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path.write_text(FIELD.replace("unknown: error", "unknown: ignore"))
     read: list[str] = []
     original = index_module._read_row
-    monkeypatch.setattr(index_module, "_read_row", lambda job: read.append(job[1].image.name) or original(job))
+    monkeypatch.setattr(index_module, "_read_row", lambda *job: read.append(job[-1].image.name) or original(*job))
     assert prepare(str(path))[1].unknown == {9: (1200, "val/lab/2_mask.png")}
     assert read == []  # what was read before the error is kept
     path.write_text(FIELD.replace("ignore: [255]", "ignore: [255, 9]"))

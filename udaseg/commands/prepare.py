@@ -10,8 +10,9 @@ from udaseg.console import Counting, out, table
 from udaseg.data import archives, cache
 from udaseg.data import prepare as preparation
 from udaseg.data.dataset import Domain
-from udaseg.data.index import Index, usable_workers
+from udaseg.data.index import Index
 from udaseg.data.layouts import GROUPS, data_home, dataset_spec
+from udaseg.data.parallel import usable_workers
 from udaseg.errors import UserError
 
 RAW = np.arange(256, dtype=np.uint8)
