@@ -73,8 +73,8 @@ def test_a_described_folder(home: Path) -> None:
     assert set(np.unique(pairs[0]["source_label"].numpy())) == {0, 1, 2, IGNORE}
     with pytest.raises(UserError, match=r"(?s)field\.yaml.*has no image.*frames/\*\*/\*\.png"):
         load_index(str(path), "train", home / "b/val")
-    with pytest.raises(UserError, match=r"prepare .*field\.yaml --root"):
-        load_index(str(path), "val", shutil.copytree(home / "b", home / "c"))
+    with pytest.raises(UserError, match=r"prepare '.*my field\.yaml' --root .*/c$"):
+        load_index(str(shutil.copy(path, home / "my field.yaml")), "val", shutil.copytree(home / "b", home / "c"))
     with pytest.raises(UserError, match=r"has no split 'test'"):
         build_index(dataset_spec(str(path)), "test")
 

@@ -140,7 +140,7 @@ def test_labels_that_daformer_wrote_serve_where_originals_are_gone(home: Path) -
 
 
 def dataset_lut(name: str) -> np.ndarray:
-    return lookup(dataset_spec(name).ids)
+    return lookup(dataset_spec(name).encodings["ids"].ids)
 
 
 # ------------------------------------------------------------------------------------------------------------- GTA5

@@ -215,6 +215,14 @@ def test_prepare_group_and_present_splits(home: Path) -> None:
     json.dumps(rows)
 
 
+def test_a_split_that_is_not_usable_does_not_stop_the_others(home: Path) -> None:
+    for split in ("train", "val", "test"):
+        cityscapes(home / "cityscapes", split, kind=None)
+    with pytest.raises(UserError, match=r"\(val\).* 6 images but no labels"):
+        prepare("cityscapes")
+    assert len(load_index("cityscapes", "train")) == len(load_index("cityscapes", "test")) == 6
+
+
 def test_unwritable_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = gta5(tmp_path / "gta")
     (tmp_path / "file").touch()

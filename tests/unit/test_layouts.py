@@ -52,6 +52,15 @@ def test_cityscapes_prefers_label_ids(tmp_path: Path) -> None:
     assert str(found.pairs[0].label) == "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
 
 
+def test_linked_folders_count(tmp_path: Path) -> None:
+    root = cityscapes(tmp_path / "a")
+    for part in ("leftImg8bit", "gtFine"):
+        (root / part / "train/ulm").rename(tmp_path / part)
+        (root / part / "train/ulm").symlink_to(tmp_path / part)
+    found = find_cityscapes(root, "train")
+    assert len(found.pairs) == 6 and found.pairs[-1].image.parts[2] == "ulm" and not found.unmatched
+
+
 def test_cityscapes_train_ids_only_and_no_labels(tmp_path: Path) -> None:
     assert find_cityscapes(cityscapes(tmp_path / "a", kind="labelTrainIds"), "train").encoding == "train_ids"
     assert all(p.label is None for p in find_cityscapes(cityscapes(tmp_path / "b", kind=None), "train").pairs)
@@ -77,7 +86,7 @@ def test_missing_data_set_says_what_to_do(name: str, tmp_path: Path, monkeypatch
     with pytest.raises(UserError) as error:
         find_root(spec)
     text = str(error.value)
-    assert spec.tree.splitlines()[1] in text and spec.command in text and spec.page in text
+    assert spec.tree.splitlines()[1] in text and spec.command() in text and spec.page in text
     with pytest.raises(UserError, match="nowhere"):
         find_root(spec, tmp_path / "nowhere")
 

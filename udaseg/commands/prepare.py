@@ -34,7 +34,9 @@ def dataset(
     with Counting(f"reading {name}") as progress:
         indices = preparation.prepare(name, root=root, workers=workers, strict=strict, progress=progress)
     for index in indices:
-        show(index)
+        rows = [list(row) for row in preparation.summary(index)]
+        table(("", ""), rows, title=f"{index.dataset} {index.split}", left=2)
+        out.print()
     if size is not None:
         copied([i for i in indices if not i.split.startswith(("val", "test"))] or indices, size, workers)
 
@@ -92,9 +94,3 @@ def parse_size(text: str, smallest: int, option: str) -> tuple[int, int]:
             f"{option} {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each at least {smallest} pixels"
         )
     return int(width), int(height)
-
-
-def show(index: Index) -> None:
-    """The summary of one split."""
-    table(("", ""), [list(row) for row in preparation.summary(index)], title=f"{index.dataset} {index.split}", left=2)
-    out.print()

@@ -18,7 +18,6 @@ from __future__ import annotations
 import colorsys
 import os
 import re
-import shlex
 import string
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -104,7 +103,6 @@ def _spec(path: Path, file: _File) -> DataSetSpec:
         splits=tuple(file.splits),
         tree="\n".join([f"{root}/", *tree]),
         unlabelled=frozenset(name for name, split in file.splits.items() if split.masks is None),
-        command=f"udaseg prepare {shlex.quote(str(path))}",
         refuse_unknown=file.encoding.unknown == "error",
     )
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -132,7 +131,7 @@ def load_index(name: str, split: str, root: Path | None = None) -> Index:
     """The stored index; UserError with the command when there is none or the files are not those it was built from."""
     spec = dataset_spec(name)
     place, found = _look(spec, split, root)
-    path, command = index_path(spec, split, place), _command(spec, root)
+    path, command = index_path(spec, split, place), spec.command(root)
     if not found.pairs:  # preparing would pass over the split: another remedy
         raise UserError(f"Data set {name!r} ({split}) in {place} has no image. Expected:\n{spec.tree}")
     if not path.is_file():
@@ -162,10 +161,6 @@ def _look(spec: DataSetSpec, split: str, root: Path | None) -> tuple[Path, Found
         raise UserError(f"Data set {spec.name!r} has no split {split!r}; it has: {', '.join(spec.splits)}.")
     place = find_root(spec, root)
     return place, spec.find(place, split)
-
-
-def _command(spec: DataSetSpec, root: Path | None) -> str:
-    return spec.command if root is None else f"udaseg prepare {spec.name} --root {shlex.quote(str(root))}"
 
 
 def _check_usable(spec: DataSetSpec, index: Index, *, strict: bool) -> None:
