@@ -9,7 +9,7 @@ import pytest
 from unit.data_files import cityscapes, gta5, png, save
 
 from udaseg.data.classes import CITYSCAPES, CITYSCAPES_IDS, PROTOCOLS, SYNTHIA_IDS, lookup
-from udaseg.data.images import read_image, read_label
+from udaseg.data.images import image_size, read_image, read_label
 from udaseg.data.layouts import DATASETS, data_home, dataset_spec, find_cityscapes, find_gta5, find_root
 from udaseg.errors import UserError
 
@@ -118,6 +118,26 @@ def test_16_bit_colour_png_is_never_zeros(tmp_path: Path) -> None:
     for read in (read_label, read_image):
         with pytest.raises(UserError, match=r"synthia\.png has 16 bits"):
             read(path)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bit_files_are_not_clipped(kind: type, tmp_path: Path) -> None:
+    path = save(tmp_path / "height.tif", np.full((4, 6), 700, kind))
+    for read in (read_label, read_image, image_size):
+        with pytest.raises(UserError, match=r"height\.tif has 32 bits"):
+            read(path)
+
+
+def test_a_photo_with_something_behind_it_is_not_cut_off(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    for name in ("motion.jpg", "notes.png"):
+        path = save(tmp_path / name, pixels)
+        content = path.read_bytes()
+        path.write_bytes(content + bytes(9999))
+        assert image_size(path) == (60, 40)
+        path.write_bytes(content[: len(content) // 2] + bytes(9999))
+        with pytest.raises(UserError, match="cut off"):
+            image_size(path)
 
 
 def test_bad_image_files(tmp_path: Path) -> None:

@@ -16,27 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from udaseg.errors import UserError
 
 Batch = dict[str, Tensor]
-
-
-class Steps(Sampler[list[int]]):
-    """The sample numbers of each step from `start` to `steps` (excluded)."""
-
-    def __init__(self, *, batch: int, start: int, steps: int, rank: int = 0, world: int = 1) -> None:
-        self.batch, self.start, self.steps = batch, start, steps
-        self.rank, self.world = rank, world
-
-    def __len__(self) -> int:
-        return max(self.steps - self.start, 0)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.steps):
-            first = (step * self.world + self.rank) * self.batch
-            yield list(range(first, first + self.batch))
 
 
 class Batches(Iterator[Batch]):
@@ -45,11 +29,8 @@ class Batches(Iterator[Batch]):
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.waited = 0.0
         self.left = len(loader)
-        self._batches: Iterator[Batch | str] | None = None
         self._loader = loader
-
-    def __iter__(self) -> Batches:
-        return self
+        self._batches: Iterator[Batch | str] | None = None
 
     def __len__(self) -> int:
         """Batches still to come."""
@@ -99,6 +80,17 @@ def _one_thread(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _loader(dataset: Dataset[Any], workers: int, device: torch.device | str, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        _Guarded(dataset),
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(0),  # the loader draws a base seed: keep off the global generator
+        **options,
+    )
+
+
 def training_loader(
     dataset: Dataset[dict[str, Tensor]],
     *,
@@ -114,18 +106,13 @@ def training_loader(
     `dataset` needs steps * batch * slots[1] samples. Pinned for a CUDA device. A sample's UserError is raised here as
     it was, also from a worker.
     """
-    order = Steps(batch=batch, start=start, steps=steps, rank=slots[0], world=slots[1])
-    loader = DataLoader(
-        _Guarded(dataset),
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=_one_thread,
-        prefetch_factor=3 if workers else None,
-        generator=torch.Generator().manual_seed(0),  # the loader draws a base seed: keep off the global generator
+    rank, world = slots
+    firsts = [(step * world + rank) * batch for step in range(start, steps)]
+    order = [range(first, first + batch) for first in firsts]
+    prefetch = 3 if workers else None
+    return Batches(
+        _loader(dataset, workers, device, batch_sampler=order, collate_fn=_collate, prefetch_factor=prefetch)
     )
-    return Batches(loader)
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = True) -> Batch:
@@ -162,15 +149,7 @@ def evaluation_loader(
 ) -> Iterator[dict[str, Any]]:
     """Items one at a time, as they are; rank r of n takes every n-th. Raises a sample's UserError as it was."""
     share = Subset(dataset, range(rank, len(dataset), world))  # type: ignore[arg-type]
-    loader = DataLoader(
-        _Guarded(share),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=_one_thread,
-        generator=torch.Generator().manual_seed(0),
-    )
-    for item in loader:
+    for item in _loader(share, workers, device, batch_size=None):
         if isinstance(item, str):
             raise UserError(item)
         yield item
