@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from udaseg import build
 from udaseg import recipe as recipes
@@ -18,7 +18,7 @@ from udaseg.data.classes import IGNORE, ClassSet
 from udaseg.data.dataset import Domain
 from udaseg.data.index import Index
 from udaseg.data.layouts import dataset_spec
-from udaseg.data.transforms import keep_ratio_size, resize_label
+from udaseg.data.transforms import keep_ratio_size
 from udaseg.errors import UserError
 from udaseg.files import write_free
 from udaseg.parts import Problem
@@ -49,8 +49,10 @@ def run(benchmark: str, recipe: str, picture: Path | None) -> None:
     notes = [*one_sided(shares, classes.names), *misfits(loaded.recipe, domains)]
     for note in notes or ["nothing found that does not fit"]:
         out.print(f"note: {note}" if notes else note, style="yellow" if notes else None)
-    image = panel(domains, loaded.recipe.data.scale, classes)
-    out.print(f"\npicture {written(image, picture or Path(f'check-{loaded.recipe.benchmark}.png'))}")
+    content = io.BytesIO()
+    panel(domains, loaded.recipe.data.scale, classes).save(content, "PNG")
+    written = write_free(picture or Path(f"check-{loaded.recipe.benchmark}.png"), content.getvalue())
+    out.print(f"\npicture {written}")
 
 
 def prepared(loaded: Loaded, benchmark: str) -> Domains:
@@ -177,26 +179,14 @@ def panel(domains: Domains, scale: int, classes: ClassSet) -> Image.Image:
 
 
 def tiles(domain: Domain, classes: ClassSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(image, image under its labels' colours), each fitted into a tile; ignored pixels are dark."""
+    """(image, image under its labels' colours), each in the middle of a white tile; ignored pixels are dark."""
     for position in np.linspace(0, len(domain) - 1, SHOWN).round().astype(int):
         image, label = domain.load(int(position))
-        size = keep_ratio_size((image.shape[1], image.shape[0]), TILE)
-        small = np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BOX))
-        ids = np.full(small.shape[:2], IGNORE, np.uint8) if label is None else resize_label(label, size)
-        blended = (0.4 * small + 0.6 * figures.colour(ids, classes.palette)).astype(np.uint8)
-        yield fitted(small), fitted(blended)
+        colours = np.zeros_like(image) if label is None else figures.colour(label, classes.palette)
+        blended = (0.4 * image + 0.6 * colours).astype(np.uint8)
+        yield fitted(image), fitted(blended)
 
 
 def fitted(image: np.ndarray) -> np.ndarray:
-    """In the middle of a white tile."""
-    tile = np.full((TILE[1], TILE[0], 3), 255, np.uint8)
-    y, x = (TILE[1] - image.shape[0]) // 2, (TILE[0] - image.shape[1]) // 2
-    tile[y : y + image.shape[0], x : x + image.shape[1]] = image
-    return tile
-
-
-def written(image: Image.Image, path: Path) -> Path:
-    """Save as PNG under the name, or under the next free one."""
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return write_free(path, content.getvalue())
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(ImageOps.pad(picture, TILE, Image.Resampling.BOX, color="white"))

@@ -196,7 +196,7 @@ class Margins:
 
 def _profile(before: int, after: int, length: int) -> Bytes:
     line = np.zeros(length, dtype=np.uint8)
-    line[before : length - after] = 1
+    line[before : max(length - after, 0)] = 1
     return line
 
 
