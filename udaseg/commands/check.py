@@ -14,10 +14,9 @@ from udaseg import build
 from udaseg import recipe as recipes
 from udaseg.console import out, table
 from udaseg.data import cache
-from udaseg.data.classes import IGNORE, ClassSet
+from udaseg.data.classes import ClassSet
 from udaseg.data.dataset import Domain
 from udaseg.data.index import Index
-from udaseg.data.layouts import dataset_spec
 from udaseg.data.transforms import keep_ratio_size
 from udaseg.errors import UserError
 from udaseg.files import write_free
@@ -43,7 +42,8 @@ def run(benchmark: str, recipe: str, picture: Path | None) -> None:
         left=2,
     )
     classes = build.class_set(loaded.recipe)
-    shares = {key: class_shares(index) for key, (_, index) in domains.items() if index.labelled}
+    pixels = {key: index.counts.sum(0) for key, (_, index) in domains.items() if index.labelled}
+    shares = {key: (100 * column / max(column.sum(), 1)).tolist() for key, column in pixels.items()}
     rows = [[name, *map(percentage, row)] for name, *row in zip(classes.names, *shares.values(), strict=True)]
     table(("class, % of labelled pixels", *shares), rows)
     notes = [*one_sided(shares, classes.names), *misfits(loaded.recipe, domains)]
@@ -88,12 +88,6 @@ def domain_row(key: str, section: DomainSection, index: Index, scale: int) -> li
     ]  # fmt: skip
 
 
-def class_shares(index: Index) -> list[float]:
-    """Percent of the pixels that have a class."""
-    pixels = index.counts.sum(0)
-    return [float(share) for share in 100 * pixels / max(pixels.sum(), 1)]
-
-
 def percentage(value: float) -> str:
     return "-" if value == 0 else f"{value:.3f}" if value < 0.1 else f"{value:.1f}"
 
@@ -113,36 +107,25 @@ def one_sided(shares: dict[str, list[float]], names: tuple[str, ...]) -> Iterato
 
 def misfits(recipe: Recipe, domains: Domains) -> Iterator[str]:
     """Values made for GTA5 -> Cityscapes that are active on other data, and values that the data make void."""
-    data = recipe.data
-    target = domains["target"][1] if "target" in domains else None
-    if target is not None and target.dataset != "cityscapes":
-        active = {"crop": any(data.crop_margins), "image": data.image_margins is not None, "none": False}
-        if active[data.margins]:
-            value = data.crop_margins if data.margins == "crop" else data.image_margins
-            yield (
-                f"data.margins={data.margins} ({value}) hides the bonnet of the Cityscapes car; does the camera of "
-                f"{target.dataset} see one? If not: data.margins=none"
-            )
-    names = build.class_set(recipe).names
+    data, names = recipe.data, build.class_set(recipe).names
+    hidden = {"crop": data.crop_margins, "image": data.image_margins, "none": None}[data.margins]
+    if hidden not in (None, (0, 0)) and "target" in domains and domains["target"][1].dataset != "cityscapes":
+        yield (
+            f"data.margins={data.margins} ({hidden}) hides the bonnet of the Cityscapes car; does the camera of "
+            f"{domains['target'][1].dataset} see one? If not: data.margins=none"
+        )
     yield from pixel_misfits(recipe, domains["source"][1], names)
-    for key, (_, index) in domains.items():
-        own = dataset_spec(index.dataset).classes.names
-        ignored = [name for name, i in zip(own, index.train_ids or (), strict=False) if i == IGNORE]
-        if ignored:
+    for key, (section, index) in domains.items():
+        if index.labelled and (ignored := build.ignored_classes(section, names)):
             yield f"classes of {key} that become ignore (data.{key}.merge): {', '.join(ignored)}"
-    for path, options in named_classes(recipe):
+    parts: list[tuple[str, dict[str, Any]]] = [("data.sampler", data.sampler)]
+    for keys, _, settings in build.view_parts(recipe):
+        parts += [(".".join(keys), settings), (".".join((*keys, "masker")), settings.get("masker", {}))]
+    for path, settings in parts:
         for key in ("class_names", "foreground"):
-            strangers = [name for name in options.get(key) or () if name not in names]
+            strangers = [name for name in settings.get(key) or () if name not in names]
             if strangers:
                 yield f"{path}.{key}: no class is called {', '.join(strangers)}"
-
-
-def named_classes(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts whose settings may name classes, each with its key."""
-    yield "data.sampler", recipe.data.sampler
-    for view, stage in recipe.views.items():
-        yield f"views.{view}.masker", stage.options.get("masker", {})
-        yield from ((f"views.{view}.terms.{term}", options) for term, options in stage.terms.items())
 
 
 def pixel_misfits(recipe: Recipe, source: Index, names: tuple[str, ...]) -> Iterator[str]:
