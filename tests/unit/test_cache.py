@@ -20,7 +20,7 @@ from udaseg.data.dataset import Domain, TrainingPairs
 from udaseg.data.index import Index, build_index
 from udaseg.data.layouts import DATASETS
 from udaseg.data.loading import training_loader
-from udaseg.data.sampling import RareClass
+from udaseg.data.sampling import rare_class
 from udaseg.errors import UserError
 
 RAW = np.arange(256, dtype=np.uint8)
@@ -47,7 +47,7 @@ def batches(indices: tuple[Index, Index], workers: int = 0) -> list[dict[str, to
     source, target = indices
     pairs = TrainingPairs(
         Domain(source, size=SIZE), Domain(target, size=TARGET, labels=False),
-        sampler=RareClass(counts=source.counts, min_pixels=20), crop=(24, 24), seed=1, length=99, photometric=True,
+        sampler=rare_class(counts=source.counts, min_pixels=20), crop=(24, 24), seed=1, length=99, photometric=True,
     )  # fmt: skip
     return list(training_loader(pairs, batch=2, workers=workers, start=0, steps=12))
 

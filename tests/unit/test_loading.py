@@ -15,7 +15,7 @@ from udaseg.data.dataset import Domain, TrainingPairs
 from udaseg.data.index import build_index
 from udaseg.data.layouts import DATASETS
 from udaseg.data.loading import Normalise, to_device, training_loader
-from udaseg.data.sampling import RareClass
+from udaseg.data.sampling import rare_class
 from udaseg.errors import UserError
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -42,7 +42,7 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPairs:
     gta5(tmp_path / "gta5", n=6, size=(95, 53))
     cityscapes(tmp_path / "cityscapes")
     source, target = (build_index(DATASETS[name], "train") for name in ("gta5", "cityscapes"))
-    sampler = RareClass(counts=source.counts, min_pixels=20)
+    sampler = rare_class(counts=source.counts, min_pixels=20)
     return TrainingPairs(
         Domain(source), Domain(target, labels=False), sampler=sampler, crop=(24, 24), seed=1, length=99
     )

@@ -44,13 +44,11 @@ def archive_names(spec: DataSetSpec) -> list[str]:
     """File names in the data set's table row; `01_images.zip ... 10_images.zip` stands for ten."""
     names: list[str] = []
     for line in spec.files:
-        found = re.findall(r"[\w-]+\.(?:zip|rar)\b", line)
-        ends = [re.match(r"(\d+)(\D.*)", name) for name in found]
-        if "..." in line and len(found) == 2 and ends[0] and ends[1]:
-            width = len(ends[0][1])
-            names += [f"{n:0{width}}{ends[0][2]}" for n in range(int(ends[0][1]), int(ends[1][1]) + 1)]
+        if several := re.match(r"(\d+)(\S+) \.\.\. (\d+)\2", line):
+            first, rest, last = several.groups()
+            names += [f"{n:0{len(first)}}{rest}" for n in range(int(first), int(last) + 1)]
         else:
-            names += found
+            names += re.findall(r"[\w-]+\.(?:zip|rar)\b", line)
     return names
 
 
@@ -91,9 +89,8 @@ def _archives(spec: DataSetSpec, folder: Path, place: Path) -> tuple[list[Path],
     if packed:
         raise UserError(f"{folder / packed[0]} is a RAR file, which Python cannot read. Unpack it into {place} first.")
     if not found:
-        raise UserError(
-            f"--archives {folder} has none of the archives of {spec.name}: {', '.join(names)}. Get them: {spec.page}"
-        )
+        wanted = ", ".join(names)
+        raise UserError(f"--archives {folder} has none of the archives of {spec.name}: {wanted}. Get them: {spec.page}")
     return found, tuple(name for name, path in zips.items() if path not in found)
 
 
@@ -109,7 +106,7 @@ def _members(spec: DataSetSpec, archive: Path, place: Path) -> list[_Member]:
         raise UserError(f"{archive} is not a whole zip file ({error}); download it again.") from None
     for info in infos:
         _refuse_unsafe(archive, info)
-    infos = [info for info in infos if not info.is_dir()]
+    infos = [info for info in infos if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
     paths = _without_wrapper([PurePosixPath(info.filename) for info in infos], spec.needs)
     if len(set(paths)) != len(paths):
         raise UserError(f"{archive} holds one name twice; it is not an official file. Nothing was unpacked.")
@@ -155,10 +152,8 @@ def _written(todo: list[_Member]) -> Iterator[Path]:
                 try:
                     _write(archive, member)
                 except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-                    raise UserError(
-                        f"{path}: {member.info.filename} is damaged ({error}); download the archive again and run the "
-                        "same command."
-                    ) from None
+                    remedy = "download the archive again and run the same command."
+                    raise UserError(f"{path}: {member.info.filename} is damaged ({error}); {remedy}") from None
                 yield member.target
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFile
 
 from udaseg.data.classes import CITYSCAPES_COLOURS, CITYSCAPES_NAMES, UNKNOWN_COLOUR
 from udaseg.errors import UserError
@@ -75,7 +75,7 @@ def _reading(path: Path, how: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path, *, deep: bool = False) -> Iterator[Image.Image]:
+def _opened(path: Path, *, deep: bool = False) -> Iterator[ImageFile.ImageFile]:
     """An opened 8-bit image (`deep`: or 16-bit).
 
     Pillow's limit on the number of pixels is kept (89 MP warn, 179 MP fail; street images have 2 MP), the warning is
@@ -211,11 +211,10 @@ def _one_byte(path: Path, order: Literal["B", "L"]) -> Bytes:
     told that the file is little-endian.
     """
     with _opened(path, deep=True) as picture:
-        tiles = getattr(picture, "tile", [])
-        mode = picture.mode
+        tiles, mode = picture.tile, picture.mode
         if mode not in ("RGB", "RGBA") or picture.info.get("interlace") or [t[3] for t in tiles] != [f"{mode};16B"]:
             raise UserError(f"{path} is no plain 16-bit colour PNG (not interlaced, RGB); use the official file.")
-        picture.tile = [(*tiles[0][:3], f"{mode};16{order}")]  # type: ignore[attr-defined]
+        picture.tile = [(*tiles[0][:3], f"{mode};16{order}")]  # type: ignore[list-item]
         return np.array(picture)[..., 0]
 
 
