@@ -80,6 +80,13 @@ def test_a_folder_around_everything_is_left_out(packed: Path, home: Path) -> Non
     assert (home / "gta5/images/00009.png").read_bytes() == b"nine"
 
 
+def test_backslashes_are_folders(packed: Path, home: Path) -> None:
+    put(packed, "images\\", b"")
+    put(packed, "images\\00009.png", b"nine")
+    unpack(GTA5, packed)
+    assert (home / "gta5/images/00009.png").read_bytes() == b"nine"
+
+
 def test_what_macos_adds_is_left_out(packed: Path, home: Path) -> None:
     put(packed, "gta5_part/images/00009.png", b"nine")
     put(packed, "__MACOSX/gta5_part/images/._00009.png", b"notes")

@@ -106,11 +106,12 @@ def _members(spec: DataSetSpec, archive: Path, place: Path) -> list[_Member]:
         raise UserError(f"{archive} is not a whole zip file ({error}); download it again.") from None
     for info in infos:
         _refuse_unsafe(archive, info)
-    infos = [info for info in infos if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
-    paths = _without_wrapper([PurePosixPath(info.filename) for info in infos], spec.needs)
+    found = {info: info.filename.replace("\\", "/") for info in infos}  # old programs for Windows write backslashes
+    found = {info: name for info, name in found.items() if not name.endswith("/") and not name.startswith("__MACOSX/")}
+    paths = _without_wrapper([PurePosixPath(name) for name in found.values()], spec.needs)
     if len(set(paths)) != len(paths):
         raise UserError(f"{archive} holds one name twice; it is not an official file. Nothing was unpacked.")
-    return [_Member(archive, info, place.joinpath(*path.parts)) for info, path in zip(infos, paths, strict=True)]
+    return [_Member(archive, info, place.joinpath(*path.parts)) for info, path in zip(found, paths, strict=True)]
 
 
 def _refuse_unsafe(archive: Path, info: zipfile.ZipInfo) -> None:
