@@ -210,6 +210,7 @@ scale: 2
         ("{stem}_mask", "mask", "needs {stem}"),
         ("{stem}_mask", "{stem", "is not allowed: expected '}'"),
         ("{folder}/", "x{folder}/", "{folder} stands for whole folders"),
+        ("  val:", "  ../val:", "splits.../val"),
         ("val/lab", "../lab", "path below the root"),
         ("{stem}_mask", "*{stem}", "one mask of each image is expected"),
         ("map: {0: soil, 1: crop, 7: weed}, ignore: [255]", "ignore: [0]", "encoding.ignore: 0 is class 'soil'"),

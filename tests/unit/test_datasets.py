@@ -17,6 +17,7 @@ from unit.data_files import (
     png,
     polygons,
     save,
+    save_palette,
     synthia,
     synthia_label,
     truncate,
@@ -27,7 +28,7 @@ from udaseg.data.dataset import Domain, EvaluationImages, TrainingPairs
 from udaseg.data.images import Pixels, count_values, read_label
 from udaseg.data.index import Index, build_index, load_index
 from udaseg.data.layouts import DATASETS, dataset_spec
-from udaseg.data.prepare import prepare
+from udaseg.data.prepare import prepare, summary
 from udaseg.data.sampling import Uniform
 from udaseg.errors import UserError
 
@@ -156,6 +157,11 @@ def test_gta5_labels_expanded_to_colours(home: Path) -> None:
         save(root / pair.label, colours[read_label(root / pair.label)])
     (expanded,) = prepare("gta5")
     assert np.array_equal(palette.counts, expanded.counts) and not expanded.unknown
+    save(root / palette.pairs[1].label, np.full((40, 64, 3), (9, 8, 7), np.uint8))
+    (odd,) = prepare("gta5")
+    assert ("unknown colour 9,8,7", "2560 pixels ignored, first in labels/00002.png") in summary(odd)
+    save_palette(root / palette.pairs[1].label, np.full((40, 64), 254, np.uint8))
+    assert "unknown label value 254" in dict(summary(prepare("gta5")[0]))
 
 
 # ------------------------------------------------------------------------------------------------- ACDC, Dark Zurich

@@ -35,6 +35,7 @@ from udaseg.parts import Problem, explain, suggest
 from udaseg.yamls import read_yaml
 
 Colour = tuple[int, int, int]
+FileName = Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$")]  # a part of the index's
 Byte = Annotated[StrictInt, Field(ge=0, le=255)]
 
 
@@ -57,10 +58,10 @@ class _Encoding(_Section):
 class _File(_Section):
     """`channels` and `scale` are part of the contract; other values than these are not supported yet."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    name: FileName
     root: str
     classes: list[str] = Field(min_length=1, max_length=UNKNOWN_COLOUR)
-    splits: dict[StrictStr, _Split] = Field(min_length=1)
+    splits: dict[FileName, _Split] = Field(min_length=1)
     encoding: _Encoding = _Encoding()
     palette: dict[str, tuple[Byte, Byte, Byte]] = {}
     channels: Literal[3] = 3

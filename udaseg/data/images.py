@@ -129,8 +129,10 @@ def count_values(path: Path, pixels: Pixels = STREET_PIXELS) -> tuple[npt.NDArra
 
 
 def unknown_colours(path: Path, pixels: Pixels) -> str:
-    """The commonest colours of a label file that no table lists, as "r,g,b", at most three."""
+    """The commonest colours of a label file that no table lists, as "r,g,b", at most three; empty if it has values."""
     with _label_picture(path) as picture:
+        if pixels.kind != "colour" and picture.mode not in ("RGB", "RGBA"):
+            return ""
         rgb = np.array(picture.convert("RGB"))
     strange, pixel_counts = np.unique(rgb[read_label(path, pixels) == UNKNOWN_COLOUR], axis=0, return_counts=True)
     return " and ".join(",".join(map(str, strange[i])) for i in np.argsort(-pixel_counts, kind="stable")[:3])

@@ -173,7 +173,7 @@ def _check_usable(spec: DataSetSpec, index: Index, *, strict: bool) -> None:
         raise UserError(f"{where} has {len(index)} images but no labels. Expected:\n{spec.tree}")
     if required and not index.counts.any():
         raise UserError(f"{where}: no label has a pixel of any class; are these the official label files?")
-    unknown = [_unknown_line(index, value) for value in index.unknown]
+    unknown = [f"  {unknown_name(index, v)}: {n} pixels, first in {first}" for v, (n, first) in index.unknown.items()]
     if unknown and spec.refuse_unknown:
         remedy = "Add each to `encoding`: a class in `map`, or a value of `ignore`; or set `unknown: ignore`."
         raise UserError("\n".join([f"{where} has labels that {spec.name} does not list:", *unknown, remedy]))
@@ -183,11 +183,12 @@ def _check_usable(spec: DataSetSpec, index: Index, *, strict: bool) -> None:
         raise UserError("\n".join([f"{where} has {len(problems)} problems (--strict):", *problems[:20], *more]))
 
 
-def _unknown_line(index: Index, value: int) -> str:
-    pixels, name = index.unknown[value]
-    colours = value == UNKNOWN_COLOUR and index.format.pixels.kind == "colour"
-    what = f"colour {unknown_colours(index.root / name, index.format.pixels)}" if colours else f"label value {value}"
-    return f"  {what}: {pixels} pixels, first in {name}"
+def unknown_name(index: Index, value: int) -> str:
+    """What a person finds in the first label file that has this unknown value: the value or, of colours, those."""
+    colours = (
+        unknown_colours(index.root / index.unknown[value][1], index.format.pixels) if value == UNKNOWN_COLOUR else ""
+    )
+    return f"colour {colours}" if colours else f"label value {value}"
 
 
 # ----------------------------------------------------------------------------------------------------------- reading

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from udaseg.data.index import Index, Progress, build_index
+from udaseg.data.index import Index, Progress, build_index, unknown_name
 from udaseg.data.layouts import GROUPS, dataset_spec, find_root
 from udaseg.errors import UserError
 
@@ -55,7 +55,7 @@ def summary(index: Index, most: int = 20) -> list[tuple[str, str]]:
     if len(index.left_out) > most:
         rows.append(("left out: ...", f"and {len(index.left_out) - most} more"))
     rows += [
-        (f"unknown label value {value}", f"{pixels} pixels ignored, first in {first}")
+        (f"unknown {unknown_name(index, value)}", f"{pixels} pixels ignored, first in {first}")
         for value, (pixels, first) in index.unknown.items()
     ]
     return rows
