@@ -108,6 +108,12 @@ def test_synthia_of_zeros_only_is_an_error_in_training_too(home: Path) -> None:
         build_index(DATASETS["synthia"], "train")
 
 
+def test_an_unknown_value_of_a_16_bit_file_is_named(home: Path) -> None:
+    root = synthia(home / "synthia", n=2, size=(64, 40))
+    (root / "GT/LABELS/0000001.png").write_bytes(synthia_label(np.full((40, 64), 254)))
+    assert "unknown label value 254" in dict(summary(prepare("synthia")[0]))
+
+
 def test_damaged_16_bit_files(home: Path) -> None:
     root = synthia(home / "synthia", n=5, size=(64, 40))
     files = [root / f"GT/LABELS/{i:07d}.png" for i in range(5)]

@@ -185,9 +185,8 @@ def _check_usable(spec: DataSetSpec, index: Index, *, strict: bool) -> None:
 
 def unknown_name(index: Index, value: int) -> str:
     """What a person finds in the first label file that has this unknown value: the value or, of colours, those."""
-    colours = (
-        unknown_colours(index.root / index.unknown[value][1], index.format.pixels) if value == UNKNOWN_COLOUR else ""
-    )
+    path, pixels = index.root / index.unknown[value][1], index.format.pixels
+    colours = unknown_colours(path, pixels) if value == UNKNOWN_COLOUR and pixels.colours else ""
     return f"colour {colours}" if colours else f"label value {value}"
 
 

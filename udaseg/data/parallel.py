@@ -17,7 +17,7 @@ _work: Callable[[Any], Any] | None = None  # of a worker process: sent once, not
 def usable_workers(asked: int | None, jobs: int) -> int:
     """Processes to use; 0 = none but this one (a pool costs more than a few dozen files)."""
     if asked is not None:
-        return asked
+        return asked if asked > 1 else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 16) if jobs > 64 and cores > 1 else 0
 
