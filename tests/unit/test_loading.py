@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -89,20 +88,6 @@ def test_broken_file_in_a_worker(pairs: TrainingPairs) -> None:
         truncate(file)
     with pytest.raises(UserError, match=r"^/.*png cannot be read"):
         next(training_loader(pairs, batch=2, workers=1, start=0, steps=2))
-
-
-def test_waiting_is_measured() -> None:
-    class Slow(Numbers):
-        def __getitem__(self, k: int) -> dict[str, Tensor]:
-            time.sleep(0.02)
-            return super().__getitem__(k)
-
-    loader = training_loader(Slow(), batch=2, workers=0, start=0, steps=3)
-    assert len(loader) == 3 and loader.waited == 0
-    next(loader)
-    assert 0.04 <= loader.waited < 1 and len(loader) == 2
-    loader.close()
-    assert list(loader) == []
 
 
 def test_normalise() -> None:

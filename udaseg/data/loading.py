@@ -10,7 +10,6 @@ B batch, h, w crop size.
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,36 +20,6 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from udaseg.errors import UserError
 
 Batch = dict[str, Tensor]
-
-
-class Batches(Iterator[Batch]):
-    """An iterator over batches; `waited` is the time in seconds the training loop stood still for data."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.waited = 0.0
-        self.left = len(loader)
-        self._loader = loader
-        self._batches: Iterator[Batch | str] | None = None
-
-    def __len__(self) -> int:
-        """Batches still to come."""
-        return self.left
-
-    def __next__(self) -> Batch:
-        begin = time.perf_counter()
-        if self._batches is None:
-            self._batches = iter(self._loader if self.left else ())
-        batch = next(self._batches)
-        self.waited += time.perf_counter() - begin
-        if isinstance(batch, str):
-            self.close()
-            raise UserError(batch)
-        self.left -= 1
-        return batch
-
-    def close(self) -> None:
-        """End the worker processes now, with batches still to come or not; the iterator is exhausted after it."""
-        self.left, self._batches = 0, None
 
 
 class _Guarded(Dataset[Any]):
@@ -80,8 +49,9 @@ def _one_thread(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _loader(dataset: Dataset[Any], workers: int, device: torch.device | str, **options: Any) -> DataLoader[Any]:
-    return DataLoader(
+def _loaded(dataset: Dataset[Any], workers: int, device: torch.device | str, **options: Any) -> Iterator[Any]:
+    """What the loader gives; a sample's UserError is raised as it was, also from a worker. Pinned for a CUDA device."""
+    loader = DataLoader(
         _Guarded(dataset),
         num_workers=workers,
         pin_memory=torch.device(device).type == "cuda",
@@ -89,6 +59,10 @@ def _loader(dataset: Dataset[Any], workers: int, device: torch.device | str, **o
         generator=torch.Generator().manual_seed(0),  # the loader draws a base seed: keep off the global generator
         **options,
     )
+    for item in loader:
+        if isinstance(item, str):
+            raise UserError(item)
+        yield item
 
 
 def training_loader(
@@ -100,19 +74,16 @@ def training_loader(
     steps: int,
     slots: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
-) -> Batches:
+) -> Iterator[Batch]:
     """Batches of the steps `start` .. `steps` - 1 for rank `slots[0]` of `slots[1]`, `batch` samples each, on the CPU.
 
-    `dataset` needs steps * batch * slots[1] samples. Pinned for a CUDA device. A sample's UserError is raised here as
-    it was, also from a worker.
+    `dataset` needs steps * batch * slots[1] samples. Raises a sample's UserError as it was.
     """
     rank, world = slots
     firsts = [(step * world + rank) * batch for step in range(start, steps)]
     order = [range(first, first + batch) for first in firsts]
     prefetch = 3 if workers else None
-    return Batches(
-        _loader(dataset, workers, device, batch_sampler=order, collate_fn=_collate, prefetch_factor=prefetch)
-    )
+    return _loaded(dataset, workers, device, batch_sampler=order, collate_fn=_collate, prefetch_factor=prefetch)
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = True) -> Batch:
@@ -149,7 +120,4 @@ def evaluation_loader(
 ) -> Iterator[dict[str, Any]]:
     """Items one at a time, as they are; rank r of n takes every n-th. Raises a sample's UserError as it was."""
     share = Subset(dataset, range(rank, len(dataset), world))  # type: ignore[arg-type]
-    for item in _loader(share, workers, device, batch_size=None):
-        if isinstance(item, str):
-            raise UserError(item)
-        yield item
+    return _loaded(share, workers, device, batch_size=None)
