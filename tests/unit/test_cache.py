@@ -16,7 +16,7 @@ from unit.data_files import cityscapes, gta5, photo, save
 from udaseg.data import cache
 from udaseg.data import dataset as dataset_module
 from udaseg.data.cache import Cached, build, find, layout, missing_bytes
-from udaseg.data.dataset import Domain, TrainingPairs
+from udaseg.data.dataset import Domain, EvaluationImages, TrainingPairs
 from udaseg.data.index import Index, build_index
 from udaseg.data.layouts import DATASETS
 from udaseg.data.loading import training_loader
@@ -71,6 +71,17 @@ def test_identical_batches_without_a_file_read(indices: tuple[Index, Index], mon
     monkeypatch.setattr(dataset_module, "read_label", refuse)
     assert same(plain, batches(indices))
     assert same(plain, batches(indices, workers=2))
+
+
+def test_evaluation_reads_the_copy(indices: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch) -> None:
+    index = indices[0]
+    plain = [EvaluationImages(Domain(index, size=SIZE))[i] for i in range(len(index))]
+    build(index, SIZE, load(index))
+    monkeypatch.setattr(dataset_module, "read_image", refuse)
+    copied = [EvaluationImages(Domain(index, size=SIZE))[i] for i in range(len(index))]
+    for one, other in zip(plain, copied, strict=True):
+        assert one["name"] == other["name"] and torch.equal(one["image"], other["image"])  # type: ignore[arg-type]
+        assert torch.equal(one["label"], other["label"])  # type: ignore[arg-type]
 
 
 def test_only_where_the_size_matches(indices: tuple[Index, Index]) -> None:

@@ -144,9 +144,6 @@ def pixel_misfits(recipe: Recipe, source: Index, names: tuple[str, ...]) -> Iter
         yield f"no source image has more than {wanted} pixels (data.min_pixels) of: {', '.join(never)}; never drawn"
 
 
-# ----------------------------------------------------------------------------------------------------------- picture
-
-
 def panel(domains: Domains, scale: int, classes: ClassSet) -> Image.Image:
     """Evenly spaced images of source and target beside the same with their labels' colours over them."""
     columns: list[tuple[np.ndarray, ...]] = []

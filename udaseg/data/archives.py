@@ -94,9 +94,6 @@ def _archives(spec: DataSetSpec, folder: Path, place: Path) -> tuple[list[Path],
     return found, tuple(name for name, path in zips.items() if path not in found)
 
 
-# ------------------------------------------------------------------------------------------------------------ checks
-
-
 def _members(spec: DataSetSpec, archive: Path, place: Path) -> list[_Member]:
     """The files of an archive and where they go. Raises UserError for one that is unsafe or damaged."""
     try:
@@ -136,9 +133,6 @@ def _without_wrapper(paths: list[PurePosixPath], needs: tuple[str, ...]) -> list
     if len(tops) == 1 and not tops & wanted and seconds & wanted:
         return [PurePosixPath(*path.parts[1:]) for path in paths]
     return paths
-
-
-# ----------------------------------------------------------------------------------------------------------- writing
 
 
 def _there(member: _Member) -> bool:

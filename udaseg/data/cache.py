@@ -115,9 +115,6 @@ def check_disk(need: int) -> None:
     check_room(data_home(), need, "make room or set UDASEG_DATA to a larger disk.")
 
 
-# ----------------------------------------------------------------------------------------------------------- writing
-
-
 def _copy(cached: Cached, load: Load, i: int) -> None:
     """Write image i to its place; any process may write any image."""
     image, label = load(i)

@@ -108,9 +108,6 @@ def _spec(path: Path, file: _File) -> DataSetSpec:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- problems
-
-
 def _inconsistencies(file: _File, refused: set[str]) -> Iterator[Problem]:
     for name, times in Counter(file.classes).items():
         if times > 1:
@@ -187,9 +184,6 @@ def _value(key: int | str, kind: str) -> int | Colour | None:
     return None
 
 
-# ------------------------------------------------------------------------------------------------------------ tables
-
-
 def _encoding(file: _File) -> Encoding:
     """Colours become raw values: of class c the value c, of the ignored ones 255."""
     train_id = {name: c for c, name in enumerate(file.classes)}
@@ -210,9 +204,6 @@ def _palette(file: _File, encoding: Encoding) -> tuple[Colour, ...]:
         r, g, b = (round(255 * part) for part in colorsys.hsv_to_rgb(c * 0.618 % 1, 0.7, 0.9 - 0.15 * (c % 3)))
         found.append(file.palette.get(name) or of_masks.get(c) or (r, g, b))
     return tuple(found)
-
-
-# ------------------------------------------------------------------------------------------------------------- files
 
 
 def _find(splits: Mapping[str, _Split], root: Path, split: str) -> Found:

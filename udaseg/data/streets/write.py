@@ -23,7 +23,6 @@ GENERATOR_VERSION = 1  # to be raised whenever the same parameters give other im
 MANIFEST, PARTIAL = "streets.json", "streets.partial.json"
 FOLDERS = {"source": "gta5", "source_val": "gta5_val", "target_train": "cityscapes", "target_val": "cityscapes"}
 CITIES = {"target_train": ("gridton", "rasterford"), "target_val": ("blockville",)}
-MOST_IMAGES = 99_999  # in one split: GTA5 file names have five digits
 
 
 class Job(NamedTuple):
@@ -57,7 +56,7 @@ def write_streets(
     """
     root, tell = Path(root), progress or (lambda done, total: None)
     counts = {"source": source, "source_val": source_val, "target_train": target_train, "target_val": target_val}
-    _check(size, gap, seed, counts, workers)
+    check_choices("game", seed, 0, size, gap)
     parameters = {"generator": GENERATOR_VERSION, "seed": seed, "size": list(size), "gap": float(gap), "counts": counts}
     complete = _is_complete(root, parameters)
     jobs = list(_jobs(root, counts))
@@ -74,15 +73,6 @@ def write_streets(
     if not complete:
         write_json(root / MANIFEST, parameters)
     (root / PARTIAL).unlink(missing_ok=True)
-
-
-def _check(size: tuple[int, int], gap: float, seed: int, counts: dict[str, int], workers: int | None) -> None:
-    check_choices("game", seed, 0, size, gap)
-    for name, count in counts.items():
-        if not isinstance(count, int) or not 0 <= count <= MOST_IMAGES:
-            raise ValueError(f"{name} is {count!r}; allowed: a whole number from 0 to {MOST_IMAGES}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers!r}; allowed: a whole number from 1, or None")
 
 
 def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
