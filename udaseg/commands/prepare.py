@@ -11,7 +11,7 @@ from udaseg.data import archives, cache
 from udaseg.data import prepare as preparation
 from udaseg.data.dataset import Domain
 from udaseg.data.index import Index
-from udaseg.data.layouts import GROUPS, data_home, dataset_spec
+from udaseg.data.layouts import GROUPS, data_home, dataset_spec, places_of
 from udaseg.data.parallel import usable_workers
 from udaseg.errors import UserError
 
@@ -46,7 +46,7 @@ def unpacked(name: str, folder: Path, root: Path | None) -> Path | None:
     if name in GROUPS:
         raise UserError(f"{name} has no official archives; leave out --archives.")
     spec = dataset_spec(name)
-    place = archives.place_of(spec, root)
+    place = places_of(spec, root)[0]
     with Counting(f"unpacking {name} into {place}") as progress:
         done = archives.unpack(spec, folder, place, progress=progress)
     out.print(f"unpacked {done.written} files into {place}; {done.kept} were there already")

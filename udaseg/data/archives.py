@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from udaseg.data.layouts import DataSetSpec, data_home
+from udaseg.data.layouts import DataSetSpec, places_of
 from udaseg.errors import UserError
 from udaseg.files import check_room
 
@@ -52,19 +52,11 @@ def archive_names(spec: DataSetSpec) -> list[str]:
     return names
 
 
-def place_of(spec: DataSetSpec, root: Path | None) -> Path:
-    """Where to unpack: `root`, else the default folder there is, else the first default folder."""
-    if root is not None:
-        return root.expanduser().absolute()
-    places = [data_home() / folder for folder in spec.folders]
-    return next((place for place in places if place.is_dir()), places[0]).absolute()
-
-
 def unpack(
     spec: DataSetSpec, folder: Path, root: Path | None = None, *, progress: Callable[[int, int], None] | None = None
 ) -> Unpacked:
     """Unpack the archives that are in `folder`; UserError, with nothing written, if one of them cannot be trusted."""
-    place = place_of(spec, root)
+    place = places_of(spec, root)[0]
     archives, missing = _archives(spec, folder, place)
     members = [member for archive in archives for member in _members(spec, archive, place)]
     todo = [member for member in members if not _there(member)]

@@ -27,7 +27,18 @@ from udaseg.data.images import Pixels
 from udaseg.data.spec import DataSetSpec, Encoding, Found, Pair, best, keyed, match
 from udaseg.errors import UserError
 
-__all__ = ["DATASETS", "GROUPS", "DataSetSpec", "Encoding", "Found", "Pair", "data_home", "dataset_spec", "find_root"]
+__all__ = [
+    "DATASETS",
+    "GROUPS",
+    "DataSetSpec",
+    "Encoding",
+    "Found",
+    "Pair",
+    "data_home",
+    "dataset_spec",
+    "find_root",
+    "places_of",
+]
 
 
 def find_gta5(root: Path, split: str) -> Found:
@@ -246,20 +257,30 @@ def data_home() -> Path:
     return Path(os.environ.get("UDASEG_DATA") or "data").expanduser()
 
 
+def places_of(spec: DataSetSpec, root: Path | None = None) -> list[Path]:
+    """Absolute folders that may hold the data set, those that do first, then those that exist."""
+    places = [Path(root).expanduser()] if root is not None else [data_home() / folder for folder in spec.folders]
+    return sorted((place.absolute() for place in places), key=lambda p: (not holds(spec, p), not p.is_dir()))
+
+
+def holds(spec: DataSetSpec, place: Path) -> bool:
+    """Whether a folder has the sub-folders of the data set."""
+    return place.is_dir() and all((place / need).is_dir() for need in spec.needs)
+
+
 def find_root(spec: DataSetSpec, root: Path | None = None) -> Path:
     """Absolute folder of the data set: `root` if given, else the first default folder there is.
 
     Raises UserError with the expected tree, where to download it and the command.
     """
-    places = [Path(root).expanduser()] if root is not None else [data_home() / f for f in spec.folders]
-    for place in places:
-        if place.is_dir() and all((place / need).is_dir() for need in spec.needs):
-            return place.resolve()
-    raise UserError(_missing(spec, places, explicit=root is not None))
+    places = places_of(spec, root)
+    if not holds(spec, places[0]):
+        raise UserError(_missing(spec, places, explicit=root is not None))
+    return places[0].resolve()
 
 
 def _missing(spec: DataSetSpec, places: list[Path], *, explicit: bool) -> str:
-    where = " or ".join(str(place.absolute()) for place in places)
+    where = " or ".join(map(str, places))
     needs = f" (needs the folders {' and '.join(spec.needs)})" if spec.needs else ""
     lines = [f"Data set {spec.name!r} was not found in {where}{needs}."]
     lines += ["Expected:", *("  " + line for line in spec.tree.splitlines())]
