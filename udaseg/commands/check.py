@@ -132,12 +132,11 @@ def pixel_misfits(recipe: Recipe, source: Index, names: tuple[str, ...]) -> Iter
     """``data.min_pixels`` against the sizes of the images and what their labels hold."""
     if recipe.data.sampler["kind"] == "uniform":
         return
-    wanted = recipe.data.min_pixels
-    share = wanted / float(np.median(source.sizes.prod(1)))
-    if not TUNED / 4 <= share <= TUNED * 4:
+    wanted, area = recipe.data.min_pixels, float(np.median(source.sizes.prod(1)))
+    if not TUNED / 4 <= wanted / area <= TUNED * 4:
         yield (
-            f"data.min_pixels={wanted} is {100 * share:.2g} % of an image of {source.dataset}, {100 * TUNED:.2g} % in "
-            f"the published recipes: about {max(1, round(wanted * TUNED / share))} would be alike"
+            f"data.min_pixels={wanted} is {100 * wanted / area:.2g} % of an image of {source.dataset}, "
+            f"{100 * TUNED:.2g} % in the published recipes: about {max(1, round(TUNED * area))} would be alike"
         )
     never = [n for n, column in zip(names, source.counts.T, strict=True) if column.any() and column.max() <= wanted]
     if never:

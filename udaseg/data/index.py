@@ -225,20 +225,16 @@ def _read_rows(
 def _read_row(root: Path, pixels: Pixels, pair: Pair) -> _Row | str:
     """The row, else the reason why the pair is left out."""
     try:
-        size = image_size(root / pair.image)
-        values = _label_values(root, pair, pixels, size)
-        return _Row(_stamp(root, pair, pixels), size, values)
+        stamp, size = _stamp(root, pair, pixels), image_size(root / pair.image)
+        values: dict[str, int] = {}
+        if pair.label is not None:
+            counts, label_size = count_values(root / pair.label, pixels)
+            if label_size != size:
+                return f"label is {label_size[0]}x{label_size[1]}, image {size[0]}x{size[1]}"
+            values = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
+        return _Row(stamp, size, values)
     except UserError as error:
         return str(error)
-
-
-def _label_values(root: Path, pair: Pair, pixels: Pixels, size: tuple[int, int]) -> dict[str, int]:
-    if pair.label is None:
-        return {}
-    values, label_size = count_values(root / pair.label, pixels)
-    if label_size != size:
-        raise UserError(f"label is {label_size[0]}x{label_size[1]}, image {size[0]}x{size[1]}")
-    return {str(value): int(values[value]) for value in np.flatnonzero(values)}
 
 
 def _stamp(root: Path, pair: Pair, pixels: Pixels) -> str:
