@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from udaseg.data.layouts import DataSetSpec, places_of
+from udaseg.data.layouts import places_of
+from udaseg.data.spec import DataSetSpec
 from udaseg.errors import UserError
 from udaseg.files import check_room
 

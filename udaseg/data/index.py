@@ -25,8 +25,9 @@ import numpy.typing as npt
 
 from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, lookup, match_classes
 from udaseg.data.images import Pixels, count_values, image_size, unknown_colours
-from udaseg.data.layouts import DataSetSpec, Encoding, Found, Pair, data_home, dataset_spec, find_root
+from udaseg.data.layouts import data_home, dataset_spec, find_root
 from udaseg.data.parallel import results, usable_workers
+from udaseg.data.spec import DataSetSpec, Encoding, Found, Pair
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
 

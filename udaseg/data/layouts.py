@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from udaseg.data.classes import (
@@ -24,36 +25,18 @@ from udaseg.data.classes import (
 )
 from udaseg.data.custom import load_custom
 from udaseg.data.images import Pixels
-from udaseg.data.spec import DataSetSpec, Encoding, Found, Pair, best, keyed, match
+from udaseg.data.spec import DataSetSpec, Encoding, Found, best, keyed, match
 from udaseg.errors import UserError
 
-__all__ = [
-    "DATASETS",
-    "GROUPS",
-    "DataSetSpec",
-    "Encoding",
-    "Found",
-    "Pair",
-    "data_home",
-    "dataset_spec",
-    "find_root",
-    "places_of",
-]
 
-
-def find_gta5(root: Path, split: str) -> Found:
+def _beside(images: str, labels: str, root: Path, split: str) -> Found:
     """All images are training data. A label's stem ends in a digit (so `00001_labelTrainIds.png` is not one)."""
-    return _beside(root, "images", "labels") if split == "train" else Found(())
-
-
-def find_synthia(root: Path, split: str) -> Found:
-    """All images are training data; the labels' stems are those of the images."""
-    return _beside(root, "RGB", "GT/LABELS") if split == "train" else Found(())
-
-
-def _beside(root: Path, images: str, labels: str) -> Found:
     ids = {k: p for k, p in keyed(root, labels, suffixes=(".png",)).items() if k[-1].isdigit()}
     return best(keyed(root, images), ids=ids, train_ids=keyed(root, labels, "_labelTrainIds", (".png",)))
+
+
+find_gta5 = partial(_beside, "images", "labels")
+find_synthia = partial(_beside, "RGB", "GT/LABELS")
 
 
 def find_cityscapes(root: Path, split: str) -> Found:
