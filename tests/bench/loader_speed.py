@@ -106,13 +106,13 @@ def training_pairs(scale: int, rare: bool = True) -> Any:
     """The samples of `daformer` on GTA5 -> Cityscapes at `data.scale`; HRDA asks for four times the pixels."""
     from udaseg import build
     from udaseg.data.dataset import TrainingPairs
-    from udaseg.data.sampling import RareClass, Uniform
+    from udaseg.data.sampling import Uniform, rare_class
 
     data = build.load("daformer", benchmark="gta5_cityscapes").recipe.data
     source = build.domain(data.source, scale, None, labels=True)
     target = build.domain(data.target, scale, None, labels=False)
     ratio = 0.5 if scale == 1 else 2.0
-    sampler: Any = RareClass(counts=source.index.counts, min_pixels=3000, min_crop_ratio=ratio)
+    sampler: Any = rare_class(counts=source.index.counts, min_pixels=3000, min_crop_ratio=ratio)
     if not rare:
         sampler = Uniform(counts=source.index.counts)
     crop = (512 * scale, 512 * scale)

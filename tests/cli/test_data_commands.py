@@ -139,6 +139,19 @@ def test_check_shows_image_and_overlay(udaseg: Run, data: Path) -> None:
     assert pixels[34 + 108, 390 + 200].tolist() == [80, 80, int(0.4 * 200 + 0.6 * 142)]
 
 
+def test_check_upright_images(udaseg: Run, data: Path) -> None:
+    """A telephone's photos are higher than a tile."""
+    for path in (data / "gta5/images").iterdir():
+        save(path, np.full((95, 53, 3), 200, np.uint8))
+    for path in (data / "gta5/labels").iterdir():
+        save_palette(path, np.full((95, 53), 26, np.uint8))
+    assert udaseg("prepare", "gta5").code == 0
+    answer = udaseg("check", "small.yaml")
+    assert answer.code == 0, answer
+    pixels = np.array(Image.open("check-small.png"))
+    assert pixels[34 + 108, 200].tolist() == [200, 200, 200] and pixels[34 + 108, 60].tolist() == [255, 255, 255]
+
+
 def test_check_names_settings_that_do_not_fit(udaseg: Run, data: Path) -> None:
     text = BENCHMARK.replace("min_pixels: 3", "min_pixels: 3000")
     Path("odd.yaml").write_text(text.replace("cityscapes, split: train", "streets_target, split: train"), "utf-8")

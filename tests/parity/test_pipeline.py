@@ -17,7 +17,7 @@ from udaseg.data.images import Pixels, count_values, read_label
 from udaseg.data.index import fold
 from udaseg.data.layouts import Encoding
 from udaseg.data.loading import Normalise
-from udaseg.data.sampling import RareClass
+from udaseg.data.sampling import rare_class
 from udaseg.data.transforms import (
     MEAN_COLOUR,
     Box,
@@ -120,7 +120,7 @@ def test_rare_class_probabilities(temperature: str) -> None:
             if name != "file":
                 row[int(name)] = pixels
     expected = rcs[f"T{temperature}"]
-    sampler = RareClass(counts=counts, min_pixels=0, temperature=float(temperature))
+    sampler = rare_class(counts=counts, min_pixels=0, temperature=float(temperature))
     assert sampler.probabilities.dtype == np.float32
     np.testing.assert_allclose(sampler.probabilities[expected["classes"]], expected["probs"], rtol=1e-5)
 

@@ -10,8 +10,8 @@ import pytest
 from unit.data_files import gta5
 
 from udaseg.data import archives
-from udaseg.data.archives import Unpacked, archive_names, place_of, unpack
-from udaseg.data.layouts import DATASETS
+from udaseg.data.archives import Unpacked, archive_names, unpack
+from udaseg.data.layouts import DATASETS, places_of
 from udaseg.errors import UserError
 
 GTA5 = DATASETS["gta5"]
@@ -69,15 +69,33 @@ def test_unpack_and_again(packed: Path, home: Path, tmp_path: Path) -> None:
 
 
 def test_where_it_goes(home: Path, tmp_path: Path) -> None:
-    assert place_of(GTA5, None) == home / "gta5" and place_of(GTA5, tmp_path / "x") == tmp_path / "x"
+    assert places_of(GTA5)[0] == home / "gta5" and places_of(GTA5, tmp_path / "x") == [tmp_path / "x"]
     (home / "gta").mkdir(parents=True)
-    assert place_of(GTA5, None) == home / "gta"
+    assert places_of(GTA5)[0] == home / "gta"
+    (home / "gta5").mkdir()
+    assert places_of(GTA5)[0] == home / "gta5"
+    gta5(home / "gta")  # where the data set is, nothing is unpacked a second time beside it
+    assert places_of(GTA5)[0] == home / "gta"
 
 
 def test_a_folder_around_everything_is_left_out(packed: Path, home: Path) -> None:
     put(packed, "gta5_part/images/00009.png", b"nine")
     unpack(GTA5, packed)
     assert (home / "gta5/images/00009.png").read_bytes() == b"nine"
+
+
+def test_backslashes_are_folders(packed: Path, home: Path) -> None:
+    put(packed, "images\\", b"")
+    put(packed, "images\\00009.png", b"nine")
+    unpack(GTA5, packed)
+    assert (home / "gta5/images/00009.png").read_bytes() == b"nine"
+
+
+def test_what_macos_adds_is_left_out(packed: Path, home: Path) -> None:
+    put(packed, "gta5_part/images/00009.png", b"nine")
+    put(packed, "__MACOSX/gta5_part/images/._00009.png", b"notes")
+    unpack(GTA5, packed)
+    assert (home / "gta5/images/00009.png").is_file() and not list(home.rglob("*MACOSX*"))
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from unit.data_files import cityscapes, gta5, photo, save
 from udaseg.data import cache
 from udaseg.data import dataset as dataset_module
 from udaseg.data.cache import Cached, build, find, layout, missing_bytes
-from udaseg.data.dataset import Domain, TrainingPairs
+from udaseg.data.dataset import Domain, EvaluationImages, TrainingPairs
 from udaseg.data.index import Index, build_index
 from udaseg.data.layouts import DATASETS
 from udaseg.data.loading import training_loader
-from udaseg.data.sampling import RareClass
+from udaseg.data.sampling import rare_class
 from udaseg.errors import UserError
 
 RAW = np.arange(256, dtype=np.uint8)
@@ -47,7 +47,7 @@ def batches(indices: tuple[Index, Index], workers: int = 0) -> list[dict[str, to
     source, target = indices
     pairs = TrainingPairs(
         Domain(source, size=SIZE), Domain(target, size=TARGET, labels=False),
-        sampler=RareClass(counts=source.counts, min_pixels=20), crop=(24, 24), seed=1, length=99, photometric=True,
+        sampler=rare_class(counts=source.counts, min_pixels=20), crop=(24, 24), seed=1, length=99, photometric=True,
     )  # fmt: skip
     return list(training_loader(pairs, batch=2, workers=workers, start=0, steps=12))
 
@@ -71,6 +71,17 @@ def test_identical_batches_without_a_file_read(indices: tuple[Index, Index], mon
     monkeypatch.setattr(dataset_module, "read_label", refuse)
     assert same(plain, batches(indices))
     assert same(plain, batches(indices, workers=2))
+
+
+def test_evaluation_reads_the_copy(indices: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch) -> None:
+    index = indices[0]
+    plain = [EvaluationImages(Domain(index, size=SIZE))[i] for i in range(len(index))]
+    build(index, SIZE, load(index))
+    monkeypatch.setattr(dataset_module, "read_image", refuse)
+    copied = [EvaluationImages(Domain(index, size=SIZE))[i] for i in range(len(index))]
+    for one, other in zip(plain, copied, strict=True):
+        assert one["name"] == other["name"] and torch.equal(one["image"], other["image"])  # type: ignore[arg-type]
+        assert torch.equal(one["label"], other["label"])  # type: ignore[arg-type]
 
 
 def test_only_where_the_size_matches(indices: tuple[Index, Index]) -> None:
@@ -149,6 +160,20 @@ def test_a_damaged_copy_is_not_used_and_made_again(indices: tuple[Index, Index],
     assert find(index, SIZE) is None and missing_bytes(index, SIZE) == 4 * int(cached.starts[-1])
     build(index, SIZE, load(index))
     assert (cached.folder / "labels.bin").read_bytes() == good and find(index, SIZE)
+
+
+def test_a_copy_that_is_being_mended_does_not_count_as_whole(indices: tuple[Index, Index]) -> None:
+    """A `kill -9` then leaves a file of the right length, but of zeros."""
+    index, original = indices[0], load(indices[0])
+    (build(index, SIZE, original).folder / "labels.bin").unlink()
+    found = []
+
+    def looking(i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        found.append(find(index, SIZE))
+        return original(i)
+
+    build(index, SIZE, looking)
+    assert found == [None] * len(index) and find(index, SIZE)
 
 
 def test_too_little_disk(indices: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch) -> None:

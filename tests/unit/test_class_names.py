@@ -71,7 +71,7 @@ def test_without_partner_a_class_is_ignored(home: Path) -> None:
     images = build.images_of(data.data.validation, 1, build.class_set(data).names)
     raw = build.images_of(data.data.validation, 1)[0]["label"].numpy()
     expected = match_classes(CAMVID.names, CITYSCAPES.names, {"tree": "vegetation"})
-    assert IGNORE in expected and expected[5] == CITYSCAPES.index("vegetation")
+    assert IGNORE in expected and expected[5] == CITYSCAPES.names.index("vegetation")
     found = images[0]["label"].numpy()
     assert all((found[raw == c] == train_id).all() for c, train_id in enumerate(expected))
     assert (found[raw == IGNORE] == IGNORE).all()

@@ -73,8 +73,8 @@ def test_a_described_folder(home: Path) -> None:
     assert set(np.unique(pairs[0]["source_label"].numpy())) == {0, 1, 2, IGNORE}
     with pytest.raises(UserError, match=r"(?s)field\.yaml.*has no image.*frames/\*\*/\*\.png"):
         load_index(str(path), "train", home / "b/val")
-    with pytest.raises(UserError, match=r"prepare .*field\.yaml --root"):
-        load_index(str(path), "val", shutil.copytree(home / "b", home / "c"))
+    with pytest.raises(UserError, match=r"prepare '.*my field\.yaml' --root .*/c$"):
+        load_index(str(shutil.copy(path, home / "my field.yaml")), "val", shutil.copytree(home / "b", home / "c"))
     with pytest.raises(UserError, match=r"has no split 'test'"):
         build_index(dataset_spec(str(path)), "test")
 
@@ -100,6 +100,20 @@ def test_two_images_with_one_mask(home: Path) -> None:
     assert dict(val.left_out)["val/img/far/1.png"] == "shares its mask val/lab/1_mask.png with val/img/1.png"
 
 
+def test_masks_among_the_images(home: Path) -> None:
+    path = field(home, FIELD.replace("val/lab/{folder}/{stem}_mask.png", "val/img/{folder}/{stem}_mask.png"))
+    for mask in (home / "b/val/lab").rglob("*.png"):
+        mask.rename(home / "b/val/img" / mask.relative_to(home / "b/val/lab"))
+    assert len(prepare(str(path))[1]) == 6 and not prepare(str(path), strict=True)[1].left_out
+    (home / "b/val/img/1.png").unlink()
+    assert dict(prepare(str(path))[1].left_out) == {"val/img/1_mask.png": "image without a label"}
+
+
+def test_another_spelling_of_the_file_is_the_same_data_set(home: Path) -> None:
+    prepare(str(field(home)))
+    assert len(load_index("b/../field.yaml", "val")) == len(load_index("field.yaml", "val")) == 6
+
+
 def test_unknown_label_values(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = field(home)
     save(home / "b/val/lab/2_mask.png", np.full((30, 40), 9, np.uint8))
@@ -108,7 +122,7 @@ def test_unknown_label_values(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path.write_text(FIELD.replace("unknown: error", "unknown: ignore"))
     read: list[str] = []
     original = index_module._read_row
-    monkeypatch.setattr(index_module, "_read_row", lambda job: read.append(job[1].image.name) or original(job))
+    monkeypatch.setattr(index_module, "_read_row", lambda *job: read.append(job[-1].image.name) or original(*job))
     assert prepare(str(path))[1].unknown == {9: (1200, "val/lab/2_mask.png")}
     assert read == []  # what was read before the error is kept
     path.write_text(FIELD.replace("ignore: [255]", "ignore: [255, 9]"))
@@ -196,7 +210,10 @@ scale: 2
         ("{stem}_mask", "mask", "needs {stem}"),
         ("{stem}_mask", "{stem", "is not allowed: expected '}'"),
         ("{folder}/", "x{folder}/", "{folder} stands for whole folders"),
+        ("  val:", "  ../val:", "splits.../val"),
         ("val/lab", "../lab", "path below the root"),
+        ("{stem}_mask", "*{stem}", "one mask of each image is expected"),
+        ("map: {0: soil, 1: crop, 7: weed}, ignore: [255]", "ignore: [0]", "encoding.ignore: 0 is class 'soil'"),
         ("7: weed", "7: wead", "encoding.map.7: no class 'wead'; did you mean 'weed'?"),
         ("7: weed", "256: weed", "256 is not allowed: a number from 0 to 255"),
         ("7: weed", "0.5: weed", "key 0.5 is not text"),

@@ -14,7 +14,7 @@ from udaseg.data import dataset as dataset_module
 from udaseg.data.dataset import Domain, EvaluationImages, TrainingPairs
 from udaseg.data.index import Index, build_index
 from udaseg.data.layouts import DATASETS
-from udaseg.data.sampling import Choice, RareClass, Uniform
+from udaseg.data.sampling import Choice, Uniform, rare_class
 from udaseg.data.transforms import Margins
 from udaseg.errors import UserError
 
@@ -182,7 +182,7 @@ def test_photometric_touches_only_the_source_image(indices: tuple[Index, Index])
 
 
 def test_real_rare_class_sampler(indices: tuple[Index, Index]) -> None:
-    sampler = RareClass(counts=indices[0].counts, min_pixels=20)
+    sampler = rare_class(counts=indices[0].counts, min_pixels=20)
     assert equal(pairs(indices, sampler=sampler)[3], pairs(indices, sampler=sampler)[3])
 
 

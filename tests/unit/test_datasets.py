@@ -17,6 +17,7 @@ from unit.data_files import (
     png,
     polygons,
     save,
+    save_palette,
     synthia,
     synthia_label,
     truncate,
@@ -27,7 +28,7 @@ from udaseg.data.dataset import Domain, EvaluationImages, TrainingPairs
 from udaseg.data.images import Pixels, count_values, read_label
 from udaseg.data.index import Index, build_index, load_index
 from udaseg.data.layouts import DATASETS, dataset_spec
-from udaseg.data.prepare import prepare
+from udaseg.data.prepare import prepare, summary
 from udaseg.data.sampling import Uniform
 from udaseg.errors import UserError
 
@@ -107,6 +108,12 @@ def test_synthia_of_zeros_only_is_an_error_in_training_too(home: Path) -> None:
         build_index(DATASETS["synthia"], "train")
 
 
+def test_an_unknown_value_of_a_16_bit_file_is_named(home: Path) -> None:
+    root = synthia(home / "synthia", n=2, size=(64, 40))
+    (root / "GT/LABELS/0000001.png").write_bytes(synthia_label(np.full((40, 64), 254)))
+    assert "unknown label value 254" in dict(summary(prepare("synthia")[0]))
+
+
 def test_damaged_16_bit_files(home: Path) -> None:
     root = synthia(home / "synthia", n=5, size=(64, 40))
     files = [root / f"GT/LABELS/{i:07d}.png" for i in range(5)]
@@ -140,7 +147,7 @@ def test_labels_that_daformer_wrote_serve_where_originals_are_gone(home: Path) -
 
 
 def dataset_lut(name: str) -> np.ndarray:
-    return lookup(dataset_spec(name).ids)
+    return lookup(dataset_spec(name).encodings["ids"].ids)
 
 
 # ------------------------------------------------------------------------------------------------------------- GTA5
@@ -156,6 +163,11 @@ def test_gta5_labels_expanded_to_colours(home: Path) -> None:
         save(root / pair.label, colours[read_label(root / pair.label)])
     (expanded,) = prepare("gta5")
     assert np.array_equal(palette.counts, expanded.counts) and not expanded.unknown
+    save(root / palette.pairs[1].label, np.full((40, 64, 3), (9, 8, 7), np.uint8))
+    (odd,) = prepare("gta5")
+    assert ("unknown colour 9,8,7", "2560 pixels ignored, first in labels/00002.png") in summary(odd)
+    save_palette(root / palette.pairs[1].label, np.full((40, 64), 254, np.uint8))
+    assert "unknown label value 254" in dict(summary(prepare("gta5")[0]))
 
 
 # ------------------------------------------------------------------------------------------------- ACDC, Dark Zurich

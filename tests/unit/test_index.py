@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,8 +123,6 @@ def test_target_without_labels(home: Path) -> None:
     index = build_index(CITYSCAPES, "train")
     assert len(index) == 6 and not index.labelled and not index.counts.any()
     with pytest.raises(UserError, match="no labels"):
-        build_index(CITYSCAPES, "train", labels_required=True)
-    with pytest.raises(UserError, match="no labels"):
         build_index(CITYSCAPES, "val")
 
 
@@ -133,7 +132,7 @@ def test_building_again_reads_only_what_is_new(home: Path, monkeypatch: pytest.M
     first = build_index(GTA5, "train", workers=0)
     read: list[str] = []
     original = index_module._read_row
-    monkeypatch.setattr(index_module, "_read_row", lambda job: read.append(job[1].image.name) or original(job))
+    monkeypatch.setattr(index_module, "_read_row", lambda *job: read.append(job[-1].image.name) or original(*job))
     assert same(build_index(GTA5, "train", workers=0), first)
     assert read == ["00003.png"]  # only what failed is tried again
     save(root / "images/00003.png", photo(np.random.default_rng(0), (64, 40)))
@@ -152,11 +151,11 @@ def test_interrupted_build_resumes(home: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(index_module.time, "monotonic", lambda: next(clock))  # flush after every file
     original, read = index_module._read_row, []
 
-    def interrupted(job: tuple) -> tuple:
-        read.append(job[1].image.name)
+    def interrupted(*job: Any) -> Any:
+        read.append(job[-1].image.name)
         if len(read) == 4:
             raise KeyboardInterrupt
-        return original(job)
+        return original(*job)
 
     monkeypatch.setattr(index_module, "_read_row", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -214,6 +213,14 @@ def test_prepare_group_and_present_splits(home: Path) -> None:
     rows = dict(summary(done[0]))
     assert rows["usable pairs"] == "4" and rows["left out"] == "0"
     json.dumps(rows)
+
+
+def test_a_split_that_is_not_usable_does_not_stop_the_others(home: Path) -> None:
+    for split in ("train", "val", "test"):
+        cityscapes(home / "cityscapes", split, kind=None)
+    with pytest.raises(UserError, match=r"\(val\).* 6 images but no labels"):
+        prepare("cityscapes")
+    assert len(load_index("cityscapes", "train")) == len(load_index("cityscapes", "test")) == 6
 
 
 def test_unwritable_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

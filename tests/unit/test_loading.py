@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from udaseg.data.dataset import Domain, TrainingPairs
 from udaseg.data.index import build_index
 from udaseg.data.layouts import DATASETS
 from udaseg.data.loading import Normalise, to_device, training_loader
-from udaseg.data.sampling import RareClass
+from udaseg.data.sampling import rare_class
 from udaseg.errors import UserError
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -42,7 +41,7 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPairs:
     gta5(tmp_path / "gta5", n=6, size=(95, 53))
     cityscapes(tmp_path / "cityscapes")
     source, target = (build_index(DATASETS[name], "train") for name in ("gta5", "cityscapes"))
-    sampler = RareClass(counts=source.counts, min_pixels=20)
+    sampler = rare_class(counts=source.counts, min_pixels=20)
     return TrainingPairs(
         Domain(source), Domain(target, labels=False), sampler=sampler, crop=(24, 24), seed=1, length=99
     )
@@ -89,20 +88,6 @@ def test_broken_file_in_a_worker(pairs: TrainingPairs) -> None:
         truncate(file)
     with pytest.raises(UserError, match=r"^/.*png cannot be read"):
         next(training_loader(pairs, batch=2, workers=1, start=0, steps=2))
-
-
-def test_waiting_is_measured() -> None:
-    class Slow(Numbers):
-        def __getitem__(self, k: int) -> dict[str, Tensor]:
-            time.sleep(0.02)
-            return super().__getitem__(k)
-
-    loader = training_loader(Slow(), batch=2, workers=0, start=0, steps=3)
-    assert len(loader) == 3 and loader.waited == 0
-    next(loader)
-    assert 0.04 <= loader.waited < 1 and len(loader) == 2
-    loader.close()
-    assert list(loader) == []
 
 
 def test_normalise() -> None:

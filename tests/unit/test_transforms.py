@@ -130,6 +130,7 @@ def test_margins_are_the_resized_and_cut_mask(size: tuple[int, int]) -> None:
     if size == (1024, 512):
         assert [int(whole[:, 500].argmax()), int(whole[::-1, 500].argmax())] == [15, 120]
     assert T.Margins(at=(8, 8)).valid((4, 4), T.whole((4, 4))).all()
+    assert not T.Margins(bottom=11, at=(8, 8)).valid((4, 4), T.whole((4, 4))).any()
 
 
 def test_hsv_follows_the_8_bit_convention() -> None:

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from udaseg import build
 from udaseg import recipe as recipes
 from udaseg.console import out, table
 from udaseg.data import cache
-from udaseg.data.classes import IGNORE, ClassSet
+from udaseg.data.classes import ClassSet
 from udaseg.data.dataset import Domain
 from udaseg.data.index import Index
-from udaseg.data.layouts import dataset_spec
-from udaseg.data.transforms import keep_ratio_size, resize_label
+from udaseg.data.transforms import keep_ratio_size
 from udaseg.errors import UserError
 from udaseg.files import write_free
 from udaseg.parts import Problem
@@ -43,14 +42,17 @@ def run(benchmark: str, recipe: str, picture: Path | None) -> None:
         left=2,
     )
     classes = build.class_set(loaded.recipe)
-    shares = {key: class_shares(index) for key, (_, index) in domains.items() if index.labelled}
+    pixels = {key: index.counts.sum(0) for key, (_, index) in domains.items() if index.labelled}
+    shares = {key: (100 * column / max(column.sum(), 1)).tolist() for key, column in pixels.items()}
     rows = [[name, *map(percentage, row)] for name, *row in zip(classes.names, *shares.values(), strict=True)]
     table(("class, % of labelled pixels", *shares), rows)
     notes = [*one_sided(shares, classes.names), *misfits(loaded.recipe, domains)]
     for note in notes or ["nothing found that does not fit"]:
         out.print(f"note: {note}" if notes else note, style="yellow" if notes else None)
-    image = panel(domains, loaded.recipe.data.scale, classes)
-    out.print(f"\npicture {written(image, picture or Path(f'check-{loaded.recipe.benchmark}.png'))}")
+    content = io.BytesIO()
+    panel(domains, loaded.recipe.data.scale, classes).save(content, "PNG")
+    written = write_free(picture or Path(f"check-{loaded.recipe.benchmark}.png"), content.getvalue())
+    out.print(f"\npicture {written}")
 
 
 def prepared(loaded: Loaded, benchmark: str) -> Domains:
@@ -86,12 +88,6 @@ def domain_row(key: str, section: DomainSection, index: Index, scale: int) -> li
     ]  # fmt: skip
 
 
-def class_shares(index: Index) -> list[float]:
-    """Percent of the pixels that have a class."""
-    pixels = index.counts.sum(0)
-    return [float(share) for share in 100 * pixels / max(pixels.sum(), 1)]
-
-
 def percentage(value: float) -> str:
     return "-" if value == 0 else f"{value:.3f}" if value < 0.1 else f"{value:.1f}"
 
@@ -111,55 +107,40 @@ def one_sided(shares: dict[str, list[float]], names: tuple[str, ...]) -> Iterato
 
 def misfits(recipe: Recipe, domains: Domains) -> Iterator[str]:
     """Values made for GTA5 -> Cityscapes that are active on other data, and values that the data make void."""
-    data = recipe.data
-    target = domains["target"][1] if "target" in domains else None
-    if target is not None and target.dataset != "cityscapes":
-        active = {"crop": any(data.crop_margins), "image": data.image_margins is not None, "none": False}
-        if active[data.margins]:
-            value = data.crop_margins if data.margins == "crop" else data.image_margins
-            yield (
-                f"data.margins={data.margins} ({value}) hides the bonnet of the Cityscapes car; does the camera of "
-                f"{target.dataset} see one? If not: data.margins=none"
-            )
-    names = build.class_set(recipe).names
+    data, names = recipe.data, build.class_set(recipe).names
+    hidden = {"crop": data.crop_margins, "image": data.image_margins, "none": None}[data.margins]
+    if hidden not in (None, (0, 0)) and "target" in domains and domains["target"][1].dataset != "cityscapes":
+        yield (
+            f"data.margins={data.margins} ({hidden}) hides the bonnet of the Cityscapes car; does the camera of "
+            f"{domains['target'][1].dataset} see one? If not: data.margins=none"
+        )
     yield from pixel_misfits(recipe, domains["source"][1], names)
-    for key, (_, index) in domains.items():
-        own = dataset_spec(index.dataset).classes.names
-        ignored = [name for name, i in zip(own, index.train_ids or (), strict=False) if i == IGNORE]
-        if ignored:
+    for key, (section, index) in domains.items():
+        if index.labelled and (ignored := build.ignored_classes(section, names)):
             yield f"classes of {key} that become ignore (data.{key}.merge): {', '.join(ignored)}"
-    for path, options in named_classes(recipe):
+    parts: list[tuple[str, dict[str, Any]]] = [("data.sampler", data.sampler)]
+    for keys, _, settings in build.view_parts(recipe):
+        parts += [(".".join(keys), settings), (".".join((*keys, "masker")), settings.get("masker", {}))]
+    for path, settings in parts:
         for key in ("class_names", "foreground"):
-            strangers = [name for name in options.get(key) or () if name not in names]
+            strangers = [name for name in settings.get(key) or () if name not in names]
             if strangers:
                 yield f"{path}.{key}: no class is called {', '.join(strangers)}"
-
-
-def named_classes(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts whose settings may name classes, each with its key."""
-    yield "data.sampler", recipe.data.sampler
-    for view, stage in recipe.views.items():
-        yield f"views.{view}.masker", stage.options.get("masker", {})
-        yield from ((f"views.{view}.terms.{term}", options) for term, options in stage.terms.items())
 
 
 def pixel_misfits(recipe: Recipe, source: Index, names: tuple[str, ...]) -> Iterator[str]:
     """``data.min_pixels`` against the sizes of the images and what their labels hold."""
     if recipe.data.sampler["kind"] == "uniform":
         return
-    wanted = recipe.data.min_pixels
-    share = wanted / float(np.median(source.sizes.prod(1)))
-    if not TUNED / 4 <= share <= TUNED * 4:
+    wanted, area = recipe.data.min_pixels, float(np.median(source.sizes.prod(1)))
+    if not TUNED / 4 <= wanted / area <= TUNED * 4:
         yield (
-            f"data.min_pixels={wanted} is {100 * share:.2g} % of an image of {source.dataset}, {100 * TUNED:.2g} % in "
-            f"the published recipes: about {max(1, round(wanted * TUNED / share))} would be alike"
+            f"data.min_pixels={wanted} is {100 * wanted / area:.2g} % of an image of {source.dataset}, "
+            f"{100 * TUNED:.2g} % in the published recipes: about {max(1, round(TUNED * area))} would be alike"
         )
     never = [n for n, column in zip(names, source.counts.T, strict=True) if column.any() and column.max() <= wanted]
     if never:
         yield f"no source image has more than {wanted} pixels (data.min_pixels) of: {', '.join(never)}; never drawn"
-
-
-# ----------------------------------------------------------------------------------------------------------- picture
 
 
 def panel(domains: Domains, scale: int, classes: ClassSet) -> Image.Image:
@@ -177,26 +158,14 @@ def panel(domains: Domains, scale: int, classes: ClassSet) -> Image.Image:
 
 
 def tiles(domain: Domain, classes: ClassSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(image, image under its labels' colours), each fitted into a tile; ignored pixels are dark."""
+    """(image, image under its labels' colours), each in the middle of a white tile; ignored pixels are dark."""
     for position in np.linspace(0, len(domain) - 1, SHOWN).round().astype(int):
         image, label = domain.load(int(position))
-        size = keep_ratio_size((image.shape[1], image.shape[0]), TILE)
-        small = np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BOX))
-        ids = np.full(small.shape[:2], IGNORE, np.uint8) if label is None else resize_label(label, size)
-        blended = (0.4 * small + 0.6 * figures.colour(ids, classes.palette)).astype(np.uint8)
-        yield fitted(small), fitted(blended)
+        colours = np.zeros_like(image) if label is None else figures.colour(label, classes.palette)
+        blended = (0.4 * image + 0.6 * colours).astype(np.uint8)
+        yield fitted(image), fitted(blended)
 
 
 def fitted(image: np.ndarray) -> np.ndarray:
-    """In the middle of a white tile."""
-    tile = np.full((TILE[1], TILE[0], 3), 255, np.uint8)
-    y, x = (TILE[1] - image.shape[0]) // 2, (TILE[0] - image.shape[1]) // 2
-    tile[y : y + image.shape[0], x : x + image.shape[1]] = image
-    return tile
-
-
-def written(image: Image.Image, path: Path) -> Path:
-    """Save as PNG under the name, or under the next free one."""
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return write_free(path, content.getvalue())
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(ImageOps.pad(picture, TILE, Image.Resampling.BOX, color="white"))

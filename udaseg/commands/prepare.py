@@ -10,8 +10,9 @@ from udaseg.console import Counting, out, table
 from udaseg.data import archives, cache
 from udaseg.data import prepare as preparation
 from udaseg.data.dataset import Domain
-from udaseg.data.index import Index, usable_workers
-from udaseg.data.layouts import GROUPS, data_home, dataset_spec
+from udaseg.data.index import Index
+from udaseg.data.layouts import GROUPS, data_home, dataset_spec, places_of
+from udaseg.data.parallel import usable_workers
 from udaseg.errors import UserError
 
 RAW = np.arange(256, dtype=np.uint8)
@@ -33,7 +34,9 @@ def dataset(
     with Counting(f"reading {name}") as progress:
         indices = preparation.prepare(name, root=root, workers=workers, strict=strict, progress=progress)
     for index in indices:
-        show(index)
+        rows = [list(row) for row in preparation.summary(index)]
+        table(("", ""), rows, title=f"{index.dataset} {index.split}", left=2)
+        out.print()
     if size is not None:
         copied([i for i in indices if not i.split.startswith(("val", "test"))] or indices, size, workers)
 
@@ -43,7 +46,7 @@ def unpacked(name: str, folder: Path, root: Path | None) -> Path | None:
     if name in GROUPS:
         raise UserError(f"{name} has no official archives; leave out --archives.")
     spec = dataset_spec(name)
-    place = archives.place_of(spec, root)
+    place = places_of(spec, root)[0]
     with Counting(f"unpacking {name} into {place}") as progress:
         done = archives.unpack(spec, folder, place, progress=progress)
     out.print(f"unpacked {done.written} files into {place}; {done.kept} were there already")
@@ -91,9 +94,3 @@ def parse_size(text: str, smallest: int, option: str) -> tuple[int, int]:
             f"{option} {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each at least {smallest} pixels"
         )
     return int(width), int(height)
-
-
-def show(index: Index) -> None:
-    """The summary of one split."""
-    table(("", ""), [list(row) for row in preparation.summary(index)], title=f"{index.dataset} {index.split}", left=2)
-    out.print()

@@ -45,7 +45,8 @@ def run(benchmark: str, path: Path, *, target: Path | None, teacher: bool, root:
     index = images.dataset.domain.index
     names = prediction_names(server, index)
     folder = target.with_name(target.name + ".partial")
-    claim(folder, {"server": name, "images": str(index.root), "network": digest(module), **how(card)})
+    made_with = {"size": card.size, "inference": card.inference, "crop": card.crop}
+    claim(folder, {"server": name, "images": str(index.root), "network": digest(module), **made_with})
     files = [folder / name for name in names]
     predict_missing(server, module, card, images, files)
     with Counting("checking") as progress:
@@ -71,11 +72,6 @@ def refuse_target(target: Path) -> None:
         raise UserError(f"--out {target}: the name must end in .zip")
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists and is not overwritten; choose another with --out")
-
-
-def how(card: Card) -> dict[str, Any]:
-    """What else than the weights decides about a prediction."""
-    return {"size": card.size, "inference": card.inference, "crop": card.crop}
 
 
 def digest(module: nn.Module) -> str:

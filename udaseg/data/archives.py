@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from udaseg.data.layouts import DataSetSpec, data_home
+from udaseg.data.layouts import places_of
+from udaseg.data.spec import DataSetSpec
 from udaseg.errors import UserError
 from udaseg.files import check_room
 
@@ -44,29 +45,19 @@ def archive_names(spec: DataSetSpec) -> list[str]:
     """File names in the data set's table row; `01_images.zip ... 10_images.zip` stands for ten."""
     names: list[str] = []
     for line in spec.files:
-        found = re.findall(r"[\w-]+\.(?:zip|rar)\b", line)
-        ends = [re.match(r"(\d+)(\D.*)", name) for name in found]
-        if "..." in line and len(found) == 2 and ends[0] and ends[1]:
-            width = len(ends[0][1])
-            names += [f"{n:0{width}}{ends[0][2]}" for n in range(int(ends[0][1]), int(ends[1][1]) + 1)]
+        if several := re.match(r"(\d+)(\S+) \.\.\. (\d+)\2", line):
+            first, rest, last = several.groups()
+            names += [f"{n:0{len(first)}}{rest}" for n in range(int(first), int(last) + 1)]
         else:
-            names += found
+            names += re.findall(r"[\w-]+\.(?:zip|rar)\b", line)
     return names
-
-
-def place_of(spec: DataSetSpec, root: Path | None) -> Path:
-    """Where to unpack: `root`, else the default folder there is, else the first default folder."""
-    if root is not None:
-        return root.expanduser().absolute()
-    places = [data_home() / folder for folder in spec.folders]
-    return next((place for place in places if place.is_dir()), places[0]).absolute()
 
 
 def unpack(
     spec: DataSetSpec, folder: Path, root: Path | None = None, *, progress: Callable[[int, int], None] | None = None
 ) -> Unpacked:
     """Unpack the archives that are in `folder`; UserError, with nothing written, if one of them cannot be trusted."""
-    place = place_of(spec, root)
+    place = places_of(spec, root)[0]
     archives, missing = _archives(spec, folder, place)
     members = [member for archive in archives for member in _members(spec, archive, place)]
     todo = [member for member in members if not _there(member)]
@@ -91,13 +82,9 @@ def _archives(spec: DataSetSpec, folder: Path, place: Path) -> tuple[list[Path],
     if packed:
         raise UserError(f"{folder / packed[0]} is a RAR file, which Python cannot read. Unpack it into {place} first.")
     if not found:
-        raise UserError(
-            f"--archives {folder} has none of the archives of {spec.name}: {', '.join(names)}. Get them: {spec.page}"
-        )
+        wanted = ", ".join(names)
+        raise UserError(f"--archives {folder} has none of the archives of {spec.name}: {wanted}. Get them: {spec.page}")
     return found, tuple(name for name, path in zips.items() if path not in found)
-
-
-# ------------------------------------------------------------------------------------------------------------ checks
 
 
 def _members(spec: DataSetSpec, archive: Path, place: Path) -> list[_Member]:
@@ -109,11 +96,12 @@ def _members(spec: DataSetSpec, archive: Path, place: Path) -> list[_Member]:
         raise UserError(f"{archive} is not a whole zip file ({error}); download it again.") from None
     for info in infos:
         _refuse_unsafe(archive, info)
-    infos = [info for info in infos if not info.is_dir()]
-    paths = _without_wrapper([PurePosixPath(info.filename) for info in infos], spec.needs)
+    found = {info: info.filename.replace("\\", "/") for info in infos}  # old programs for Windows write backslashes
+    found = {info: name for info, name in found.items() if not name.endswith("/") and not name.startswith("__MACOSX/")}
+    paths = _without_wrapper([PurePosixPath(name) for name in found.values()], spec.needs)
     if len(set(paths)) != len(paths):
         raise UserError(f"{archive} holds one name twice; it is not an official file. Nothing was unpacked.")
-    return [_Member(archive, info, place.joinpath(*path.parts)) for info, path in zip(infos, paths, strict=True)]
+    return [_Member(archive, info, place.joinpath(*path.parts)) for info, path in zip(found, paths, strict=True)]
 
 
 def _refuse_unsafe(archive: Path, info: zipfile.ZipInfo) -> None:
@@ -140,9 +128,6 @@ def _without_wrapper(paths: list[PurePosixPath], needs: tuple[str, ...]) -> list
     return paths
 
 
-# ----------------------------------------------------------------------------------------------------------- writing
-
-
 def _there(member: _Member) -> bool:
     return member.target.is_file() and member.target.stat().st_size == member.info.file_size
 
@@ -155,10 +140,8 @@ def _written(todo: list[_Member]) -> Iterator[Path]:
                 try:
                     _write(archive, member)
                 except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-                    raise UserError(
-                        f"{path}: {member.info.filename} is damaged ({error}); download the archive again and run the "
-                        "same command."
-                    ) from None
+                    remedy = "download the archive again and run the same command."
+                    raise UserError(f"{path}: {member.info.filename} is damaged ({error}); {remedy}") from None
                 yield member.target
 
 

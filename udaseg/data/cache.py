@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from udaseg.data.index import Index, index_path
 from udaseg.data.layouts import data_home, dataset_spec
+from udaseg.data.parallel import results
 from udaseg.data.transforms import Bytes, Size, keep_ratio_size
 from udaseg.errors import UserError
 from udaseg.files import check_room, write_json
@@ -90,19 +90,23 @@ def build(
     """Write what is missing of the copy. UserError, before anything is written, when the disk is too small."""
     cached = layout(index, size)
     check_disk(missing_bytes(index, size))
-    first, key = _done(cached, index), _key(index)
+    first = done = _done(cached, index)
+    state = {"key": _key(index)}
+    write_json(cached.folder / STATE, {**state, "done": done})  # before a lost file is there again, full of zeros
     for name, channels in cached.files.items():
-        _extend(cached.folder / name, channels * int(cached.starts[-1]))
-    done, flushed = first, time.monotonic()
+        with (cached.folder / name).open("ab") as file:
+            file.truncate(channels * int(cached.starts[-1]))
+    flushed = time.monotonic()
     try:
-        for done in _copied(_Copy(cached, load), range(first, len(index)), workers):
+        copied = results(partial(_copy, cached, load), range(first, len(index)), workers)
+        for done, _ in enumerate(copied, first + 1):
             if progress is not None:
                 progress(done, len(index))
             if time.monotonic() - flushed > FLUSH:
-                _record(cached, key, done)
+                _record(cached, {**state, "done": done})
                 flushed = time.monotonic()
     finally:
-        _record(cached, key, done)
+        _record(cached, {**state, "done": done})
     return cached
 
 
@@ -111,71 +115,24 @@ def check_disk(need: int) -> None:
     check_room(data_home(), need, "make room or set UDASEG_DATA to a larger disk.")
 
 
-# ----------------------------------------------------------------------------------------------------------- writing
+def _copy(cached: Cached, load: Load, i: int) -> None:
+    """Write image i to its place; any process may write any image."""
+    image, label = load(i)
+    w, h = cached.sizes[i]
+    if image.shape != (h, w, 3):
+        raise UserError(f"image {i} is {image.shape[1]}x{image.shape[0]}, not {w}x{h}; prepare the data set again.")
+    for (name, channels), array in zip(cached.files.items(), (image, label), strict=False):
+        with (cached.folder / name).open("r+b") as file:
+            file.seek(channels * int(cached.starts[i]))
+            file.write(np.ascontiguousarray(array).data)
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """Writes image i to its place; any process may write any image."""
-
-    cached: Cached
-    load: Load
-
-    def __call__(self, i: int) -> int:
-        image, label = self.load(i)
-        w, h = self.cached.sizes[i]
-        if image.shape != (h, w, 3):
-            raise UserError(f"image {i} is {image.shape[1]}x{image.shape[0]}, not {w}x{h}; prepare the data set again.")
-        _put(self.cached.folder / IMAGES, image, 3 * int(self.cached.starts[i]))
-        if label is not None and self.cached.labelled:
-            _put(self.cached.folder / LABELS, label, int(self.cached.starts[i]))
-        return i + 1
-
-
-_copy: _Copy | None = None  # of a worker process: sent once, not with every image
-
-
-def _start(copy: _Copy) -> None:
-    global _copy
-    _copy = copy
-
-
-def _work(i: int) -> int:
-    assert _copy is not None
-    return _copy(i)
-
-
-def _copied(copy: _Copy, numbers: range, workers: int) -> Iterator[int]:
-    """Numbers of images that are copied without a gap, growing."""
-    if workers == 0 or len(numbers) < 2:
-        yield from map(copy, numbers)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(copy,)) as pool:
-        try:
-            yield from pool.map(_work, numbers, chunksize=4)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _put(path: Path, array: Bytes, offset: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(np.ascontiguousarray(array).data)
-
-
-def _extend(path: Path, length: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.truncate(length)
-
-
-def _record(cached: Cached, key: str, done: int) -> None:
+def _record(cached: Cached, state: dict[str, object]) -> None:
     """The pixels first, then the number: a record never promises what is not on the disk."""
     for name in cached.files:
         with (cached.folder / name).open("r+b") as file:
             os.fsync(file.fileno())
-    write_json(cached.folder / STATE, {"key": key, "done": done})
+    write_json(cached.folder / STATE, state)
 
 
 def _done(cached: Cached, index: Index) -> int:

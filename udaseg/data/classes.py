@@ -30,12 +30,6 @@ class ClassSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    def index(self, name: str) -> int:
-        """Train id of a class; ValueError names the classes there are."""
-        if name not in self.names:
-            raise ValueError(f"no class {name!r}; classes: {', '.join(self.names)}")
-        return self.names.index(name)
-
 
 # name, Cityscapes and GTA5 label id, SYNTHIA label id, RGB colour; the row number is the train id
 _TABLE: tuple[tuple[str, int, int, tuple[int, int, int]], ...] = (

@@ -18,7 +18,6 @@ from __future__ import annotations
 import colorsys
 import os
 import re
-import shlex
 import string
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -36,6 +35,7 @@ from udaseg.parts import Problem, explain, suggest
 from udaseg.yamls import read_yaml
 
 Colour = tuple[int, int, int]
+FileName = Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$")]  # a part of the index's
 Byte = Annotated[StrictInt, Field(ge=0, le=255)]
 
 
@@ -58,10 +58,10 @@ class _Encoding(_Section):
 class _File(_Section):
     """`channels` and `scale` are part of the contract; other values than these are not supported yet."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    name: FileName
     root: str
     classes: list[str] = Field(min_length=1, max_length=UNKNOWN_COLOUR)
-    splits: dict[StrictStr, _Split] = Field(min_length=1)
+    splits: dict[FileName, _Split] = Field(min_length=1)
     encoding: _Encoding = _Encoding()
     palette: dict[str, tuple[Byte, Byte, Byte]] = {}
     channels: Literal[3] = 3
@@ -73,7 +73,7 @@ _NOTHING = {"name": "x", "root": ".", "classes": ["x"], "splits": {"x": {"images
 
 def load_custom(name: str) -> DataSetSpec:
     """What the file describes; UserError with all that is wrong with it, each with its key."""
-    path = Path(name).expanduser().absolute()
+    path = Path(os.path.abspath(Path(name).expanduser()))  # one name for every spelling: it is part of the index's
     tree = read_yaml(path, "data set", number_keys=True)
     problems, refused = [], set()
     try:
@@ -84,8 +84,8 @@ def load_custom(name: str) -> DataSetSpec:
         file = _File.model_validate({**_NOTHING, **{k: v for k, v in tree.items() if str(k) not in refused}})
     problems += [p for p in _inconsistencies(file, refused) if p.path[0] not in refused]
     if problems:
-        lines = "\n".join(f"  {'.'.join(p.path)}: {p.message}" for p in problems)
-        raise UserError(f"data set {path} has {len(problems)} problem(s):\n{lines}")
+        lines = [f"  {'.'.join(p.path)}: {p.message}" for p in problems]
+        raise UserError("\n".join([f"data set {path} has {len(lines)} problem(s):", *lines]))
     return _spec(path, file)
 
 
@@ -104,12 +104,8 @@ def _spec(path: Path, file: _File) -> DataSetSpec:
         splits=tuple(file.splits),
         tree="\n".join([f"{root}/", *tree]),
         unlabelled=frozenset(name for name, split in file.splits.items() if split.masks is None),
-        command=f"udaseg prepare {shlex.quote(str(path))}",
         refuse_unknown=file.encoding.unknown == "error",
     )
-
-
-# ---------------------------------------------------------------------------------------------------------- problems
 
 
 def _inconsistencies(file: _File, refused: set[str]) -> Iterator[Problem]:
@@ -134,42 +130,46 @@ def _path_problems(where: tuple[str, ...], text: str, fields: tuple[str, ...]) -
     parts = PurePosixPath(text).parts
     if not parts or text.startswith(("/", "~")) or ".." in parts or (os.name == "nt" and ":" in text):
         yield Problem(where, f"{text!r} is not allowed: a path below the root is expected")
-    if any("**" in part and part != "**" for part in parts):
-        yield Problem(where, f"{text!r} is not allowed: ** stands for whole folders, as in frames/**/*.png")
-    if any("{folder}" in part and part != "{folder}" for part in parts):
-        yield Problem(where, f"{text!r} is not allowed: {{folder}} stands for whole folders, as in masks/{{folder}}/x")
+    for sign, example in (("**", "frames/**/*.png"), ("{folder}", "masks/{folder}/x")):
+        if any(sign in part and part != sign for part in parts):
+            yield Problem(where, f"{text!r} is not allowed: {sign} stands for whole folders, as in {example}")
     if not fields:
         return
+    if "*" in text or "?" in text:
+        yield Problem(where, f"{text!r} is not allowed: one mask of each image is expected, as in masks/{{stem}}.png")
     try:
-        used = [
-            (name, f"{spec}{how or ''}") for _, name, spec, how in string.Formatter().parse(text) if name is not None
-        ]
+        used = {name: f"{form}{how or ''}" for _, name, form, how in string.Formatter().parse(text) if name is not None}
     except ValueError as error:
         yield Problem(where, f"{text!r} is not allowed: {error}")
         return
-    for name, extra in used:
+    for name, extra in used.items():
         if name not in fields or extra:
             yield Problem(where, f"{text!r}: {{{name}}} is not allowed; {suggest(name, fields)}")
-    if "stem" not in dict(used):
+    if "stem" not in used:
         yield Problem(where, f"{text!r} needs {{stem}}, the image's file name without its ending")
 
 
 def _encoding_problems(file: _File, known: list[str] | None) -> Iterator[Problem]:
-    kind, seen = file.encoding.kind, set()
-    if kind == "colour" and not file.encoding.map:
+    kind, written = file.encoding.kind, file.encoding.map or {}
+    if kind == "colour" and not written:
         yield Problem(("encoding", "map"), "is missing: which colour is which class?")
-    for key, name in (file.encoding.map or {}).items():
+    for key, name in written.items():
         if known is not None and name not in known:
             yield Problem(("encoding", "map", str(key)), f"no class {name!r}; {suggest(name, known)}")
-    for place, keys in (("map", [*(file.encoding.map or {})]), ("ignore", file.encoding.ignore)):
+    what = 'a colour such as "255,255,255" or "#ffffff"' if kind == "colour" else "a number from 0 to 255"
+    seen: dict[int | Colour | None, str] = {}
+    if kind == "index" and not written:
+        seen = {
+            value: f"class {name!r}, for without `map` value i is class i" for value, name in enumerate(known or ())
+        }
+    for place, keys in (("map", [*written]), ("ignore", file.encoding.ignore)):
         for key in keys:
             value = _value(key, kind)
             if value is None:
-                what = 'a colour such as "255,255,255" or "#ffffff"' if kind == "colour" else "a number from 0 to 255"
                 yield Problem(("encoding", place), f"{key!r} is not allowed: {what} is expected")
             elif value in seen:
-                yield Problem(("encoding", place), f"{key!r} is listed twice")
-            seen.add(value)
+                yield Problem(("encoding", place), f"{key!r} is {seen[value]}")
+            seen[value] = "listed twice"
 
 
 def _value(key: int | str, kind: str) -> int | Colour | None:
@@ -182,9 +182,6 @@ def _value(key: int | str, kind: str) -> int | Colour | None:
         r, g, b = (int(part) for part in key.split(","))
         return (r, g, b) if max(r, g, b) <= 255 else None
     return None
-
-
-# ------------------------------------------------------------------------------------------------------------ tables
 
 
 def _encoding(file: _File) -> Encoding:
@@ -209,28 +206,27 @@ def _palette(file: _File, encoding: Encoding) -> tuple[Colour, ...]:
     return tuple(found)
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
 def _find(splits: Mapping[str, _Split], root: Path, split: str) -> Found:
     section = splits[split]
-    images = {p.as_posix(): p for p in sorted(_glob(root, section.images))}
+    images = {path.as_posix(): path for path in sorted(_glob(root, section.images))}
     if section.masks is None:
         return match(images, {})
     fixed = PurePosixPath(*_fixed(section.images))
-    labels: dict[str, Path] = {}
-    taken: dict[Path, list[str]] = {}
+    owners: dict[Path, str] = {}
+    shared: dict[str, str] = {}
     for key, image in images.items():
         folder = PurePosixPath(key).parent.relative_to(fixed).as_posix()
         mask = Path(section.masks.format(stem=image.stem, folder=folder))
-        if (root / mask).is_file():
-            labels[key] = mask
-            taken.setdefault(mask, []).append(key)
-    shared = [(key, f"shares its mask {mask} with {keys[0]}") for mask, keys in taken.items() for key in keys[1:]]
-    kept = {key: image for key, image in images.items() if key not in dict(shared)}
-    unused = _glob(root, section.masks.format(stem="*", folder="**")) - taken.keys()
-    found = match(kept, {**{k: labels[k] for k in labels if k in kept}, **{f"\0{m}": m for m in unused}})
-    return Found(found.pairs, (*found.unmatched, *shared), found.encoding)
+        if mask in owners:
+            shared[key] = f"shares its mask {mask} with {owners[mask]}"
+        elif (root / mask).is_file():
+            owners[mask] = key
+    unused = _glob(root, section.masks.format(stem="*", folder="**")) - owners.keys() - {*images.values()}
+    labels = {**{key: mask for mask, key in owners.items()}, **{f"\0{mask}": mask for mask in unused}}
+    # masks may lie among the images
+    kept = {key: image for key, image in images.items() if key not in shared and image not in owners}
+    found = match(kept, labels)
+    return Found(found.pairs, (*found.unmatched, *shared.items()), found.encoding)
 
 
 def _fixed(pattern: str) -> Iterator[str]:

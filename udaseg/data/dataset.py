@@ -9,8 +9,8 @@ H, W native size, h, w crop size. Images (H,W,3) uint8 RGB, labels (H,W) uint8 t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,23 +37,21 @@ from udaseg.data.transforms import (
     photometric_distortion,
     resize_image,
     resize_label,
-    whole,
 )
 from udaseg.errors import UserError
 
 TRIES = 10  # checked crops, of a wanted class; the next one is used unchecked
 
 
-@dataclass(frozen=True, eq=False)
-class Decoded:
+class Decoded(NamedTuple):
     """One decoded pair: the image as stored, the size it counts as (w, h), and its label at that size."""
 
     image: Bytes  # (H,W,3)
     size: Size
     label: Bytes | None
 
-    def patch(self, box: Box) -> Bytes:
-        """The box of the resized image."""
+    def patch(self, box: Box | None = None) -> Bytes:
+        """The box (default: all) of the resized image."""
         return resize_image(self.image, self.size, box)
 
 
@@ -92,46 +90,50 @@ class Domain:
     def load(self, i: int) -> tuple[Bytes, Bytes | None]:
         """(image, label or None), both resized."""
         decoded = self.decode(i)
-        return decoded.patch(whole(decoded.size)), decoded.label
+        return decoded.patch(), decoded.label
 
     def decode(self, i: int) -> Decoded:
-        """Image i read, its label resized and mapped. Raises UserError for an unreadable file."""
+        """Image i read, its label resized and mapped; from the copy or the memory where they are there.
+
+        Raises UserError for an unreadable file.
+        """
         if i in self._cache:
             return self._cache[i]
-        decoded = self._read(i)
-        return self._keep(i, decoded) if self._room > 0 else decoded
+        decoded = self.read_image(i)
+        if self.labels:
+            decoded = decoded._replace(label=self._label(i, decoded))
+        if self._room > 0:
+            decoded = decoded._replace(image=decoded.patch())
+            need = decoded.image.nbytes + (0 if decoded.label is None else decoded.label.nbytes)
+            if need <= self._room:
+                self._room -= need
+                self._cache[i] = decoded
+        return decoded
+
+    def read_image(self, i: int) -> Decoded:
+        """Image i without its label."""
+        if self.copy is not None:
+            return Decoded(self.copy.image(i), self.copy.sizes[i], None)
+        image = read_image(self.index.root / self.index.pairs[i].image)
+        native = (image.shape[1], image.shape[0])
+        return Decoded(image, native if self.size is None else keep_ratio_size(native, self.size), None)
 
     def native_label(self, i: int) -> Bytes:
         """(H,W) train ids at the size of the label file."""
+        return self.lut[self._raw_label(i)]
+
+    def _raw_label(self, i: int) -> Bytes:
         path = self.index.pairs[i].label
         assert path is not None, "checked in __init__"
-        return self.lut[read_label(self.index.root / path, self.pixels)]
+        return read_label(self.index.root / path, self.pixels)
 
-    def _read(self, i: int) -> Decoded:
-        if self.copy is not None:
-            raw = self.copy.label(i) if self.labels else None
-            return Decoded(self.copy.image(i), self.copy.sizes[i], None if raw is None else self.lut[raw])
-        pair = self.index.pairs[i]
-        image = read_image(self.index.root / pair.image)
-        native = (image.shape[1], image.shape[0])
-        size = native if self.size is None else keep_ratio_size(native, self.size)
-        if not self.labels or pair.label is None:
-            return Decoded(image, size, None)
-        label = read_label(self.index.root / pair.label, self.pixels)
-        if label.shape != image.shape[:2]:
-            raise UserError(
-                f"{self.index.root / pair.label} is not of the size of its image; prepare the data set again."
-            )
-        return Decoded(image, size, self.lut[resize_label(label, size)])
-
-    def _keep(self, i: int, decoded: Decoded) -> Decoded:
-        """The same pair with the image already resized, stored if there is room."""
-        small = Decoded(decoded.patch(whole(decoded.size)), decoded.size, decoded.label)
-        need = small.image.nbytes + (0 if small.label is None else small.label.nbytes)
-        if need <= self._room:
-            self._room -= need
-            self._cache[i] = small
-        return small
+    def _label(self, i: int, decoded: Decoded) -> Bytes:
+        raw = self.copy.label(i) if self.copy is not None else self._raw_label(i)
+        assert raw is not None, "checked in __init__"
+        if self.copy is None and raw.shape != decoded.image.shape[:2]:
+            label = self.index.root / str(self.index.pairs[i].label)
+            raise UserError(f"{label} is not of the size of its image; prepare the data set again.")
+        return self.lut[resize_label(raw, decoded.size)]
 
 
 class TrainingPairs(Dataset[dict[str, Tensor]]):
@@ -196,14 +198,11 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
 
     def _choose(self, size: Size, label: Bytes, choice: Choice, rng: np.random.Generator) -> tuple[Box, bool]:
         """A box and a flip; both are drawn again, at most TRIES times, until the wanted class fills enough of it."""
-        box, flipped = self._draw(size, label, rng)
-        if choice.wanted is None:
-            return box, flipped
-        for _ in range(TRIES):
-            if np.count_nonzero(cut(label, box) == choice.wanted) > choice.min_pixels:
-                break
+        for _ in range(TRIES if choice.wanted is not None else 0):
             box, flipped = self._draw(size, label, rng)
-        return box, flipped
+            if np.count_nonzero(cut(label, box) == choice.wanted) > choice.min_pixels:
+                return box, flipped
+        return self._draw(size, label, rng)
 
     def _draw(self, size: Size, label: Bytes, rng: np.random.Generator) -> tuple[Box, bool]:
         box = draw_crop(size, self.crop, rng, label=label, cat_max_ratio=self.cat_max_ratio)
@@ -212,12 +211,10 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
     def _target(self, target: Domain, rng: np.random.Generator) -> dict[str, Tensor]:
         decoded = target.decode(int(rng.integers(len(target))))
         box = draw_crop(decoded.size, self.crop, rng)
-        flipped = rng.random() < 0.5
-        image = decoded.patch(box)
-        sample = {"target_image": _channels_first(pad(flip(image) if flipped else image, self.crop, MEAN_COLOUR))}
+        turn = flip if rng.random() < 0.5 else np.asarray
+        sample = {"target_image": _channels_first(pad(turn(decoded.patch(box)), self.crop, MEAN_COLOUR))}
         if self.margins is not None:
-            valid = self.margins.valid(decoded.size, box)
-            sample["target_valid"] = _tensor(pad(flip(valid) if flipped else valid, self.crop, 0))
+            sample["target_valid"] = _tensor(pad(turn(self.margins.valid(decoded.size, box)), self.crop, 0))
         return sample
 
 
@@ -242,13 +239,9 @@ class EvaluationImages(Dataset[dict[str, Tensor | str]]):
         """`image` uint8 (3,h,w), `name` (path below the root) and, if the domain has labels, `label` uint8 (H,W)."""
         if not 0 <= i < len(self):
             raise IndexError(i)
-        pair, root = self.domain.index.pairs[i], self.domain.index.root
-        image = read_image(root / pair.image)
-        native = (image.shape[1], image.shape[0])
-        size = native if self.domain.size is None else keep_ratio_size(native, self.domain.size)
         item: dict[str, Tensor | str] = {
-            "image": _channels_first(resize_image(image, size)),
-            "name": pair.image.as_posix(),
+            "image": _channels_first(self.domain.read_image(i).patch()),
+            "name": self.domain.index.pairs[i].image.as_posix(),
         }
         if self.domain.labels:
             item["label"] = _tensor(self.domain.native_label(i))

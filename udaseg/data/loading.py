@@ -10,66 +10,16 @@ B batch, h, w crop size.
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from udaseg.errors import UserError
 
 Batch = dict[str, Tensor]
-
-
-class Steps(Sampler[list[int]]):
-    """The sample numbers of each step from `start` to `steps` (excluded)."""
-
-    def __init__(self, *, batch: int, start: int, steps: int, rank: int = 0, world: int = 1) -> None:
-        self.batch, self.start, self.steps = batch, start, steps
-        self.rank, self.world = rank, world
-
-    def __len__(self) -> int:
-        return max(self.steps - self.start, 0)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.steps):
-            first = (step * self.world + self.rank) * self.batch
-            yield list(range(first, first + self.batch))
-
-
-class Batches(Iterator[Batch]):
-    """An iterator over batches; `waited` is the time in seconds the training loop stood still for data."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.waited = 0.0
-        self.left = len(loader)
-        self._batches: Iterator[Batch | str] | None = None
-        self._loader = loader
-
-    def __iter__(self) -> Batches:
-        return self
-
-    def __len__(self) -> int:
-        """Batches still to come."""
-        return self.left
-
-    def __next__(self) -> Batch:
-        begin = time.perf_counter()
-        if self._batches is None:
-            self._batches = iter(self._loader if self.left else ())
-        batch = next(self._batches)
-        self.waited += time.perf_counter() - begin
-        if isinstance(batch, str):
-            self.close()
-            raise UserError(batch)
-        self.left -= 1
-        return batch
-
-    def close(self) -> None:
-        """End the worker processes now, with batches still to come or not; the iterator is exhausted after it."""
-        self.left, self._batches = 0, None
 
 
 class _Guarded(Dataset[Any]):
@@ -99,6 +49,22 @@ def _one_thread(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _loaded(dataset: Dataset[Any], workers: int, device: torch.device | str, **options: Any) -> Iterator[Any]:
+    """What the loader gives; a sample's UserError is raised as it was, also from a worker. Pinned for a CUDA device."""
+    loader = DataLoader(
+        _Guarded(dataset),
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(0),  # the loader draws a base seed: keep off the global generator
+        **options,
+    )
+    for item in loader:
+        if isinstance(item, str):
+            raise UserError(item)
+        yield item
+
+
 def training_loader(
     dataset: Dataset[dict[str, Tensor]],
     *,
@@ -108,24 +74,16 @@ def training_loader(
     steps: int,
     slots: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
-) -> Batches:
+) -> Iterator[Batch]:
     """Batches of the steps `start` .. `steps` - 1 for rank `slots[0]` of `slots[1]`, `batch` samples each, on the CPU.
 
-    `dataset` needs steps * batch * slots[1] samples. Pinned for a CUDA device. A sample's UserError is raised here as
-    it was, also from a worker.
+    `dataset` needs steps * batch * slots[1] samples. Raises a sample's UserError as it was.
     """
-    order = Steps(batch=batch, start=start, steps=steps, rank=slots[0], world=slots[1])
-    loader = DataLoader(
-        _Guarded(dataset),
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=_one_thread,
-        prefetch_factor=3 if workers else None,
-        generator=torch.Generator().manual_seed(0),  # the loader draws a base seed: keep off the global generator
-    )
-    return Batches(loader)
+    rank, world = slots
+    firsts = [(step * world + rank) * batch for step in range(start, steps)]
+    order = [range(first, first + batch) for first in firsts]
+    prefetch = 3 if workers else None
+    return _loaded(dataset, workers, device, batch_sampler=order, collate_fn=_collate, prefetch_factor=prefetch)
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = True) -> Batch:
@@ -162,15 +120,4 @@ def evaluation_loader(
 ) -> Iterator[dict[str, Any]]:
     """Items one at a time, as they are; rank r of n takes every n-th. Raises a sample's UserError as it was."""
     share = Subset(dataset, range(rank, len(dataset), world))  # type: ignore[arg-type]
-    loader = DataLoader(
-        _Guarded(share),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=_one_thread,
-        generator=torch.Generator().manual_seed(0),
-    )
-    for item in loader:
-        if isinstance(item, str):
-            raise UserError(item)
-        yield item
+    return _loaded(share, workers, device, batch_size=None)

@@ -5,11 +5,10 @@ What differs from the public conversion scripts: nothing is converted or written
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from udaseg.data.index import Index, build_index
-from udaseg.data.layouts import GROUPS, DataSetSpec, dataset_spec, find_root
+from udaseg.data.index import Index, Progress, build_index, unknown_name
+from udaseg.data.layouts import GROUPS, dataset_spec, find_root
 from udaseg.errors import UserError
 
 
@@ -17,28 +16,28 @@ def prepare(
     name: str,
     *,
     root: Path | None = None,
-    splits: Sequence[str] | None = None,
     workers: int | None = None,
     strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Index]:
-    """Index the splits of a data set (or of each member of a group such as `streets`); `splits=None`: those present.
+    """Index the splits that are there, of a data set or of each member of a group such as `streets`.
 
-    Raises UserError when the data set, a split that was asked for, or every usable pair is missing.
+    Raises UserError when the data set is missing or, once the other splits are indexed, for those that are not usable.
     """
     if name in GROUPS and root is not None:
         raise UserError(f"{name!r} stands for {' and '.join(GROUPS[name])}: prepare them one by one to give a root.")
-    indices = []
+    indices, problems = [], []
     for spec in map(dataset_spec, GROUPS.get(name, (name,))):
-        for split in splits if splits is not None else _present(spec, root):
-            indices.append(build_index(spec, split, root, workers=workers, progress=progress, strict=strict))
+        place = find_root(spec, root)
+        # the first split when there is none, so that its error is shown
+        for split in [split for split in spec.splits if spec.find(place, split).pairs] or spec.splits[:1]:
+            try:
+                indices.append(build_index(spec, split, root, workers=workers, progress=progress, strict=strict))
+            except UserError as error:
+                problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
     return indices
-
-
-def _present(spec: DataSetSpec, root: Path | None) -> list[str]:
-    """Splits with at least one image; the first split when there is none, so that its error is shown."""
-    place = find_root(spec, root)
-    return [split for split in spec.splits if spec.find(place, split).pairs] or [spec.splits[0]]
 
 
 def summary(index: Index, most: int = 20) -> list[tuple[str, str]]:
@@ -48,20 +47,15 @@ def summary(index: Index, most: int = 20) -> list[tuple[str, str]]:
     """
     spec = dataset_spec(index.dataset)
     expected = spec.expected.get(index.split)
-    rows = [
-        ("data set", f"{index.dataset} {index.split}"),
-        ("root", str(index.root)),
-        ("usable pairs", str(len(index))),
-    ]
+    rows = [("root", str(index.root)), ("usable pairs", str(len(index)))]
     if expected is not None:
         rows.append(("expected", str(expected) + (f" ({spec.notes})" if spec.notes and expected != len(index) else "")))
-    rows.append(("labels", _labels(index)))
-    rows.append(("left out", str(len(index.left_out))))
+    rows += [("labels", _labels(index)), ("left out", str(len(index.left_out)))]
     rows += [(f"left out: {name}", reason) for name, reason in index.left_out[:most]]
     if len(index.left_out) > most:
         rows.append(("left out: ...", f"and {len(index.left_out) - most} more"))
     rows += [
-        (f"unknown label value {value}", f"{pixels} pixels ignored, first in {first}")
+        (f"unknown {unknown_name(index, value)}", f"{pixels} pixels ignored, first in {first}")
         for value, (pixels, first) in index.unknown.items()
     ]
     return rows

@@ -38,78 +38,82 @@ class Sampler(Protocol):
 
 
 class Uniform:
-    """Every image alike."""
+    """Every image alike, with replacement; `counts` (N,K) gives their number, `min_pixels` is not used."""
 
     def __init__(self, *, counts: Counts, min_pixels: int = 0) -> None:
-        """`counts` (N,K) gives the number of images; `min_pixels` is not used."""
         self.images = len(counts)
 
     def draw(self, rng: np.random.Generator) -> Choice:
-        """An image, uniform with replacement."""
         return Choice(int(rng.integers(self.images)))
 
 
-class RareClass:
-    """Draw a class with P(c) = softmax((1 - f_c) / T), then an image that has more than `min_pixels` of it."""
+class ClassThenImage:
+    """A class by its probability (K,), then one of its images, uniformly."""
 
     def __init__(
-        self, *, counts: Counts, min_pixels: int, temperature: Temperature = 0.01, min_crop_ratio: NotNegative = 0.5
+        self,
+        probabilities: npt.NDArray[np.floating],
+        images: list[npt.NDArray[np.intp]],
+        min_pixels: int,
+        min_crop_ratio: float,
     ) -> None:
-        """`counts` (N,K) at native resolution; `temperature=inf` draws classes uniformly, ratio 0 checks no crop.
-
-        Raises UserError for a value out of range and when no image has enough pixels of any class.
-        """
-        if not temperature > 0 or min_crop_ratio < 0:
-            raise UserError(
-                f"rare_class: temperature is {temperature} (must be > 0), min_crop_ratio {min_crop_ratio} (>= 0)."
-            )
-        images = images_of_classes("rare_class", counts, min_pixels)
-        drawable = np.array([len(some) > 0 for some in images])
-        self.probabilities = class_probabilities(counts.sum(axis=0), temperature, drawable)  # (K,) 0: never drawn
-        self._draws = ClassThenImage(self.probabilities, images, min_pixels, min_crop_ratio)
+        """`images` of each class; ratio 0 checks no crop."""
+        self.probabilities, self.images = probabilities, images
+        self.wanted_pixels, self.checked = min_pixels * min_crop_ratio, min_crop_ratio > 0
+        self._cumulative = np.cumsum(probabilities, dtype=np.float64)
 
     def draw(self, rng: np.random.Generator) -> Choice:
-        """A class, then one of its images."""
-        return self._draws.draw(rng)
+        wanted = int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
+        image = int(rng.choice(self.images[wanted]))
+        return Choice(image, wanted, self.wanted_pixels) if self.checked else Choice(image)
 
 
-class ContextAware:
+def rare_class(
+    *, counts: Counts, min_pixels: int, temperature: Temperature = 0.01, min_crop_ratio: NotNegative = 0.5
+) -> ClassThenImage:
+    """Draw a class with P(c) = softmax((1 - f_c) / T), then an image that has more than `min_pixels` of it.
+
+    `counts` (N,K) at native resolution; `temperature=inf` draws classes uniformly, ratio 0 checks no crop. Raises
+    UserError for a value out of range and when no image has enough pixels of any class.
+    """
+    if not temperature > 0 or min_crop_ratio < 0:
+        raise UserError(
+            f"rare_class: temperature is {temperature} (must be > 0), min_crop_ratio {min_crop_ratio} (>= 0)."
+        )
+    images, drawable = images_of_classes("rare_class", counts, min_pixels)
+    probabilities = class_probabilities(counts.sum(axis=0), temperature, drawable)
+    return ClassThenImage(probabilities, images, min_pixels, min_crop_ratio)
+
+
+def context_aware(
+    *,
+    counts: Counts,
+    min_pixels: int,
+    names: tuple[str, ...],
+    foreground: tuple[str, ...] = THINGS,
+    foreground_temperature: Temperature = 0.7,
+    background_temperature: Temperature = 1.0,
+    foreground_share: Share = 0.5,
+    min_crop_ratio: NotNegative = 0.5,
+) -> ClassThenImage:
     """OMUDA: foreground or background, then a class by that group's own softmax((1 - f_c) / T), then an image.
 
     The paper has two distributions and does not say how they are joined: ``foreground_share`` of the draws are
     foreground. A group without a class to draw leaves all draws to the other one. Crops are checked as by
-    `rare_class`. ``foreground``: names of classes; those that do not exist here mean nothing.
+    `rare_class`. ``foreground``: names of classes; those that do not exist here mean nothing. `counts` (N,K) at native
+    resolution, `names` K. UserError when no image has enough pixels of any class.
     """
-
-    def __init__(
-        self,
-        *,
-        counts: Counts,
-        min_pixels: int,
-        names: tuple[str, ...],
-        foreground: tuple[str, ...] = THINGS,
-        foreground_temperature: Temperature = 0.7,
-        background_temperature: Temperature = 1.0,
-        foreground_share: Share = 0.5,
-        min_crop_ratio: NotNegative = 0.5,
-    ) -> None:
-        """`counts` (N,K) at native resolution, `names` K. UserError when no image has enough pixels of any class."""
-        group = np.array(is_foreground(names, foreground))
-        images = images_of_classes("context_aware", counts, min_pixels)
-        drawable = np.array([len(some) > 0 for some in images])
-        self.probabilities = np.zeros(len(names))  # (K,) 0: never drawn
-        for inside, temperature, share in (
-            (group, foreground_temperature, foreground_share),
-            (~group, background_temperature, 1 - foreground_share),
-        ):
-            if (inside & drawable).any():
-                within = class_probabilities(counts.sum(axis=0), temperature, inside & drawable)
-                self.probabilities += (share if (~inside & drawable).any() else 1.0) * within
-        self._draws = ClassThenImage(self.probabilities, images, min_pixels, min_crop_ratio)
-
-    def draw(self, rng: np.random.Generator) -> Choice:
-        """A class, then one of its images."""
-        return self._draws.draw(rng)
+    group = np.array(is_foreground(names, foreground))
+    images, drawable = images_of_classes("context_aware", counts, min_pixels)
+    probabilities = np.zeros(len(names))
+    for inside, temperature, share in (
+        (group, foreground_temperature, foreground_share),
+        (~group, background_temperature, 1 - foreground_share),
+    ):
+        if (inside & drawable).any():
+            within = class_probabilities(counts.sum(axis=0), temperature, inside & drawable)
+            probabilities += (share if (~inside & drawable).any() else 1.0) * within
+    return ClassThenImage(probabilities, images, min_pixels, min_crop_ratio)
 
 
 class FixedRatio:
@@ -129,8 +133,7 @@ class FixedRatio:
         foreground_share: Share = 0.5,
     ) -> None:
         """`counts` (N,K), `names` K. UserError when no image has foreground."""
-        self.images = len(counts)
-        self.share = foreground_share
+        self.images, self.share = len(counts), foreground_share
         self.foreground = np.flatnonzero((counts[:, is_foreground(names, foreground)] > min_pixels).any(axis=1))
         if not len(self.foreground):
             raise UserError(
@@ -144,48 +147,31 @@ class FixedRatio:
         return Choice(int(rng.integers(self.images)))
 
 
-class ClassThenImage:
-    """A class by its probability (K,), then one of its images, uniformly."""
-
-    def __init__(
-        self,
-        probabilities: npt.NDArray[np.floating],
-        images: list[npt.NDArray[np.intp]],
-        min_pixels: int,
-        min_crop_ratio: float,
-    ) -> None:
-        self.images, self.wanted_pixels, self.checked = images, min_pixels * min_crop_ratio, min_crop_ratio > 0
-        self._cumulative = np.cumsum(probabilities, dtype=np.float64)
-
-    def draw(self, rng: np.random.Generator) -> Choice:
-        wanted = int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
-        image = int(rng.choice(self.images[wanted]))
-        return Choice(image, wanted, self.wanted_pixels) if self.checked else Choice(image)
-
-
-def images_of_classes(sampler: str, counts: Counts, min_pixels: int) -> list[npt.NDArray[np.intp]]:
-    """For each class the images with more than `min_pixels` of it; UserError when no class has any."""
+def images_of_classes(
+    sampler: str, counts: Counts, min_pixels: int
+) -> tuple[list[npt.NDArray[np.intp]], npt.NDArray[np.bool_]]:
+    """For each class the images with more than `min_pixels` of it, and whether there are any; UserError if nowhere."""
     images = [np.flatnonzero(column > min_pixels) for column in counts.T]
-    if not any(map(len, images)):
+    drawable = np.array([len(some) > 0 for some in images])
+    if not drawable.any():
         raise UserError(
             f"{sampler}: no image has more than {min_pixels} pixels of any class; "
             "lower min_pixels or check the labels with `udaseg prepare`."
         )
-    return images
+    return images, drawable
 
 
 def class_probabilities(pixels: Counts, temperature: float, drawable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """(K,) float32 softmax of (1 - share of pixels) / T over the drawable classes; shares are of all pixels."""
     share = (pixels / pixels.sum()).astype(np.float32)
-    logits = (1 - share) / np.float32(temperature)
-    logits = np.where(drawable, logits, -np.inf).astype(np.float32)
+    logits = np.where(drawable, (1 - share) / np.float32(temperature), -np.inf).astype(np.float32)
     weights = np.exp(logits - logits.max())
     return (weights / weights.sum(dtype=np.float32)).astype(np.float32)
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "uniform": Uniform,
-    "rare_class": RareClass,
-    "context_aware": ContextAware,
+    "rare_class": rare_class,
+    "context_aware": context_aware,
     "fixed_ratio": FixedRatio,
 }

@@ -7,6 +7,7 @@ indices mean the same on every machine.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,21 +60,23 @@ class DataSetSpec:
     expected: Mapping[str, int] = field(default_factory=dict)
     page: str = ""
     files: tuple[str, ...] = ()
-    command: str = ""
     notes: str = ""  # known irregularities, shown in the summary
     conditions: tuple[str, ...] = ()  # weather or light: folders that say which one an image belongs to
+    group: str = ""  # prepared together under this name, where no root is given
     title: str = ""  # of a data set that a file describes; its `name` is the path of that file
     refuse_unknown: bool = False  # unknown label values are an error, not a line of the summary
 
-    @property
-    def ids(self) -> Mapping[int, int]:
-        """Raw label value -> train id of the data set's main encoding."""
-        return self.encodings["ids"].ids
+    def command(self, root: Path | None = None) -> str:
+        """What prepares it."""
+        if root is None:
+            return shlex.join(["udaseg", "prepare", self.group or self.name])
+        return shlex.join(["udaseg", "prepare", self.name, "--root", str(root)])
 
 
 def walk(folder: Path, suffixes: tuple[str, ...] = PICTURES) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
+    """Files below a folder that are not hidden; also those in linked folders."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in sorted(names):
             if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(parent, name)
 

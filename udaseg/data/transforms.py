@@ -66,32 +66,24 @@ class _Taps(NamedTuple):
     weight_second: Ints
 
 
-def _positions(source: int, out: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    at = ((np.arange(out) + 0.5) * (source / out) - 0.5).astype(np.float32)
-    below = np.floor(at)
-    return below.astype(np.intp), at - below
-
-
-def _weights(fraction: npt.NDArray[np.float32]) -> tuple[Ints, Ints]:
-    one = np.float32(2048)
-    return np.rint((1 - fraction) * one).astype(np.int32), np.rint(fraction * one).astype(np.int32)
-
-
 @lru_cache(maxsize=64)
 def _taps(source: int, out: int, clamp_weights: bool) -> _Taps:
     """OpenCV clamps the weights at the borders along rows (horizontally) and only the positions along columns."""
-    below, fraction = _positions(source, out)
+    at = ((np.arange(out) + 0.5) * (source / out) - 0.5).astype(np.float32)
+    floor = np.floor(at)
+    below, fraction = floor.astype(np.intp), at - floor
     if clamp_weights:
         fraction = np.where((below < 0) | (below >= source - 1), np.float32(0), fraction)
-    return _Taps(below.clip(0, source - 1), (below + 1).clip(0, source - 1), *_weights(fraction))
+    weights = (np.rint(share * np.float32(2048)).astype(np.int32) for share in (1 - fraction, fraction))
+    return _Taps(below.clip(0, source - 1), (below + 1).clip(0, source - 1), *weights)
 
 
 def _along_rows(rows: Bytes, taps: _Taps, x1: int, x2: int) -> Ints:
     """(R,W,3) -> (R,(x2-x1)*3) interpolated along the rows, 15 bits."""
-    flat = rows.reshape(len(rows), -1)
-    channel = np.arange(3)
-    first = flat.take((taps.first[x1:x2, None] * 3 + channel).ravel(), axis=1).astype(np.int32)
-    second = flat.take((taps.second[x1:x2, None] * 3 + channel).ravel(), axis=1).astype(np.int32)
+    flat, channel = rows.reshape(len(rows), -1), np.arange(3)
+    first, second = (
+        flat.take((at[x1:x2, None] * 3 + channel).ravel(), axis=1).astype(np.int32) for at in (taps.first, taps.second)
+    )
     first *= taps.weight_first[x1:x2].repeat(3)
     second *= taps.weight_second[x1:x2].repeat(3)
     first += second
@@ -143,14 +135,9 @@ def random_box(size: Size, crop: tuple[int, int], rng: Integers) -> Box:
     return Box(y, min(y + crop[0], size[1]), x, min(x + crop[1], size[0]))
 
 
-def class_counts(label: Bytes) -> npt.NDArray[np.int64]:
-    """(256,) pixels of each value."""
-    return np.bincount(label.ravel(), minlength=256)
-
-
 def varied(label: Bytes, cat_max_ratio: float) -> bool:
     """Whether there are two classes or more and the largest covers less than the ratio; ignored pixels do not count."""
-    counts = class_counts(label)[:IGNORE]
+    counts = np.bincount(label.ravel(), minlength=256)[:IGNORE]
     return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio)
 
 
@@ -161,14 +148,12 @@ def draw_crop(
 
     With a label and cat_max_ratio < 1, a box that is not `varied` is redrawn at most 10 times; the 11th is not checked.
     """
-    box = random_box(size, crop, rng)
-    if label is None or cat_max_ratio >= 1.0:
-        return box
-    for _ in range(10):
-        if varied(cut(label, box), cat_max_ratio):
-            break
-        box = random_box(size, crop, rng)
-    return box
+    if label is not None and cat_max_ratio < 1.0:
+        for _ in range(10):
+            box = random_box(size, crop, rng)
+            if varied(cut(label, box), cat_max_ratio):
+                return box
+    return random_box(size, crop, rng)
 
 
 def cut(array: Bytes, box: Box) -> Bytes:
@@ -211,7 +196,7 @@ class Margins:
 
 def _profile(before: int, after: int, length: int) -> Bytes:
     line = np.zeros(length, dtype=np.uint8)
-    line[before : length - after] = 1
+    line[before : max(length - after, 0)] = 1
     return line
 
 
@@ -268,13 +253,11 @@ def rgb_to_hsv(image: Bytes) -> Bytes:
     spread = value - image.min(axis=2)
     by_value, by_spread = _divisors()
     saturation = (spread * by_value[value] + (1 << 11)) >> 12
-    sector = np.where(
-        value == green, blue - red + 2 * spread.astype(np.int32), red - green + 4 * spread.astype(np.int32)
-    )
+    wide = spread.astype(np.int32)
+    sector = np.where(value == green, blue - red + 2 * wide, red - green + 4 * wide)
     sector = np.where(value == red, green - blue, sector)
-    hue = (sector * by_spread[spread] + (1 << 11)) >> 12
-    hue = np.where(hue < 0, hue + 180, hue)
-    return np.stack([hue.astype(np.uint8), saturation.astype(np.uint8), value], axis=2)
+    hue = ((sector * by_spread[spread] + (1 << 11)) >> 12) % 180
+    return np.stack([hue, saturation, value], axis=2).astype(np.uint8)
 
 
 def hsv_to_rgb(hsv: Bytes) -> Bytes:

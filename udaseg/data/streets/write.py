@@ -6,7 +6,6 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from udaseg.data.classes import CITYSCAPES_COLOURS
+from udaseg.data.parallel import results, usable_workers
 from udaseg.data.streets.palette import Domain
 from udaseg.data.streets.render import check_choices, draw
 from udaseg.errors import UserError
@@ -23,7 +23,6 @@ GENERATOR_VERSION = 1  # to be raised whenever the same parameters give other im
 MANIFEST, PARTIAL = "streets.json", "streets.partial.json"
 FOLDERS = {"source": "gta5", "source_val": "gta5_val", "target_train": "cityscapes", "target_val": "cityscapes"}
 CITIES = {"target_train": ("gridton", "rasterford"), "target_val": ("blockville",)}
-MOST_IMAGES = 99_999  # in one split: GTA5 file names have five digits
 
 
 class Job(NamedTuple):
@@ -52,18 +51,16 @@ def write_streets(
 
     `gta5/` is the source, `gta5_val/` held-out source images in the same format, `cityscapes/` the target;
     `streets.json` is written last. For `size`, `gap` and `seed` see `draw`; `workers` are processes, None for as many
-    as there are processors; `progress` is called with (images done, images in all). Raises ValueError if a parameter
+    as are of use; `progress` is called with (images done, images in all). Raises ValueError if a parameter
     is out of its range, UserError if `root` holds other data; nothing has been changed then.
     """
     root, tell = Path(root), progress or (lambda done, total: None)
     counts = {"source": source, "source_val": source_val, "target_train": target_train, "target_val": target_val}
-    _check(size, gap, seed, counts, workers)
+    check_choices("game", seed, 0, size, gap)
     parameters = {"generator": GENERATOR_VERSION, "seed": seed, "size": list(size), "gap": float(gap), "counts": counts}
     complete = _is_complete(root, parameters)
     jobs = list(_jobs(root, counts))
-    pending = [
-        job for job in jobs if not (job.image.exists() and job.label.exists())
-    ]  # files appear whole or not at all
+    pending = [job for job in jobs if not (job.image.exists() and job.label.exists())]  # files appear whole
     if pending or not complete:
         write_json(root / PARTIAL, parameters)
     for folder in {path.parent for job in pending for path in (job.image, job.label)}:
@@ -71,20 +68,11 @@ def write_streets(
     done = len(jobs) - len(pending)
     tell(done, len(jobs))
     work = partial(_write, size=size, gap=gap, seed=seed)
-    for more, _ in enumerate(_run(work, pending, workers or os.cpu_count() or 1), 1):
+    for more, _ in enumerate(results(work, pending, usable_workers(workers, len(pending))), 1):
         tell(done + more, len(jobs))
     if not complete:
         write_json(root / MANIFEST, parameters)
     (root / PARTIAL).unlink(missing_ok=True)
-
-
-def _check(size: tuple[int, int], gap: float, seed: int, counts: dict[str, int], workers: int | None) -> None:
-    check_choices("game", seed, 0, size, gap)
-    for name, count in counts.items():
-        if not isinstance(count, int) or not 0 <= count <= MOST_IMAGES:
-            raise ValueError(f"{name} is {count!r}; allowed: a whole number from 0 to {MOST_IMAGES}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers!r}; allowed: a whole number from 1, or None")
 
 
 def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
@@ -126,15 +114,6 @@ def _jobs(root: Path, counts: dict[str, int]) -> Iterator[Job]:
             stem = f"{split.removeprefix('target_')}/{city}/{city}_{number // len(cities):06d}_000019"
             image, label = f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png"
             yield Job("camera", scene, folder / image, folder / label)
-
-
-def _run(work: Callable[[Job], None], jobs: list[Job], workers: int) -> Iterator[None]:
-    """Do the jobs here or in up to `workers` processes, yielding after each."""
-    if min(workers, len(jobs)) <= 1:
-        yield from map(work, jobs)
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
-        yield from pool.map(work, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
 
 
 def _write(job: Job, *, size: tuple[int, int], gap: float, seed: int) -> None:
