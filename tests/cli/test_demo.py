@@ -49,7 +49,8 @@ def test_gains_are_signed_and_undefined_ones_are_dashes() -> None:
         return Scores(("a", "b", "c"), values)
 
     nan = float("nan")
-    rows = demo.table_rows(demo.Result(of(1, 5, nan), of(2, 5, nan), of(3, 4, nan), Path(), Path(), Path()))
+    table = demo.result_table(demo.Result(of(1, 5, nan), of(2, 5, nan), of(3, 4, nan), Path()))
+    rows = [[cell.number() for cell in row] for row in table.rows]
     assert rows[0] == ["a", "1.0", "2.0", "3.0", "+2.0", "+1.0"]
     assert rows[1][-2:] == ["-1.0", "-1.0"] and rows[2] == ["c", "-", "-", "-", "-", "-"]
     assert rows[3][0] == "mIoU (2 classes)"

@@ -10,16 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from udaseg.studies.figures import COLOURS
 from udaseg.studies.tables import clean
 
 WIDTH, HEIGHT = 440, 270
-COLOURS = 8
-"""How many series have a colour of their own (``.c0`` ... in the style sheet)."""
+DARK = ("#79a8ff", "#ff9a5c", "#43c9a8", "#d58be6", "#e3bb4b", "#ff8098", "#9ccc5f", "#a7b2c0")
+"""``COLOURS`` on dark pages."""
 STYLE = """
-:root { --c0: #2563c9; --c1: #d2601a; --c2: #14866d; --c3: #a03cb4; --c4: #b8860b; --c5: #c2314f; --c6: #4b7f1d;
-  --c7: #5f6b7a }
-@media (prefers-color-scheme: dark) { :root { --c0: #79a8ff; --c1: #ff9a5c; --c2: #43c9a8; --c3: #d58be6; --c4: #e3bb4b;
-  --c5: #ff8098; --c6: #9ccc5f; --c7: #a7b2c0 } }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; overflow: visible }
 svg text { fill: currentColor; fill-opacity: .72 } svg .grid { stroke: currentColor; stroke-opacity: .13 }
 svg .axis { stroke: currentColor; stroke-opacity: .45 }
@@ -27,9 +24,12 @@ svg .end { text-anchor: end } svg .middle { text-anchor: middle }
 svg .value { fill-opacity: 1; font-size: 10.5px; font-variant-numeric: tabular-nums }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round } svg .thin { stroke-width: 1.4; stroke-opacity: .85 }
 svg .dashed { stroke-dasharray: 5 4 } svg .hollow { fill: none; stroke-width: 2 }
-""" + "\n".join(
-    f".c{i} {{ stroke: var(--c{i}) }} .f{i} {{ fill: var(--c{i}); background: var(--c{i}) }}" for i in range(COLOURS)
-)
+""" + "".join(
+    f":root {{ --c{i}: {light} }} @media (prefers-color-scheme: dark) {{ :root {{ --c{i}: {dark} }} }}\n"
+    f".c{i} {{ stroke: var(--c{i}); border-color: var(--c{i}) }}\n"
+    f".f{i} {{ fill: var(--c{i}); background: var(--c{i}) }}\n"
+    for i, (light, dark) in enumerate(zip(COLOURS, DARK, strict=True))
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def compact(value: float) -> str:
 
 def drawn(series: Series, plane: _Plane) -> str:
     """One curve with its deviations and points, or a level across."""
-    kind = f"c{series.colour % COLOURS}"
+    kind = f"c{series.colour % len(COLOURS)}"
     dashes = " dashed" if series.published else ""
     levels = [y for x, y, _ in series.points if not math.isfinite(x)]
     if levels:
@@ -136,7 +136,7 @@ def drawn(series: Series, plane: _Plane) -> str:
                 f'<line class="{kind}" x1="{at}" x2="{at}" y1="{plane.down(y - dev)}" y2="{plane.down(y + dev)}"/>'
             )
         if series.dots:
-            look = f"hollow {kind}" if series.published else f"f{series.colour % COLOURS}"
+            look = f"hollow {kind}" if series.published else f"f{series.colour % len(COLOURS)}"
             tip = f"{words(series.name)}: {x:g}, {y:.1f}" + (f" ± {dev:.1f}" if dev else "")
             found.append(f'<circle class="{look}" cx="{at}" cy="{down}" r="4"><title>{tip}</title></circle>')
     return "".join(found)
@@ -153,38 +153,34 @@ class Bars:
 
 
 def bars(classes: Sequence[str], methods: Sequence[Bars], *, title: str) -> str:
-    """Horizontal bars, one below the other for each class."""
+    """Horizontal bars, one below the other for each class; a single method's have their values beside them."""
     thick = 9 if len(methods) == 1 else 7
     row = thick * len(methods) + 9
     left, room, foot = 104, WIDTH - 104 - 34, 10 + row * len(classes)
+
+    def across(value: float) -> float:
+        return round(left + room * value / 100, 1)
+
     body = []
     for mark in range(0, 101, 25):
-        at = left + room * mark / 100
-        body.append(f'<line class="grid" x1="{at}" x2="{at}" y1="6" y2="{foot}"/>')
-        body.append(f'<text class="middle" x="{at}" y="{foot + 16}">{mark}</text>')
+        body.append(f'<line class="grid" x1="{across(mark)}" x2="{across(mark)}" y1="6" y2="{foot}"/>')
+        body.append(f'<text class="middle" x="{across(mark)}" y="{foot + 16}">{mark}</text>')
     for i, name in enumerate(classes):
         top = 10 + i * row
         body.append(f'<text class="end" x="{left - 8}" y="{top + (row - 9) / 2 + 4}">{words(name)}</text>')
         for j, method in enumerate(methods):
-            body.append(one_bar(method, i, left, room, top + j * thick, thick, alone=len(methods) == 1))
+            y, value, printed = top + j * thick, method.values[i], method.published[i]
+            if math.isfinite(value):
+                tip = f"{words(method.name)}: {value:.1f}" + ("" if printed is None else f", published {printed:.1f}")
+                shape = f'x="{left}" y="{y}" width="{across(value) - left:.1f}" height="{thick - 1}" rx="1.5"'
+                body.append(f'<rect class="f{method.colour % len(COLOURS)}" {shape}><title>{tip}</title></rect>')
+                if len(methods) == 1:
+                    beyond = across(max(value, printed or 0)) + 5
+                    body.append(f'<text class="value" x="{beyond}" y="{y + thick - 1}">{value:.1f}</text>')
+            if printed is not None:
+                at = across(printed)
+                body.append(f'<line class="axis" stroke-width="2" x1="{at}" x2="{at}" y1="{y - 1}" y2="{y + thick}"/>')
     return svg(title, foot + 22, body)
-
-
-def one_bar(method: Bars, i: int, left: int, room: int, top: float, thick: int, *, alone: bool) -> str:
-    value, printed, kind = method.values[i], method.published[i], method.colour % COLOURS
-    found = []
-    if math.isfinite(value):
-        long = round(room * value / 100, 1)
-        tip = f"{words(method.name)}: {value:.1f}" + ("" if printed is None else f", published {printed:.1f}")
-        shape = f'class="f{kind}" x="{left}" y="{top}" width="{long}" height="{thick - 1}" rx="1.5"'
-        found.append(f"<rect {shape}><title>{tip}</title></rect>")
-        beyond = max(long, room * (printed or 0) / 100)
-        if alone:
-            found.append(f'<text class="value" x="{left + beyond + 5}" y="{top + thick - 1}">{value:.1f}</text>')
-    if printed is not None:
-        at = round(left + room * printed / 100, 1)
-        found.append(f'<line class="axis" stroke-width="2" x1="{at}" x2="{at}" y1="{top - 1}" y2="{top + thick}"/>')
-    return "".join(found)
 
 
 def svg(title: str, height: float, body: Sequence[str]) -> str:
