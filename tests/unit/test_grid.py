@@ -13,7 +13,7 @@ import pytest
 import toy
 
 from udaseg import build
-from udaseg.commands.ablate import Watching, parse_seeds
+from udaseg.commands.ablate import Watching, parse_seeds, status
 from udaseg.engine.runlog import RunFolder, held
 from udaseg.engine.trainer import Interrupted
 from udaseg.errors import Busy, UserError
@@ -233,6 +233,15 @@ def test_one_failure_never_stops_the_rest(tmp_path: Path) -> None:
         ("error", "bad\n  thing: x"), ("killed by SIGKILL", "last row"), ("crash", "RuntimeError: bang"),
         ("out of memory", "CUDA out of memory. x"),
     ]  # fmt: skip
+
+
+def test_an_error_of_several_runs_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY, only="plain")
+    work(laid.cells, Played(*[(2, "error: cannot run:\n  the data is not prepared")] * 2), Watching(laid.cells))
+    assert "plain, seed 1: failed: error: cannot run: the data is not prepared\n" in capsys.readouterr().out
+    status(STUDY, laid)
+    told = capsys.readouterr().out
+    assert "plain, seed 0; plain, seed 1: error: cannot run:\n" in told and told.count("not prepared") == 1
 
 
 def test_failed_runs_wait_for_retry_and_only_their_last_words_count(tmp_path: Path) -> None:

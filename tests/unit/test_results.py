@@ -297,6 +297,10 @@ def test_one_command_fills_a_study_whose_runs_lie_where_a_grid_looks(place: Path
     table = study_table(summarise("mine.yaml", scan(Path("runs"))))
     assert table.commands == ("udaseg ablate mine.yaml --seeds 0,1,2 --out runs/mine",)
     assert table.notes[-2:] == ("Missing (seeds 0, 2): two.", "Missing (seeds 0, 1, 2): three; target only.")
+    (failed,) = Path("runs/mine").glob(f"*-{fingerprint('three', 0)[:12]}")
+    (failed / "failure.json").write_text("{}", encoding="utf-8")  # a grid leaves it alone unless it is told to retry
+    assert study_table(summarise("mine.yaml", scan(Path("runs")))).commands[0].endswith("--out runs/mine --retry")
+    (failed / "failure.json").unlink()
     write_run(Path("runs/by hand"), seed=0, fingerprint=fingerprint("two", 0))
     assert study_table(summarise("mine.yaml", scan(Path("runs")))).commands == (
         "udaseg ablate mine.yaml --only two --seeds 2 --out runs/mine",
@@ -456,6 +460,12 @@ def test_special_characters_in_html() -> None:
                                             y_label=EVIL, title=EVIL), [(EVIL, 0, True)])  # fmt: skip
     page = html.report(title=EVIL, lead=EVIL, cards=[(EVIL, EVIL)], parts=[html.Part(evil(), [figure])], footer=EVIL)
     assert "<i>" not in page and "a|b_c*&lt;i&gt;&amp;" in page
+
+
+def test_a_hollow_sign_in_a_legend_keeps_its_colour() -> None:
+    """The shorthand `border` would set it back to that of the text."""
+    page = html.report(title="t", lead="l", cards=[], parts=[], footer="f")
+    assert re.search(r"hollow \{[^}]*border-style: solid", page) and not re.search(r"hollow \{[^}]*border:", page)
 
 
 def test_wide_tables_are_printed_in_blocks() -> None:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from udaseg.commands.train import watching
 from udaseg.console import duration, out, table
+from udaseg.engine import checkpoint
 from udaseg.errors import UserError
 from udaseg.studies.executors import Executor, Inline, Local, Slurm, slurm_executor, work
 from udaseg.studies.grid import CELLS, Cell, Grid, costs, lay_out, look
@@ -61,8 +62,7 @@ def status(study: Study, grid: Grid) -> dict[Path, Run]:
         rows.setdefault(cell.row.name, {})[cell.seed] = in_words(found[cell.folder], cell, study.protocol)
     header = ("row", *(f"seed {seed}" for seed in seeds))
     table(header, [[name, *(by_seed[seed] for seed in seeds)] for name, by_seed in rows.items()], title=study.title)
-    for cell in grid.runs():
-        tell_failure(cell, found[cell.folder])
+    tell_failures(grid.runs(), found)
     notes(study, grid)
     return found
 
@@ -76,13 +76,17 @@ def in_words(run: Run, cell: Cell, protocol: str | None) -> str:
     return f"{run.state} {run.reached}/{cell.iterations}" if run.state in ("running", "interrupted") else run.state
 
 
-def tell_failure(cell: Cell, run: Run) -> None:
-    """Everything that is known of an error."""
-    if failure := run.failure:
-        where = f"{failure.time} at iteration {failure.iteration}, {failure.log}" if failure.log else str(cell.folder)
-        out.print(f"{cell.name}: {failure}\n  ({where})", style="red")
-    elif run.problem:
-        out.print(f"{cell.name}: damaged: {run.problem}\n  ({cell.folder})", style="red")
+def tell_failures(cells: Sequence[Cell], found: Mapping[Path, Run]) -> None:
+    """Everything that is known of the errors; one that several runs have once, with the place of the first."""
+    same: dict[str, list[Cell]] = {}
+    for cell in cells:
+        run = found[cell.folder]
+        if text := f"{run.failure}" if run.failure else f"damaged: {run.problem}" if run.problem else "":
+            same.setdefault(text, []).append(cell)
+    for text, having in same.items():
+        failure, place = found[having[0].folder].failure, str(having[0].folder)
+        where = f"{failure.time} at iteration {failure.iteration}, {failure.log}" if failure and failure.log else place
+        out.print(f"{'; '.join(cell.name for cell in having)}: {text}\n  ({where})", style="red")
 
 
 def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
@@ -132,14 +136,16 @@ class Watching:
         self.began = self.said = time.monotonic()
 
     def started(self, cell: Cell) -> None:
-        at = self.reached[cell.folder]
-        self.say(f"{cell.name}: {f'on from iteration {at}' if at else 'begins'}, {cell.folder}")
+        saved = checkpoint.newest(cell.folder / "checkpoints")
+        how = f"on from iteration {int(saved.stem.removeprefix('step-'))}" if saved else "begins"
+        self.say(f"{cell.name}: {how}, {cell.folder}")
 
     def ended(self, cell: Cell, run: Run) -> None:
         self.over.add(cell.folder)
         self.reached[cell.folder] = run.reached
         text = f"failed: {run.failure}" if run.failure else in_words(run, cell, self.protocol)
-        self.say(f"{cell.name}: {text.partition(chr(10))[0]}{' elsewhere' if run.state == 'running' else ''}")
+        head = " ".join(line.strip() for line in text.splitlines()[:2])  # a list's title alone says nothing
+        self.say(f"{cell.name}: {head}{' elsewhere' if run.state == 'running' else ''}")
 
     def waiting(self, running: Sequence[Cell]) -> None:
         if time.monotonic() - self.said > HEARTBEAT:

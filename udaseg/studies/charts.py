@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from udaseg.studies.figures import COLOURS
+from udaseg.studies.figures import COLOURS, ticks
 from udaseg.studies.tables import clean
 
 WIDTH, HEIGHT = 440, 270
@@ -62,15 +62,6 @@ class _Plane:
     def down(self, value: float) -> float:
         low, high = self.y
         return round(HEIGHT - self.bottom - (value - low) / (high - low) * (HEIGHT - self.top - self.bottom), 1)
-
-
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that cover the range."""
-    step = max(high - low, 1e-9) / about
-    unit = 10.0 ** math.floor(math.log10(step))
-    step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= step * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
 
 def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,6 +63,15 @@ def stacked(images: Sequence[Image.Image]) -> Image.Image:
     return canvas
 
 
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that cover the range."""
+    step = max(high - low, 1e-9) / about
+    unit = 10.0 ** math.floor(math.log10(step))
+    step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= step * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
 def bars(labels: Sequence[str], values: npt.NDArray[np.float64], names: Sequence[str], *, title: str) -> Image.Image:
     """One group of horizontal bars a label, one bar a series: values (series, labels); NaN is left out."""
     font, left, width, thick = ImageFont.load_default(size=14), 130, 520, 10
@@ -72,14 +82,14 @@ def bars(labels: Sequence[str], values: npt.NDArray[np.float64], names: Sequence
     draw = ImageDraw.Draw(canvas)
     draw.text((8, 8), title, fill="black", font=ImageFont.load_default(size=18))
     finite = values[np.isfinite(values)]
-    low, high = min(0.0, *finite), max(0.0, *finite) or 1.0
+    marks = ticks(min(0.0, *finite), max(0.0, *finite))
 
     def x(value: float) -> float:
-        return left + width * (value - low) / (high - low)
+        return left + width * (value - marks[0]) / (marks[-1] - marks[0])
 
-    for tick in np.linspace(low, high, 5):
-        draw.line((x(tick), top, x(tick), foot), fill="#dddddd")
-        draw.text((x(tick), foot + 12), f"{tick:.2g}", fill="black", font=font, anchor="mm")
+    for mark in marks:
+        draw.line((x(mark), top, x(mark), foot), fill="#dddddd")
+        draw.text((x(mark), foot + 12), f"{mark:g}", fill="black", font=font, anchor="mm")
     for place, text in enumerate(labels):
         y = top + row * place + 6
         draw.text((left - 8, y + (row - 12) / 2), text, fill="black", font=font, anchor="rm")

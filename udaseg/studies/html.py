@@ -47,7 +47,7 @@ figcaption { font-weight: 600; font-size: .95rem; margin-bottom: .3rem }
   list-style: none }
 .legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 50%; margin-right: .35rem;
   vertical-align: -.08rem; box-sizing: border-box }
-.legend i.hollow { border: 2px solid; background: none !important }
+.legend i.hollow { border-width: 2px; border-style: solid }
 details { margin: .6rem 0; font-size: .9rem } summary { cursor: pointer }
 pre { background: var(--soft); padding: .8rem 1rem; border-radius: .4rem; overflow-x: auto; font-size: .85rem }
 img { max-width: 100%; height: auto; border-radius: .4rem; background: white; margin: .5rem 0 }

@@ -43,7 +43,7 @@ class Entry:
 @dataclass(frozen=True)
 class Summary:
     """A study with its runs. ``options``: what was changed on the command line, as words of a command. ``place``: the
-    folder where a grid has left most of its runs."""
+    folder where a grid has left most of its runs; ``failed``: did some of them fail?"""
 
     name: str
     study: Study
@@ -52,6 +52,7 @@ class Summary:
     protocol: str
     options: tuple[str, ...] = ()
     place: Path | None = None
+    failed: bool = False
 
     @property
     def as_published(self) -> bool:
@@ -81,12 +82,14 @@ def summarise(
         missing = [seed for seed in study.seeds if recipe is not None and seed not in found]
         entries.append(Entry(row, tuple(found.values()), tuple(missing)))
     names = {cell.folder.name for cell in grid.cells}
-    places = [run.folder.parent for run in runs if run.folder.name in names]
+    cells = [run for run in runs if run.folder.name in names]
+    places = [run.folder.parent for run in cells]
     return Summary(
         name, study, tuple(entries), grid.left_out,
         study.protocol or benchmark_data(benchmark or study.benchmark).protocol,
         (*(["--benchmark", benchmark] if benchmark else []), *overrides),
         statistics.mode(places) if places else None,
+        any(run.state == "failed" for run in cells),
     )  # fmt: skip
 
 
@@ -231,7 +234,8 @@ def commands(summary: Summary, runs: Path) -> list[str]:
         wanted = [("", sorted({seed for entry in missing for seed in entry.missing}))]
     return [
         shlex.join(["udaseg", "ablate", summary.name, *summary.options, *(["--only", only] if only else []),
-                    "--seeds", ",".join(map(str, seeds)), *(["--out", str(place)] if place != CELLS else [])])
+                    "--seeds", ",".join(map(str, seeds)), *(["--out", str(place)] if place != CELLS else []),
+                    *(["--retry"] if summary.failed else [])])
         for only, seeds in wanted
     ]  # fmt: skip
 
