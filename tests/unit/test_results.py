@@ -21,7 +21,7 @@ from udaseg.errors import UserError
 from udaseg.files import write_free
 from udaseg.studies import charts, html, pages
 from udaseg.studies.grid import lay_out
-from udaseg.studies.results import Run, curves, read, scan
+from udaseg.studies.results import curves, read, scan
 from udaseg.studies.study import Row, load_study
 from udaseg.studies.summary import (
     Summary,
@@ -270,6 +270,12 @@ def test_marks_are_by_group(place: Path) -> None:
     assert [row[-1].mark for row in table.rows] == ["", "best", "", "best"]
 
 
+def test_marks_tell_apart_what_is_shown_apart(place: Path) -> None:
+    rows = "".join(f"  - {{label: m{value}, published: [{value}]}}\n" for value in (54.31, 54.29, 54.2))
+    Path("close.yaml").write_text(f"title: t\nbenchmark: streets\nrows:\n{rows}", encoding="utf-8")
+    assert [row[-1].mark for row in study_table(summarise("close.yaml", [])).rows] == ["best", "second", ""]
+
+
 def test_missing_cells_name_their_command(place: Path) -> None:
     train("one", 1, (50, 30))
     summary = summarise("mine.yaml", scan(Path("runs")), overrides=())
@@ -335,6 +341,15 @@ def test_other_settings_are_other_runs_and_have_no_differences(place: Path) -> N
     assert kinds == ["published", "reproduced"] and "no differences" in table.notes[0]
     with pytest.raises(UserError, match="trian"):
         summarise("mine.yaml", [], overrides=["trian.iterations=7"])
+
+
+def test_the_studys_benchmark_and_runtime_are_no_other_settings(place: Path) -> None:
+    train("one", 0, (50, 30))
+    table = study_table(
+        summarise("mine.yaml", scan(Path("runs")), benchmark="streets", overrides=["runtime.threads=1"])
+    )
+    assert [row[1].text for row in table.rows if row[0].text == "one"] == ["published", "reproduced", "difference"]
+    assert "Reproduced with" not in table.lead and "runtime.threads=1" in table.commands[0]
 
 
 def test_of_equal_runs_the_newest_counts_and_damaged_ones_never(place: Path) -> None:
@@ -556,7 +571,3 @@ def test_a_point_lies_where_its_value_is() -> None:
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert [write_free(tmp_path / "x.md", text).name for text in (b"a", b"b", b"c")] == ["x.md", "x-2.md", "x-3.md"]
     assert (tmp_path / "x.md").read_bytes() == b"a"
-
-
-def test_runs_hold_no_state() -> None:
-    assert Run(Path("a"), "damaged").scores().iou == ()

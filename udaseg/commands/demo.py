@@ -67,13 +67,11 @@ def run(*, quick: bool, recipe: str | None, seed: int, folder: Path | None) -> R
     common = [f"seed={seed}", *(QUICK if quick else ())]
     start = folder / "source_only"
     network = {"model": {"wrapper": load_adaptation(recipe, common).recipe.model.wrapper}}  # both halves have one
-
-    def first_half() -> Loaded:
-        return build.load("demo_source_only", overlays=[("the demo", network)], overrides=common)
-
+    overlays = [("the demo", network)]
     if not (folder / "adapted" / "result.json").is_file():
-        common.append(f"runtime.threads={fastest_threads(first_half())}")
-    train(first_half(), start, "1/2 source-only")
+        threads = fastest_threads(build.load("demo_source_only", overlays=overlays, overrides=common))
+        common.append(f"runtime.threads={threads}")
+    train(build.load("demo_source_only", overlays=overlays, overrides=common), start, "1/2 source-only")
     adapted = load_adaptation(recipe, [*common, f"model.start={start}"])
     train(adapted, folder / "adapted", f"2/2 {adapted.recipe.name}")
     result = report(folder, adapted, start, time.monotonic() - began)

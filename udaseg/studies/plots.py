@@ -67,8 +67,8 @@ def curves_figure(runs: Sequence[Run], logs: Sequence[Curves]) -> Any:
 
 
 def classes_figure(runs: Sequence[Run], protocol: str | None) -> Any:
-    """Bars of the IoU by class."""
-    found = [run.scores(protocol) for run in runs]
+    """Bars of the IoU by class, of all runs over the classes of one protocol (None: the first run's)."""
+    found = [run.scores(protocol or runs[0].protocol) for run in runs]
     classes, thick = found[0].names, 0.8 / len(runs)
     drawn = figure(figsize=(6.4, 1.0 + len(classes) * (0.18 + 0.1 * len(runs))))
     axes = drawn.add_subplot(xlabel="IoU, %", xlim=(0, 100))

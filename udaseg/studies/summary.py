@@ -56,8 +56,8 @@ class Summary:
 
     @property
     def as_published(self) -> bool:
-        """Do the runs compute what the published numbers are of?"""
-        return not self.options
+        """Do the runs compute what the published numbers are of? ``runtime`` changes nothing of it."""
+        return all(text.startswith("runtime.") for text in self.options)
 
 
 def summarise(
@@ -68,6 +68,7 @@ def summarise(
     Runs with other seeds than the study's count, too.
     """
     study = load_study(name)
+    benchmark = None if benchmark == study.benchmark else benchmark
     runs = sorted(runs, key=lambda run: run.changed)
     grid = lay_out(study, benchmark=benchmark, overrides=overrides, empty=not (benchmark or overrides))
     done = {run.fingerprint: run for run in runs if run.state == "finished"}
@@ -178,14 +179,13 @@ def as_printed(value: float | str | None, stat: Stat | None) -> Cell:
 def mark(lines: Sequence[list[Cell]], comparable: Sequence[bool]) -> None:
     """Put the marks of the columns that can be compared into lines that can be; equal as shown is equal."""
     for i in [i for i, yes in enumerate(comparable) if yes]:
-        values = [round(line[i].value, 1) for line in lines if line[i].value is not None]  # type: ignore[arg-type]
-        if len(values) < 2:
+        shown = {place: float(line[i].number()) for place, line in enumerate(lines) if line[i].value is not None}
+        if len(shown) < 2:
             continue
-        best, *others = sorted(set(values), reverse=True)
-        marks: dict[float, Mark] = {best: "best", **({others[0]: "second"} if others and len(values) > 2 else {})}
-        for line in lines:
-            if line[i].value is not None:
-                line[i] = replace(line[i], mark=marks.get(round(line[i].value, 1), ""))  # type: ignore[arg-type]
+        best, *others = sorted(set(shown.values()), reverse=True)
+        marks: dict[float, Mark] = {best: "best", **({others[0]: "second"} if others and len(shown) > 2 else {})}
+        for place, value in shown.items():
+            lines[place][i] = replace(lines[place][i], mark=marks.get(value, ""))
 
 
 def is_iou(column: str) -> bool:
