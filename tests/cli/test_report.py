@@ -124,7 +124,7 @@ def test_plots(place: Path, kind: str, ending: str) -> None:
 
 def test_runs_of_other_protocols_are_drawn_over_the_first_ones(place: Path) -> None:
     pytest.importorskip("matplotlib")
-    more = {"classes": ("road", "wall", "terrain"), "confusion": [[5, 1, 1], [1, 5, 1], [1, 1, 5]]}
+    more = {"classes": ("road", "wall", "car"), "confusion": [[5, 1, 1], [1, 5, 1], [1, 1, 5]]}
     for name, protocol in (("a", "cityscapes19"), ("b", "synthia13")):
         write_run(Path(f"runs/{name}"), recipe=name, protocol=protocol, **more)  # type: ignore[arg-type]
     assert run("plot", "classes", "runs/a", "runs/b", "--out", "x.png") == 0

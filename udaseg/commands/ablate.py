@@ -91,22 +91,22 @@ def tell_failures(cells: Sequence[Cell], found: Mapping[Path, Run]) -> None:
 
 def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
     """The runs, how far they are, and what those to come cost."""
-    cells = grid.runs()
-    known, found = costs(cells, folder or CELLS), {cell.folder: look(cell) for cell in cells}
-    rows = []
+    cells, place = grid.runs(), (folder or CELLS).absolute()
+    known, found = costs(cells, place), {cell.folder: look(cell) for cell in cells}
+    rows, todo, hours, size = [], [], 0.0, 0.0
     for cell in cells:
-        cost = known.get(cell.folder)
+        cost, run = known.get(cell.folder), found[cell.folder]
         price = [f"{cost.hours:.2f}", f"{cost.gigabytes:.2f}"] if cost else ["unknown", "unknown"]
-        rows.append([cell.name, str(cell.folder), in_words(found[cell.folder], cell, study.protocol), *price])
+        rows.append([cell.name, str(cell.folder), in_words(run, cell, study.protocol), *price])
+        if run.state != "finished":
+            todo.append(cell)
+            hours += cost.hours * (1 - run.reached / cell.iterations) if cost else 0.0
+            size += cost.gigabytes if cost else 0.0
     table(("run", "folder", "state", "hours", "GB"), rows, left=2)
-    todo = [cell for cell in cells if found[cell.folder].state != "finished"]
-    estimated = [(known[cell.folder], 1 - found[cell.folder].reached / cell.iterations)
-                 for cell in todo if cell.folder in known]  # fmt: skip
-    hours = sum(cost.hours * part for cost, part in estimated)
-    size = sum(cost.gigabytes for cost, _ in estimated)
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    estimated = sum(cell.folder in known for cell in todo)
+    free = shutil.disk_usage(next(there for there in (place, *place.parents) if there.exists())).free / 1e9
     out.print(f"to do: {len(todo)} of {len(cells)} runs")
-    out.print(f"estimated: {len(estimated)} of these, {hours:.2f} h in a row, {size:.2f} GB ({free:.0f} GB free here)")
+    out.print(f"estimated: {estimated} of these, {hours:.2f} h in a row, {size:.2f} GB ({free:.0f} GB free there)")
     if unknown := [cell for cell in todo if cell.folder not in known]:
         command = shlex.join(["udaseg", *unknown[0].command, "--dry-run"])
         out.print(f"unknown: no run of the kind is finished; this measures one: {command}")

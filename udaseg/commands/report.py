@@ -70,11 +70,11 @@ def deliver(text: str, path: Path) -> None:
 def page(studies: Sequence[Summary], runs: Sequence[Run], folder: Path) -> str:
     """The whole report as HTML."""
     entries = [entry for study in studies for entry in study.entries]
-    states = Counter(run.state for run in runs)
-    cards = {
-        "methods": len(entries), "reproduced": sum(bool(e.runs) for e in entries),
-        "runs": sum(len(e.runs) for e in entries), "runs missing": sum(len(e.missing) for e in entries),
-    } if studies else {"runs": len(runs), **dict(sorted(states.items()))}  # fmt: skip
+    cards = {"runs": len(runs), **dict(sorted(Counter(str(run.state) for run in runs).items()))}
+    if studies:
+        done, missing = sum(len(e.runs) for e in entries), sum(len(e.missing) for e in entries)
+        reproduced = sum(bool(e.runs) for e in entries)
+        cards = {"methods": len(entries), "reproduced": reproduced, "runs": done, "runs missing": missing}
     return html.report(
         title=studies[0].study.title if len(studies) == 1 else f"{len(studies)} studies" if studies else "Runs",
         lead=f"Run folders below {folder}, {time.strftime('%Y-%m-%d %H:%M')}.",

@@ -75,8 +75,8 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 def bars(labels: Sequence[str], values: npt.NDArray[np.float64], names: Sequence[str], *, title: str) -> Image.Image:
     """One group of horizontal bars a label, one bar a series: values (series, labels); NaN is left out."""
     font, left, width, thick = ImageFont.load_default(size=14), 130, 520, 10
-    row, top, palette = thick * len(names) + 12, 36, [ImageColor.getrgb(c) for c in COLOURS]
-    palette = [palette[i % len(palette)] for i in range(len(names))]
+    row, top = thick * len(names) + 12, 36
+    palette = [ImageColor.getrgb(COLOURS[i % len(COLOURS)])[:3] for i in range(len(names))]
     foot = top + row * len(labels)
     canvas = Image.new("RGB", (left + width + 30, foot + 30), "white")
     draw = ImageDraw.Draw(canvas)

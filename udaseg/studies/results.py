@@ -40,6 +40,9 @@ class Validation(BaseModel):
     iteration: NonNegativeInt
     confusion: list[list[NonNegativeInt]]
 
+    def counts(self) -> Counts:
+        return np.array(self.confusion, np.float64)
+
 
 class ResultFile(BaseModel):
     """What is needed of ``result.json``."""
@@ -157,27 +160,24 @@ def finished(folder: Path, changed: float) -> Run:
         folder, "finished", recipe=result.recipe, benchmark=result.benchmark or "", seed=result.seed,
         reached=result.iterations, total=result.iterations, changed=changed, fingerprint=result.fingerprint,
         family=family(sections(folder)), protocol=result.protocol, classes=tuple(result.classes),
-        counts=as_counts(result.validation), oracle=as_counts(result.oracle_selection),
+        counts=result.validation.counts() if result.validation else None,
+        oracle=result.oracle_selection.counts() if result.oracle_selection else None,
     )  # fmt: skip
-
-
-def as_counts(found: Validation | None) -> Counts | None:
-    return None if found is None else np.array(found.confusion, np.float64)
 
 
 def unfinished(folder: Path, changed: float) -> Run:
     """A run that has not begun, goes on, was interrupted, or failed."""
     failure = read_failure(folder / "failure.json")
     state: State = "running" if held(folder) else "failed" if failure else "interrupted"
-    if not (folder / "recipe.yaml").is_file() and (failure or not changed):  # refused, or not begun
+    failure = failure if state == "failed" else None
+    if not (folder / "recipe.yaml").is_file() and (state != "interrupted" or not changed):  # refused, or not begun
         return Run(folder, "missing" if state == "interrupted" else state, failure=failure, changed=changed)
     parts = sections(folder)
     head = {key: parse_yaml(parts.get(key, f"{key}: null"))[key] for key in ("name", "benchmark", "seed", "train")}
     total = (head["train"] or {}).get("iterations", TrainSection().iterations)
     return Run(
-        folder, state, failure=failure if state == "failed" else None, recipe=str(head["name"]),
-        benchmark=str(head["benchmark"] or ""), seed=int(head["seed"] or 0), reached=reached(folder), total=int(total),
-        changed=changed, family=family(parts),
+        folder, state, failure=failure, recipe=str(head["name"]), benchmark=str(head["benchmark"] or ""),
+        seed=int(head["seed"] or 0), reached=reached(folder), total=int(total), changed=changed, family=family(parts),
     )  # fmt: skip
 
 
