@@ -568,6 +568,13 @@ def test_a_point_lies_where_its_value_is() -> None:
     assert first[1] == charts.HEIGHT - 40 and last[1] == 22
 
 
+def test_many_points_on_a_logarithmic_axis() -> None:
+    points = [(10 ** (k / 4), float(k), None) for k in range(-12, 5)]
+    svg = charts.lines([charts.Series("s", points, 0)], x_label="weight", y_label="y", title="t")
+    shown = [text.text for text in ET.fromstring(svg).iter("text")]
+    assert {"0.001", "0.01", "0.1", "1", "10"} <= set(shown)
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert [write_free(tmp_path / "x.md", text).name for text in (b"a", b"b", b"c")] == ["x.md", "x-2.md", "x-3.md"]
     assert (tmp_path / "x.md").read_bytes() == b"a"

@@ -14,6 +14,7 @@ from udaseg.studies.figures import COLOURS, ticks
 from udaseg.studies.tables import clean
 
 WIDTH, HEIGHT = 440, 270
+LEFT, TOP, RIGHT, FOOT = 44, 22, WIDTH - 14, HEIGHT - 40  # of the plane in a chart of curves
 DARK = ("#79a8ff", "#ff9a5c", "#43c9a8", "#d58be6", "#e3bb4b", "#ff8098", "#9ccc5f", "#a7b2c0")
 """``COLOURS`` on dark pages."""
 STYLE = """
@@ -51,57 +52,47 @@ class _Plane:
     x: tuple[float, float]
     y: tuple[float, float]
     log: bool = False
-    left: int = 44
-    top: int = 22
-    bottom: int = 40
 
     def across(self, value: float) -> float:
         low, high, value = (math.log10(v) for v in (*self.x, value)) if self.log else (*self.x, value)
-        return round(self.left + (value - low) / ((high - low) or 1) * (WIDTH - self.left - 14), 1)
+        return round(LEFT + (value - low) / ((high - low) or 1) * (RIGHT - LEFT), 1)
 
     def down(self, value: float) -> float:
         low, high = self.y
-        return round(HEIGHT - self.bottom - (value - low) / (high - low) * (HEIGHT - self.top - self.bottom), 1)
+        return round(FOOT - (value - low) / (high - low) * (FOOT - TOP), 1)
 
 
 def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> str:
     """Curves; a logarithmic x where the values spread over more than a factor of 30 and no log is of iterations."""
     placed = [x for s in series for x, _, _ in s.points if math.isfinite(x)]
     values = [y + side * (dev or 0) for s in series for _, y, dev in s.points for side in (-1, 1)]
-    dotted = any(s.dots for s in series)
-    log = dotted and min(placed) > 0 and max(placed) / min(placed) > 30
-    marks = sorted({x for s in series if s.dots for x, _, _ in s.points if math.isfinite(x)})
-    y_ticks = ticks(min(values), max(values))
-    x_ticks = marks if dotted and len(marks) <= 9 else ticks(min(placed), max(placed))
-    plane = _Plane(spread(x_ticks, log) if dotted else (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), log)
-    body = [*axes(plane, x_ticks, y_ticks, x_label, y_label), *(drawn(s, plane) for s in series)]
+    low, high, marks = min(placed), max(placed), sorted({x for s in series if s.dots for x, _, _ in s.points if x == x})
+    log = bool(marks) and low > 0 and high / low > 30
+    xs, ys = ticks(low, high), ticks(min(values), max(values))
+    ends = xs[0], xs[-1]
+    if marks:  # a little room on both sides
+        room = (high / low) ** 0.06 if log else 0.06 * (high - low) or 1.0
+        ends = (low / room, high * room) if log else (low - room, high + room)
+        powers = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)] if log else xs
+        xs = marks if len(marks) <= 9 else [x for x in powers if ends[0] <= x <= ends[1]]
+    plane = _Plane(ends, (ys[0], ys[-1]), log)
+    body = [*axes(plane, xs, ys, x_label, y_label), *(drawn(s, plane) for s in series)]
     return svg(title, HEIGHT, body)
 
 
-def spread(found: Sequence[float], log: bool) -> tuple[float, float]:
-    """A little room on both sides."""
-    low, high = found[0], found[-1]
-    if log:
-        room = (high / low) ** 0.06
-        return low / room, high * room
-    room = 0.06 * (high - low) or 1.0
-    return low - room, high + room
-
-
 def axes(plane: _Plane, xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str) -> list[str]:
-    right, foot = WIDTH - 14, HEIGHT - plane.bottom
     found = []
     for y in ys:
         at = plane.down(y)
-        found.append(f'<line class="grid" x1="{plane.left}" x2="{right}" y1="{at}" y2="{at}"/>')
-        found.append(f'<text class="end" x="{plane.left - 7}" y="{at + 4}">{y:g}</text>')
+        found.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{at}" y2="{at}"/>')
+        found.append(f'<text class="end" x="{LEFT - 7}" y="{at + 4}">{y:g}</text>')
     for x in xs:
         at = plane.across(x)
-        found.append(f'<line class="axis" x1="{at}" x2="{at}" y1="{foot}" y2="{foot + 4}"/>')
-        found.append(f'<text class="middle" x="{at}" y="{foot + 17}">{compact(x)}</text>')
-    found.append(f'<line class="axis" x1="{plane.left}" x2="{right}" y1="{foot}" y2="{foot}"/>')
-    found.append(f'<text class="end" x="{right}" y="{HEIGHT - 4}">{words(x_label)}</text>')
-    found.append(f'<text x="{plane.left - 37}" y="10">{words(y_label)}</text>')
+        found.append(f'<line class="axis" x1="{at}" x2="{at}" y1="{FOOT}" y2="{FOOT + 4}"/>')
+        found.append(f'<text class="middle" x="{at}" y="{FOOT + 17}">{compact(x)}</text>')
+    found.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{FOOT}" y2="{FOOT}"/>')
+    found.append(f'<text class="end" x="{RIGHT}" y="{HEIGHT - 4}">{words(x_label)}</text>')
+    found.append(f'<text x="{LEFT - 37}" y="10">{words(y_label)}</text>')
     return found
 
 
@@ -117,7 +108,7 @@ def drawn(series: Series, plane: _Plane) -> str:
     levels = [y for x, y, _ in series.points if not math.isfinite(x)]
     if levels:
         at = plane.down(levels[0])
-        return f'<line class="{kind} line thin{dashes}" x1="{plane.left}" x2="{WIDTH - 14}" y1="{at}" y2="{at}"/>'
+        return f'<line class="{kind} line thin{dashes}" x1="{LEFT}" x2="{RIGHT}" y1="{at}" y2="{at}"/>'
     spots = [(plane.across(x), plane.down(y)) for x, y, _ in series.points]
     path = " ".join(f"{x},{y}" for x, y in spots)
     found = [f'<polyline class="{kind} line{"" if series.dots else " thin"}{dashes}" points="{path}"/>']
