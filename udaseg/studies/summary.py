@@ -198,7 +198,8 @@ def lead(summary: Summary) -> str:
     source, benchmark = summary.study.source, summary.study.benchmark
     published = f"Published: {source.paper}, {source.table}. " if source else ""
     means = f"mIoU over {summary.protocol}" + (", mIoU* over synthia13" if "mIoU*" in summary.study.columns else "")
-    ours = "" if summary.as_published else f" Reproduced with {' '.join(summary.options)}."
+    settings = " ".join(text for text in summary.options if not text.startswith("runtime."))
+    ours = "" if summary.as_published else f" Reproduced with {settings}."
     return f"{published}{benchmark}, IoU in %, {means}, student at the last iteration.{ours}"
 
 
