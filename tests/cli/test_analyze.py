@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,47 +12,27 @@ import numpy as np
 import pytest
 import toy
 from PIL import Image
+from toy import run
 
-from udaseg import cli, runs
+from udaseg import runs
 from udaseg.engine import checkpoint
-
-
-def run(*arguments: str) -> int:
-    try:
-        cli.main([str(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def train(name: str, folder: Path, *more: str) -> tuple[str, ...]:
     base = [text for text in toy.MIT if not (name.startswith("dg_") and text.startswith("data.target"))]
-    return (
-        "train",
-        "--recipe",
-        name,
-        "--benchmark",
-        "streets",
-        "--out",
-        str(folder),
-        *base,
-        "train.iterations=3",
-        *more,
-    )
+    start = ("train", "--recipe", name, "--benchmark", "streets", "--out", str(folder))
+    return (*start, *base, "train.iterations=3", *more)
 
 
 @pytest.fixture(scope="module")
 def trained(streets_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of three iterations."""
     home = tmp_path_factory.mktemp("trained")
-    before = os.environ.get("UDASEG_DATA")
-    os.environ["UDASEG_DATA"] = str(streets_home)
     folders = {name: home / name for name in ("daformer_t2s", "dg_t2s")}
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UDASEG_DATA", str(streets_home))
         for name, folder in folders.items():
             assert run(*train(name, folder)) == 0
-    finally:
-        os.environ.pop("UDASEG_DATA") if before is None else os.environ.update(UDASEG_DATA=before)
     return folders
 
 

@@ -11,9 +11,9 @@ import pytest
 import toy
 from fake_runs import write_run, write_start
 from PIL import Image
+from toy import run
 
 from udaseg import runs
-from udaseg.cli import main
 from udaseg.console import Silent
 from udaseg.studies.grid import lay_out
 from udaseg.studies.study import load_study
@@ -38,15 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: object) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def refused(capfd: pytest.CaptureFixture[str], arguments: list[object], *words: str) -> None:
+def refused(capfd: pytest.CaptureFixture[str], arguments: list[str], *words: str) -> None:
     capfd.readouterr()
     assert run(*arguments) == 2
     out, err = capfd.readouterr()
@@ -130,6 +122,14 @@ def test_plots(place: Path, kind: str, ending: str) -> None:
             assert Path(name).read_bytes().startswith(b"%PDF")
 
 
+def test_runs_of_other_protocols_are_drawn_over_the_first_ones(place: Path) -> None:
+    pytest.importorskip("matplotlib")
+    more = {"classes": ("road", "wall", "car"), "confusion": [[5, 1, 1], [1, 5, 1], [1, 1, 5]]}
+    for name, protocol in (("a", "cityscapes19"), ("b", "synthia13")):
+        write_run(Path(f"runs/{name}"), recipe=name, protocol=protocol, **more)  # type: ignore[arg-type]
+    assert run("plot", "classes", "runs/a", "runs/b", "--out", "x.png") == 0
+
+
 def test_wrong_plots(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     refused(capfd, ["plot", "curve", "runs/stopped"], "did you mean 'curves'")
@@ -154,7 +154,7 @@ def test_panels_pick_the_most_improved_and_the_most_degraded(streets: Path, capf
     for seed in (0, 1):
         loaded = toy.load("source_only", f"seed={seed}", "train.iterations=2", "evaluation.every=2")
         runs.train(loaded, Path(f"r{seed}"), lambda _: Silent())
-    assert run("plot", "panels", "r0", "r1", "--images", 2) == 0
+    assert run("plot", "panels", "r0", "r1", "--images", "2") == 0
     assert "picture r1/panels.png" in capfd.readouterr().out
     with Image.open("r1/panels.png") as picture:
         assert picture.width > picture.height > 200

@@ -13,16 +13,18 @@ import pytest
 import toy
 
 from udaseg import build
-from udaseg.commands.ablate import Watching, parse_seeds
+from udaseg.commands.ablate import Watching, parse_seeds, status
 from udaseg.engine.runlog import RunFolder, held
 from udaseg.engine.trainer import Interrupted
 from udaseg.errors import Busy, UserError
 from udaseg.files import write_json, write_text
 from udaseg.recipe import Recipe
 from udaseg.studies import grid
-from udaseg.studies.executors import Ended, Local, Slurm, log_of, work
-from udaseg.studies.grid import Cell, State, lay_out, look, read_failure
+from udaseg.studies.executors import Ended, Local, Slurm, log_of, work, write_failure
+from udaseg.studies.grid import Cell, lay_out, look
+from udaseg.studies.results import Failure, Run, read_failure
 from udaseg.studies.study import Row, Study
+from udaseg.yamls import as_yaml
 
 STUDY = Study(
     title="toy",
@@ -48,14 +50,21 @@ def finish(cell: Cell, hits: int = 1, fingerprint: str | None = None) -> None:
     """A result as a run leaves it: `hits` pixels of road right, one wrong."""
     confusion = [[0] * 19 for _ in range(19)]
     confusion[0][0], confusion[0][1] = hits, 1
-    names = build.class_set(cell.loaded.recipe).names
-    result = {
-        "fingerprint": fingerprint or cell.loaded.recipe.fingerprint(),
-        "classes": names,
-        "oracle_selection": None,
-    }
-    result |= {"protocol": "cityscapes19", "validation": {"iteration": 4, "confusion": confusion}}
-    write_json(cell.folder / "result.json", result)
+    recipe = cell.loaded.recipe
+    write_text(cell.folder / "recipe.yaml", as_yaml(cell.loaded.tree))
+    write_json(cell.folder / "result.json", {
+        "recipe": recipe.name, "benchmark": recipe.benchmark, "seed": recipe.seed,
+        "iterations": recipe.train.iterations, "fingerprint": fingerprint or recipe.fingerprint(),
+        "classes": build.class_set(recipe).names, "protocol": "cityscapes19", "oracle_selection": None,
+        "validation": {"iteration": 4, "confusion": confusion},
+    })  # fmt: skip
+
+
+def failure(cell: Cell) -> Failure:
+    """Of a run that failed."""
+    run = look(cell)
+    assert run.state == "failed" and run.failure is not None
+    return run.failure
 
 
 class Played:
@@ -80,8 +89,8 @@ class Told:
 
     def started(self, cell: Cell) -> None: ...
 
-    def ended(self, cell: Cell, state: State) -> None:
-        self.states.append(state.kind)
+    def ended(self, cell: Cell, run: Run) -> None:
+        self.states.append(run.state)
 
     def waiting(self, running: Sequence[Cell]) -> None: ...
 
@@ -92,8 +101,8 @@ class Told:
 def test_a_cell_is_a_row_with_a_seed(tmp_path: Path) -> None:
     laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY)
     assert [cell.name for cell in laid.cells[:3]] == ["plain, seed 0", "plain, seed 1", "A/mixed, seed 0"]
-    assert len(laid.cells) == 8 and laid.absent == {"to come": "no recipe 'nosuch_recipe'"}
-    assert list(laid.refused) == ["wrong"] and "train.bach" in laid.refused["wrong"]
+    assert len(laid.cells) == 8 and list(laid.left_out) == ["to come", "wrong"]
+    assert "no recipe 'nosuch_recipe'" in laid.left_out["to come"] and "train.bach" in laid.left_out["wrong"]
     recipe = laid.cells[7].loaded.recipe
     assert (recipe.seed, recipe.benchmark, recipe.teacher.alpha, recipe.train.batch) == (1, "streets", 0.5, 2)
 
@@ -158,31 +167,36 @@ def test_seeds_as_they_are_written() -> None:
 
 def test_the_states_of_a_run(tmp_path: Path) -> None:
     (cell, *_) = cells(tmp_path)
-    assert look(cell) == State("missing")
+    assert look(cell).state == "missing"
     run = RunFolder(cell.folder)
     run.lock()
-    run.record({"iteration": 2, "losses": {}})
-    assert look(cell) == State("running", 2)
+    assert (look(cell).state, look(cell).reached) == ("running", 0)
     run.unlock()
-    assert look(cell) == State("missing")  # nothing has begun without a recipe
+    assert look(cell).state == "missing"  # nothing has begun without a recipe
     write_text(run.recipe, "x: 1\n")
-    assert look(cell) == State("stopped", 2)
-    grid.write_failure(cell.folder, kind="crash", message="bang", log=log_of(cell))
-    state = look(cell)
-    assert state.kind == "failed" and state.failure and (state.failure.message, state.failure.iteration) == ("bang", 2)
+    run.record({"iteration": 2, "losses": {}})
+    run.lock()
+    assert (look(cell).state, look(cell).reached) == ("running", 2)
+    run.unlock()
+    assert (look(cell).state, look(cell).reached) == ("interrupted", 2)
+    write_failure(cell, "crash", "bang")
+    assert (failure(cell).message, failure(cell).iteration) == ("bang", 2)
     finish(cell, hits=3)
-    assert look(cell) == State("done", cell.iterations, pytest.approx((75.0 + 0.0) / 2))
+    assert (look(cell).state, look(cell).reached) == ("finished", cell.iterations)
+    assert look(cell).scores().miou == pytest.approx((75.0 + 0.0) / 2)
     finish(cell, fingerprint="another")
-    assert look(cell).kind == "failed" and "another recipe" in look(cell).failure.message  # type: ignore[union-attr]
+    assert look(cell).state == "damaged" and "another recipe" in look(cell).problem
     for text in ("", "{", "[1]", "null"):
         (cell.folder / "result.json").write_text(text)
-        assert look(cell).kind == "failed" and "delete it" in look(cell).failure.message  # type: ignore[union-attr]
+        assert look(cell).state == "damaged" and "delete it" in look(cell).problem
 
 
 def test_a_damaged_failure_is_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "failure.json"
+    assert read_failure(path) is None
     for text in ("", "{", "[1]", '{"kind": 1}'):
-        (tmp_path / "failure.json").write_text(text)
-        assert read_failure(tmp_path).kind == "unknown"
+        path.write_text(text)
+        assert read_failure(path).kind == "unknown"  # type: ignore[union-attr]
 
 
 def test_a_lock_is_seen_but_not_taken(tmp_path: Path) -> None:
@@ -213,12 +227,21 @@ def test_one_failure_never_stops_the_rest(tmp_path: Path) -> None:
     ends = [(2, "error: bad\n  thing: x"), (-9, "last row"), (1, "RuntimeError: bang"), (1, "CUDA out of memory. x")]
     played, told = Played(*ends), Told()
     work(runs, played, told)
-    assert told.states == ["failed"] * 4 + ["done"] and len(played.began) == 5
-    kept = [(look(cell).failure.kind, look(cell).failure.message) for cell in runs[:4]]  # type: ignore[union-attr]
+    assert told.states == ["failed"] * 4 + ["finished"] and len(played.began) == 5
+    kept = [(failure(cell).kind, failure(cell).message) for cell in runs[:4]]
     assert kept == [
         ("error", "bad\n  thing: x"), ("killed by SIGKILL", "last row"), ("crash", "RuntimeError: bang"),
         ("out of memory", "CUDA out of memory. x"),
     ]  # fmt: skip
+
+
+def test_an_error_of_several_runs_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY, only="plain")
+    work(laid.cells, Played(*[(2, "error: cannot run:\n  the data is not prepared")] * 2), Watching(laid.cells))
+    assert "plain, seed 1: failed: error: cannot run: the data is not prepared\n" in capsys.readouterr().out
+    status(STUDY, laid)
+    told = capsys.readouterr().out
+    assert "plain, seed 0; plain, seed 1: error: cannot run:\n" in told and told.count("not prepared") == 1
 
 
 def test_failed_runs_wait_for_retry_and_only_their_last_words_count(tmp_path: Path) -> None:
@@ -228,16 +251,16 @@ def test_failed_runs_wait_for_retry_and_only_their_last_words_count(tmp_path: Pa
     work(runs, again, Told())
     assert again.began == []
     work(runs, again, Told(), retry=True)
-    failure = read_failure(runs[0].folder)
-    assert again.began == [runs[0].folder] and (failure.kind, failure.message) == ("crash", "second")
+    assert again.began == [runs[0].folder]
+    assert (failure(runs[0]).kind, failure(runs[0]).message) == ("crash", "second")
     work(runs, again, told := Told(), retry=True)
-    assert told.states == ["done", "done"] and not (runs[0].folder / "failure.json").exists()
+    assert told.states == ["finished"] * 2 and not (runs[0].folder / "failure.json").exists()
 
 
 def test_what_failed_since_is_not_tried_again(tmp_path: Path) -> None:
     """Two calls with --retry at once: one retries it, not both."""
     (cell, *_) = cells(tmp_path)
-    grid.write_failure(cell.folder, kind="crash", message="now", log=log_of(cell))
+    write_failure(cell, "crash", "now")
     later = os.stat(cell.folder).st_mtime + 60
     os.utime(cell.folder / "failure.json", (later, later))
     work([cell], played := Played(), Told(), retry=True)
@@ -249,7 +272,7 @@ def test_a_run_that_was_asked_to_stop_did_not_fail(tmp_path: Path, code: int) ->
     (cell, *_) = cells(tmp_path)
     write_text(cell.folder / "recipe.yaml", "x: 1\n")
     work([cell], Played((code, "stopped")), told := Told())
-    assert told.states == ["stopped"]
+    assert told.states == ["interrupted"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -292,10 +315,10 @@ def test_what_runs_elsewhere_is_skipped_and_looked_at_again(tmp_path: Path) -> N
     played = Played((Busy.code, "error: another process is training"), (0, ""), (0, ""))
     work([one, two, three], played, told := Told())
     assert played.began == [two.folder, three.folder, two.folder]
-    assert sorted(told.states) == ["done", "done", "running"] and look(two).failure is None
+    assert sorted(told.states) == ["finished", "finished", "running"] and look(two).failure is None
     run.unlock()
     work([one], played, told)
-    assert told.states[-1] == "done"
+    assert told.states[-1] == "finished"
 
 
 def test_children_share_cores_and_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,9 +349,6 @@ def test_costs_come_from_finished_runs_of_the_kind(tmp_path: Path) -> None:
     result = json.loads((plain.folder / "result.json").read_text())
     write_json(plain.folder / "result.json", {**result, "finished": "2026-11-21T13:00:00+0100"})
     write_json(plain.folder / "environment.json", [{"time": "2026-11-21T10:00:00+0000"}])
-    from udaseg.yamls import as_yaml
-
-    write_text(plain.folder / "recipe.yaml", as_yaml(plain.loaded.tree))
     cost = grid.costs([plain, other], tmp_path)
     assert cost[other.folder].hours == pytest.approx(2.0) and 0 < cost[other.folder].gigabytes < 1e-3
     longer = lay_out(STUDY, out=tmp_path, only="plain", overrides=[*toy.TINY, "train.iterations=80000"]).cells
@@ -346,9 +366,9 @@ def test_the_time_left_is_told_from_iterations(tmp_path: Path, monkeypatch: pyte
     watch = Watching([one, two])
     assert watch.left() == ""
     clock[0] = 600.0
-    watch.ended(one, State("done", one.iterations, 50.0))
+    watch.ended(one, Run(one.folder, "finished", reached=one.iterations))
     assert watch.left() == "; about 10 min 00 s left"
-    watch.ended(two, State("failed", 3))
+    watch.ended(two, Run(two.folder, "failed", reached=3))
     assert watch.left() == ""
 
 

@@ -10,16 +10,18 @@ import math
 import os
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fake_runs import CLASSES, counts, write_log, write_run, write_start
 
+from udaseg import build
 from udaseg.errors import UserError
 from udaseg.files import write_free
 from udaseg.studies import charts, html, pages
 from udaseg.studies.grid import lay_out
-from udaseg.studies.results import Run, curves, read, scan
+from udaseg.studies.results import curves, read, scan
 from udaseg.studies.study import Row, load_study
 from udaseg.studies.summary import (
     Summary,
@@ -31,6 +33,7 @@ from udaseg.studies.summary import (
     summarise,
 )  # fmt: skip
 from udaseg.studies.tables import Cell, Table, blocks, comma_separated, latex, markdown
+from udaseg.yamls import as_yaml
 
 STUDY = """
 title: my own
@@ -55,11 +58,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def train(label: str, seed: int, iou: tuple[int, int], study: str = "mine.yaml", **options: object) -> Path:
+def train(label: str, seed: int, iou: tuple[int, int], **options: object) -> Path:
     """Leave the run of a cell somewhere below runs/."""
-    (cell,) = [c for c in lay_out(load_study(study), only=label, seeds=[seed]).cells]
     folder = Path("runs") / "by hand" / f"{label}-{seed}"
-    return write_run(folder, seed=seed, iou=iou, fingerprint=cell.loaded.recipe.fingerprint(), **options)  # type: ignore[arg-type]
+    return write_run(folder, seed=seed, iou=iou, fingerprint=fingerprint(label, seed), **options)  # type: ignore[arg-type]
+
+
+def fingerprint(label: str, seed: int) -> str:
+    (cell,) = lay_out(load_study("mine.yaml"), only=label, seeds=[seed]).cells
+    return cell.loaded.recipe.fingerprint()
 
 
 def table_of(summary: Summary) -> dict[tuple[str, str], dict[str, Cell]]:
@@ -183,6 +190,17 @@ def test_families_are_of_equal_recipes(tmp_path: Path) -> None:
     assert a.family == b.family != read(write_run(tmp_path / "c", lr="0.1")).family
 
 
+def test_curves_of_a_run_that_goes_on_have_its_validation(tmp_path: Path) -> None:
+    """Its recipe tells the classes, which no result does yet."""
+    loaded = build.load("demo", benchmark="streets")
+    folder = write_start(tmp_path / "a")
+    (folder / "recipe.yaml").write_text(as_yaml(loaded.tree), encoding="utf-8")
+    confusion = [[0] * 19 for _ in range(19)]
+    confusion[0][0], confusion[0][1] = 3, 1
+    write_log(folder, [{"iteration": 30, "validation": confusion}], mode="a")
+    assert curves(read(folder)).miou == [(30, pytest.approx(75 / 2))]
+
+
 def test_curves_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", iou=(50, 30))
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -252,6 +270,12 @@ def test_marks_are_by_group(place: Path) -> None:
     assert [row[-1].mark for row in table.rows] == ["", "best", "", "best"]
 
 
+def test_marks_tell_apart_what_is_shown_apart(place: Path) -> None:
+    rows = "".join(f"  - {{label: m{value}, published: [{value}]}}\n" for value in (54.31, 54.29, 54.2))
+    Path("close.yaml").write_text(f"title: t\nbenchmark: streets\nrows:\n{rows}", encoding="utf-8")
+    assert [row[-1].mark for row in study_table(summarise("close.yaml", [])).rows] == ["best", "second", ""]
+
+
 def test_missing_cells_name_their_command(place: Path) -> None:
     train("one", 1, (50, 30))
     summary = summarise("mine.yaml", scan(Path("runs")), overrides=())
@@ -264,11 +288,52 @@ def test_missing_cells_name_their_command(place: Path) -> None:
     assert study_table(summary, runs=Path("else where")).commands[0].endswith("--seeds 0,2 --out 'else where'")
 
 
+def test_one_command_fills_a_study_whose_runs_lie_where_a_grid_looks(place: Path) -> None:
+    """With the folder in which it goes on; finished runs there are not trained again."""
+
+    def leave(label: str, seed: int, out: str, write: Callable[..., Path]) -> None:
+        (cell,) = lay_out(load_study("mine.yaml"), only=label, seeds=[seed]).cells
+        more = {"fingerprint": fingerprint(label, seed)} if write is write_run else {}
+        write(Path(out) / cell.folder.name, seed=seed, **more)
+
+    for seed in (0, 1, 2):
+        leave("one", seed, "runs/mine", write_run)
+    leave("two", 1, "runs/mine", write_run)
+    leave("three", 0, "runs/mine", write_start)
+    table = study_table(summarise("mine.yaml", scan(Path("runs"))))
+    assert table.commands == ("udaseg ablate mine.yaml --seeds 0,1,2 --out runs/mine",)
+    assert table.notes[-2:] == ("Missing (seeds 0, 2): two.", "Missing (seeds 0, 1, 2): three; target only.")
+    (failed,) = Path("runs/mine").glob(f"*-{fingerprint('three', 0)[:12]}")
+    (failed / "failure.json").write_text("{}", encoding="utf-8")  # a grid leaves it alone unless it is told to retry
+    assert study_table(summarise("mine.yaml", scan(Path("runs")))).commands[0].endswith("--out runs/mine --retry")
+    (failed / "failure.json").unlink()
+    write_run(Path("runs/by hand"), seed=0, fingerprint=fingerprint("two", 0))
+    assert study_table(summarise("mine.yaml", scan(Path("runs")))).commands == (
+        "udaseg ablate mine.yaml --only two --seeds 2 --out runs/mine",
+        "udaseg ablate mine.yaml --only three --seeds 0,1,2 --out runs/mine",
+        "udaseg ablate mine.yaml --only 'target only' --seeds 0,1,2 --out runs/mine",
+    )
+
+
+def test_runs_with_other_seeds_than_the_studys_count(place: Path) -> None:
+    for seed, iou in ((0, (50, 30)), (7, (54, 30))):
+        train("one", seed, iou)
+    table = study_table(summarise("mine.yaml", scan(Path("runs"))))
+    (row,) = (row for row in table.rows if (row[0].text, row[1].text) == ("one", "reproduced"))
+    assert row[2].value == 2 and row[3].number() == "52.0"
+    assert table.commands[0].endswith("--only one --seeds 1,2")
+
+
+def test_a_study_that_cannot_run_says_why(place: Path) -> None:
+    Path("wrong.yaml").write_text(STUDY.replace("recipe: demo", "recipe: dmeo").replace("recipe: oracle, ", ""))
+    assert "Cannot be run (no recipe 'dmeo'" in study_table(summarise("wrong.yaml", [])).notes[0]
+
+
 def test_other_settings_are_other_runs_and_have_no_differences(place: Path) -> None:
     train("one", 0, (50, 30))
     summary = summarise("mine.yaml", scan(Path("runs")), overrides=["train.iterations=7"])
     assert all(not entry.runs for entry in summary.entries)
-    assert study_table(summary).commands[0] == "udaseg ablate mine.yaml train.iterations=7 --only one --seeds 0,1,2"
+    assert study_table(summary).commands[0] == "udaseg ablate mine.yaml train.iterations=7 --seeds 0,1,2"
     (cell,) = lay_out(load_study("mine.yaml"), only="one", seeds=[0], overrides=["train.iterations=7"]).cells
     write_run(Path("runs/x"), fingerprint=cell.loaded.recipe.fingerprint())
     table = study_table(summarise("mine.yaml", scan(Path("runs")), overrides=["train.iterations=7"]))
@@ -276,6 +341,15 @@ def test_other_settings_are_other_runs_and_have_no_differences(place: Path) -> N
     assert kinds == ["published", "reproduced"] and "no differences" in table.notes[0]
     with pytest.raises(UserError, match="trian"):
         summarise("mine.yaml", [], overrides=["trian.iterations=7"])
+
+
+def test_the_studys_benchmark_and_runtime_are_no_other_settings(place: Path) -> None:
+    train("one", 0, (50, 30))
+    table = study_table(
+        summarise("mine.yaml", scan(Path("runs")), benchmark="streets", overrides=["runtime.threads=1"])
+    )
+    assert [row[1].text for row in table.rows if row[0].text == "one"] == ["published", "reproduced", "difference"]
+    assert "Reproduced with" not in table.lead and "runtime.threads=1" in table.commands[0]
 
 
 def test_of_equal_runs_the_newest_counts_and_damaged_ones_never(place: Path) -> None:
@@ -292,7 +366,7 @@ def test_of_equal_runs_the_newest_counts_and_damaged_ones_never(place: Path) -> 
 def test_over_seeds() -> None:
     assert over_seeds([]) is None and over_seeds([math.nan]) is None
     one = over_seeds([3.0, math.nan])
-    assert one is not None and (one.mean, one.std, one.n) == (3.0, None, 1)
+    assert one is not None and (one.mean, one.std) == (3.0, None)
 
 
 # --- all runs ------------------------------------------------------------------------------------------------------
@@ -303,6 +377,7 @@ def test_overview(tmp_path: Path) -> None:
         write_run(tmp_path / f"good{seed}", seed=seed, iou=iou, oracle=(60, 40))
     write_run(tmp_path / "other", seed=2, iou=(10, 10), lr="0.1")
     write_start(tmp_path / "stopped")
+    write_start(tmp_path / "failed").joinpath("failure.json").write_text('{"kind": "crash", "message": "bang"}')
     write_run(tmp_path / "bad", recipe="zzz").joinpath("result.json").write_text("{")
     runs = scan(tmp_path)
     table = overview_table(runs, tmp_path, now=max(run.changed for run in runs) + 3 * 86400)
@@ -310,6 +385,7 @@ def test_overview(tmp_path: Path) -> None:
     assert shown["good0"] == ["dacs", "streets", "finished", "0", "40", "40.0", "50.0", "3 d"]
     assert shown["stopped"] == ["dacs", "streets", "interrupted", "0", "20/40", "", "", "3 d"]
     assert shown["bad"][2] == "damaged" and table.notes[0].startswith(f"damaged: {tmp_path / 'bad'}: result.json: ")
+    assert table.notes[1] == f"failed: {tmp_path / 'failed'}: crash: bang"
     means = families_table(runs, tmp_path)
     assert means is not None and len(means.rows) == 1
     assert [cell.number() + cell.plus_minus() for cell in means.rows[0]] == [
@@ -401,6 +477,12 @@ def test_special_characters_in_html() -> None:
     assert "<i>" not in page and "a|b_c*&lt;i&gt;&amp;" in page
 
 
+def test_a_hollow_sign_in_a_legend_keeps_its_colour() -> None:
+    """The shorthand `border` would set it back to that of the text."""
+    page = html.report(title="t", lead="l", cards=[], parts=[], footer="f")
+    assert re.search(r"hollow \{[^}]*border-style: solid", page) and not re.search(r"hollow \{[^}]*border:", page)
+
+
 def test_wide_tables_are_printed_in_blocks() -> None:
     table = Table("t", ("method", *(f"c{i}" for i in range(9))), ((Cell(text="m" * 10), *[Cell(1.0)] * 9),))
     texts = [["m" * 10, *["1.0"] * 9]]
@@ -486,10 +568,13 @@ def test_a_point_lies_where_its_value_is() -> None:
     assert first[1] == charts.HEIGHT - 40 and last[1] == 22
 
 
+def test_many_points_on_a_logarithmic_axis() -> None:
+    points = [(10 ** (k / 4), float(k), None) for k in range(-12, 5)]
+    svg = charts.lines([charts.Series("s", points, 0)], x_label="weight", y_label="y", title="t")
+    shown = [text.text for text in ET.fromstring(svg).iter("text")]
+    assert {"0.001", "0.01", "0.1", "1", "10"} <= set(shown)
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert [write_free(tmp_path / "x.md", text).name for text in (b"a", b"b", b"c")] == ["x.md", "x-2.md", "x-3.md"]
     assert (tmp_path / "x.md").read_bytes() == b"a"
-
-
-def test_runs_hold_no_state() -> None:
-    assert Run(Path("a"), "damaged").scores().iou == ()

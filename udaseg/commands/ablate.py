@@ -7,17 +7,19 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from udaseg.commands.train import watching
 from udaseg.console import duration, out, table
+from udaseg.engine import checkpoint
 from udaseg.errors import UserError
-from udaseg.recipe import shipped
 from udaseg.studies.executors import Executor, Inline, Local, Slurm, slurm_executor, work
-from udaseg.studies.grid import CELLS, Cell, Grid, State, costs, lay_out, look
+from udaseg.studies.grid import CELLS, Cell, Grid, costs, lay_out, look
+from udaseg.studies.results import Run
 from udaseg.studies.study import Study, load_study, studies
 
 EXECUTORS = ("inline", "local", "slurm")
@@ -25,12 +27,10 @@ HEARTBEAT = 300.0  # seconds between two lines that say how far everything is
 
 
 def listing() -> None:
-    """All shipped studies, and how many of their rows can be run."""
-    recipes, rows = shipped(), []
-    for name in studies():
-        study = load_study(name)
-        named = [row for row in study.rows if row.recipe]
-        rows.append([name, study.title, study.benchmark, f"{sum(r.recipe in recipes for r in named)} of {len(named)}"])
+    """All shipped studies, and how many of their rows are runs."""
+    found = [load_study(name) for name in studies()]
+    rows = [[name, study.title, study.benchmark, f"{sum(row.recipe is not None for row in study.rows)}"
+             f" of {len(study.rows)}"] for name, study in zip(studies(), found, strict=True)]  # fmt: skip
     table(("study", "what it is", "benchmark", "rows with a recipe"), rows, left=3)
 
 
@@ -44,7 +44,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def notes(study: Study, grid: Grid) -> None:
     """Say which rows are not run."""
-    for name, why in [*grid.absent.items(), *grid.refused.items()]:
+    for name, why in grid.left_out.items():
         out.print(f"left out: {name}: {why}", style="yellow")
     if published := sum(row.recipe is None for row in study.rows):
         out.print(f"{published} of {len(study.rows)} rows are published numbers only")
@@ -53,54 +53,60 @@ def notes(study: Study, grid: Grid) -> None:
 # --- looking -------------------------------------------------------------------------------------------------------
 
 
-def status(study: Study, grid: Grid) -> None:
-    """A table, rows by seeds; then the errors."""
-    states = {cell.folder: look(cell, study.protocol) for cell in grid.cells}
+def status(study: Study, grid: Grid) -> dict[Path, Run]:
+    """A table, rows by seeds; then the errors. Gives the runs by their folders."""
+    found = {cell.folder: look(cell) for cell in grid.cells}
     seeds = list(dict.fromkeys(cell.seed for cell in grid.cells))
-    found: dict[str, dict[int, str]] = {row.name: {} for row in study.rows}
+    rows: dict[str, dict[int, str]] = {}
     for cell in grid.cells:
-        found[cell.row.name][cell.seed] = in_words(states[cell.folder], cell)
-    rows = [[name, *(by_seed.get(seed, "-") for seed in seeds)] for name, by_seed in found.items() if by_seed]
-    table(("row", *(f"seed {seed}" for seed in seeds)), rows, title=study.title)
-    for cell in grid.runs():
-        tell_failure(cell, states[cell.folder])
+        rows.setdefault(cell.row.name, {})[cell.seed] = in_words(found[cell.folder], cell, study.protocol)
+    header = ("row", *(f"seed {seed}" for seed in seeds))
+    table(header, [[name, *(by_seed[seed] for seed in seeds)] for name, by_seed in rows.items()], title=study.title)
+    tell_failures(grid.runs(), found)
     notes(study, grid)
+    return found
 
 
-def in_words(state: State, cell: Cell) -> str:
-    """A state in one cell of a table."""
-    if state.kind == "done":
-        return "done" if state.miou is None else f"{state.miou:.2f}"
-    if state.kind == "failed" and state.failure:
-        return f"failed: {state.failure.kind}"
-    return state.kind if state.kind == "missing" else f"{state.kind} {state.iteration}/{cell.iterations}"
+def in_words(run: Run, cell: Cell, protocol: str | None) -> str:
+    """A run in one cell of a table: its mIoU over the classes of the protocol (None: its own), or how far it is."""
+    if run.state == "finished":
+        return "finished" if run.counts is None else f"{run.scores(protocol).miou:.2f}"
+    if run.failure:
+        return f"failed: {run.failure.kind}"
+    return f"{run.state} {run.reached}/{cell.iterations}" if run.state in ("running", "interrupted") else run.state
 
 
-def tell_failure(cell: Cell, state: State) -> None:
-    """Everything that is known of an error."""
-    if (failure := state.failure) is not None:
-        where = f"{failure.time} at iteration {failure.iteration}, {failure.log}" if failure.log else str(cell.folder)
-        out.print(f"{cell.name}: {failure.kind}: {failure.message}\n  ({where})", style="red")
+def tell_failures(cells: Sequence[Cell], found: Mapping[Path, Run]) -> None:
+    """Everything that is known of the errors; one that several runs have once, with the place of the first."""
+    same: dict[str, list[Cell]] = {}
+    for cell in cells:
+        run = found[cell.folder]
+        if text := f"{run.failure}" if run.failure else f"damaged: {run.problem}" if run.problem else "":
+            same.setdefault(text, []).append(cell)
+    for text, having in same.items():
+        failure, place = found[having[0].folder].failure, str(having[0].folder)
+        where = f"{failure.time} at iteration {failure.iteration}, {failure.log}" if failure and failure.log else place
+        out.print(f"{'; '.join(cell.name for cell in having)}: {text}\n  ({where})", style="red")
 
 
 def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
-    """The runs, their states, and what those to come cost."""
-    cells = grid.runs()
-    known, states = costs(cells, folder or CELLS), {cell.folder: look(cell, study.protocol) for cell in cells}
-    rows = []
+    """The runs, how far they are, and what those to come cost."""
+    cells, place = grid.runs(), (folder or CELLS).absolute()
+    known, found = costs(cells, place), {cell.folder: look(cell) for cell in cells}
+    rows, todo, hours, size = [], [], 0.0, 0.0
     for cell in cells:
-        cost = known.get(cell.folder)
+        cost, run = known.get(cell.folder), found[cell.folder]
         price = [f"{cost.hours:.2f}", f"{cost.gigabytes:.2f}"] if cost else ["unknown", "unknown"]
-        rows.append([cell.name, str(cell.folder), in_words(states[cell.folder], cell), *price])
+        rows.append([cell.name, str(cell.folder), in_words(run, cell, study.protocol), *price])
+        if run.state != "finished":
+            todo.append(cell)
+            hours += cost.hours * (1 - run.reached / cell.iterations) if cost else 0.0
+            size += cost.gigabytes if cost else 0.0
     table(("run", "folder", "state", "hours", "GB"), rows, left=2)
-    todo = [cell for cell in cells if states[cell.folder].kind != "done"]
-    estimated = [(known[cell.folder], 1 - states[cell.folder].iteration / cell.iterations)
-                 for cell in todo if cell.folder in known]  # fmt: skip
-    hours = sum(cost.hours * part for cost, part in estimated)
-    size = sum(cost.gigabytes for cost, _ in estimated)
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    estimated = sum(cell.folder in known for cell in todo)
+    free = shutil.disk_usage(next(there for there in (place, *place.parents) if there.exists())).free / 1e9
     out.print(f"to do: {len(todo)} of {len(cells)} runs")
-    out.print(f"estimated: {len(estimated)} of these, {hours:.2f} h in a row, {size:.2f} GB ({free:.0f} GB free here)")
+    out.print(f"estimated: {estimated} of these, {hours:.2f} h in a row, {size:.2f} GB ({free:.0f} GB free there)")
     if unknown := [cell for cell in todo if cell.folder not in known]:
         command = shlex.join(["udaseg", *unknown[0].command, "--dry-run"])
         out.print(f"unknown: no run of the kind is finished; this measures one: {command}")
@@ -111,37 +117,39 @@ def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
 
 
 def run(study: Study, grid: Grid, *, executor: str, jobs: int | None, retry: bool, folder: Path | None) -> None:
-    """Train what is not finished and say what came of it; exit code 1 if something failed."""
+    """Train what is not finished and say what came of it; exit code 1 if something failed or could not begin."""
     cells = grid.runs()
-    work(cells, executor_for(executor, cells, jobs, folder or CELLS), Watching(cells), retry=retry)
-    status(study, grid)
-    if grid.refused or any(look(cell).kind == "failed" for cell in cells):
+    work(cells, executor_for(executor, cells, jobs, folder or CELLS), Watching(cells, study.protocol), retry=retry)
+    found = status(study, grid)
+    if grid.left_out or any(run.state in ("failed", "damaged") for run in found.values()):
         sys.exit(1)
 
 
 class Watching:
     """A line for every run that starts or ends, and one now and then, with the time that is left."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self.cells = cells
-        self.reached = {cell.folder: look(cell).iteration for cell in cells}
+    def __init__(self, cells: Sequence[Cell], protocol: str | None = None) -> None:
+        self.cells, self.protocol = cells, protocol
+        self.reached = {cell.folder: look(cell).reached for cell in cells}
         self.first = sum(self.reached.values())
         self.over: set[Path] = set()
         self.began = self.said = time.monotonic()
 
     def started(self, cell: Cell) -> None:
-        at = self.reached[cell.folder]
-        self.say(f"{cell.name}: {f'on from iteration {at}' if at else 'begins'}, {cell.folder}")
+        saved = checkpoint.newest(cell.folder / "checkpoints")
+        how = f"on from iteration {int(saved.stem.removeprefix('step-'))}" if saved else "begins"
+        self.say(f"{cell.name}: {how}, {cell.folder}")
 
-    def ended(self, cell: Cell, state: State) -> None:
+    def ended(self, cell: Cell, run: Run) -> None:
         self.over.add(cell.folder)
-        self.reached[cell.folder] = state.iteration
-        error = f": {(state.failure.message or state.failure.phase).partition(chr(10))[0]}" if state.failure else ""
-        self.say(f"{cell.name}: {in_words(state, cell)}{error}{' elsewhere' if state.kind == 'running' else ''}")
+        self.reached[cell.folder] = run.reached
+        text = f"failed: {run.failure}" if run.failure else in_words(run, cell, self.protocol)
+        head = " ".join(line.strip() for line in text.splitlines()[:2])  # a list's title alone says nothing
+        self.say(f"{cell.name}: {head}{' elsewhere' if run.state == 'running' else ''}")
 
     def waiting(self, running: Sequence[Cell]) -> None:
         if time.monotonic() - self.said > HEARTBEAT:
-            self.reached.update({cell.folder: look(cell).iteration for cell in running})
+            self.reached.update({cell.folder: look(cell).reached for cell in running})
             self.say(", ".join(f"{cell.name}: {self.reached[cell.folder]}/{cell.iterations}" for cell in running))
 
     def say(self, text: str) -> None:
@@ -181,12 +189,7 @@ def visible_gpus() -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(i) for i in range(count)]
 
 
-def choose(
-    name: str, *, seeds: str | None, only: str | None, benchmark: str | None, overrides: list[str], folder: Path | None
-) -> tuple[Study, Grid]:
-    """The study of that name, and its cells."""
+def choose(name: str, *, seeds: str | None, folder: Path | None, **options: Any) -> tuple[Study, Grid]:
+    """The study of that name, and its cells; ``options``: those of ``lay_out``."""
     study = load_study(name)
-    numbers = None if seeds is None else parse_seeds(seeds)
-    return study, lay_out(
-        study, out=folder or CELLS, seeds=numbers, only=only, benchmark=benchmark, overrides=overrides
-    )
+    return study, lay_out(study, out=folder or CELLS, seeds=None if seeds is None else parse_seeds(seeds), **options)

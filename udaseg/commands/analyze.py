@@ -20,12 +20,10 @@ from udaseg.data.loading import Normalise
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.errors import UserError
 from udaseg.evaluation import analysis
-from udaseg.files import write_atomic
+from udaseg.files import write_atomic, write_text
 from udaseg.models.package import Card
 from udaseg.models.segmentor import Segmentor
 from udaseg.studies import figures
-
-Rows = list[list[str]]
 
 
 class Subject(NamedTuple):
@@ -43,12 +41,11 @@ class Subject(NamedTuple):
         section = domain_section(data, domain)
         device = next(self.module.parameters()).device
         images = build.images_of(section, data.scale, self.card.classes, limit=self.limit)
+        normalise = Normalise(self.card.mean, self.card.std).to(device)
+        numbers = autocast(choose_precision("auto", device), device)
         with Counting(f"{self.name}, {section.dataset} {section.split}") as progress:
-            normalise = Normalise(self.card.mean, self.card.std).to(device)
-            yield from analysis.cells_of(
-                self.module, reporting(images, progress), normalise, device=device,
-                autocast=autocast(choose_precision("auto", device), device),
-            )  # fmt: skip
+            shown = reporting(images, progress)
+            yield from analysis.cells_of(self.module, shown, normalise, device=device, autocast=numbers)
 
     def centres(self, domain: str) -> analysis.Centres:
         return analysis.centres(self.cells(domain), len(self.card.classes))
@@ -96,44 +93,30 @@ def tsne(paths: Sequence[Path], target: Path | None, pixels: int, seed: int, **o
     except ImportError:
         raise UserError('t-SNE needs scikit-learn: pip install "udaseg[analysis]"') from None
     place = files(target, "tsne")
-    found = subjects(paths, **options)
-    rows, pictures = [], []
-    for subject in found:
+    rows, pictures = [["run", "domain", "class", "x", "y"]], []
+    for subject in subjects(paths, **options):
         names, palette = subject.card.classes, subject.card.palette
         parts = [analysis.sample(subject.cells(d), len(names), pixels, seed=seed) for d in ("source", "validation")]
         features = torch.cat([part[0] for part in parts]).numpy()
-        perplexity = min(30.0, (len(features) - 1) / 3)
-        points = TSNE(perplexity=perplexity, random_state=seed).fit_transform(features)
+        points = TSNE(perplexity=min(30.0, (len(features) - 1) / 3), random_state=seed).fit_transform(features)
         label, first = torch.cat([part[1] for part in parts]).numpy(), len(parts[0][0])
         domain = np.where(np.arange(len(label)) < first, "source", "target")
-        rows += [
-            [subject.name, d, names[c], f"{x:.4f}", f"{y:.4f}"]
-            for d, c, (x, y) in zip(domain, label, points, strict=True)
-        ]
+        rows += [[subject.name, d, names[c], f"{x:.4f}", f"{y:.4f}"]
+                 for d, c, (x, y) in zip(domain, label, points, strict=True)]  # fmt: skip
         pictures.append(figures.scatter(points, label, domain == "target", palette, title=subject.name))
-    picture = figures.stacked([*pictures, figures.legend(names, palette, width=pictures[0].width)])
-    written(place, ["run", "domain", "class", "x", "y"], rows, picture)
+    write(place, rows, figures.stacked([*pictures, figures.legend(names, palette, width=pictures[0].width)]))
 
 
 def report(place: tuple[Path, Path], names: Sequence[str], values: dict[str, list[float]], title: str) -> None:
     """Table on screen, CSV and bars: one row a class, one column a value; then the mean over classes that have one."""
     numbers = np.array(list(values.values()), dtype=float)  # (columns, K)
     finite = [column[np.isfinite(column)] for column in numbers]
-    means = [float(column.mean()) if len(column) else float("nan") for column in finite]
-    rows = [[name, *(cell(v) for v in numbers[:, i])] for i, name in enumerate(names)]
-    rows.append(["mean", *map(cell, means)])
+    numbers = np.c_[numbers, [column.mean() if len(column) else np.nan for column in finite]]
+    labels = [*names, "mean"]
+    rows = [[name, *(f"{v:.4f}" if np.isfinite(v) else "" for v in column)]
+            for name, column in zip(labels, numbers.T, strict=True)]  # fmt: skip
     table(("class", *values), rows, title=title)
-    written(
-        place,
-        ["class", *values],
-        rows,
-        figures.bars([*names, "mean"], np.c_[numbers, means], list(values), title=title),
-    )
-
-
-def cell(value: float) -> str:
-    """Empty for a class that a domain lacks."""
-    return f"{value:.4f}" if np.isfinite(value) else ""
+    write(place, [["class", *values], *rows], figures.bars(labels, numbers, list(values), title=title))
 
 
 def files(target: Path | None, kind: str) -> tuple[Path, Path]:
@@ -147,9 +130,9 @@ def files(target: Path | None, kind: str) -> tuple[Path, Path]:
     return path, path.with_suffix(".png")
 
 
-def written(place: tuple[Path, Path], header: list[str], rows: Rows, picture: Image.Image) -> None:
+def write(place: tuple[Path, Path], rows: list[list[str]], picture: Image.Image) -> None:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomic(place[0], lambda file: file.write(text.getvalue().encode()))
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(place[0], text.getvalue())
     write_atomic(place[1], lambda file: picture.save(file, format="PNG"))
     out.print(f"{place[0]}, {place[1]}")

@@ -7,6 +7,7 @@ on unlabelled target images: what that alone gives is not owed to self-training.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+import udaseg
 from udaseg import build, runs
 from udaseg import recipe as recipes
-from udaseg.console import Counting, Watching, out, percent, table
+from udaseg.console import Counting, Watching, out, percent
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import data_home
 from udaseg.data.loading import evaluation_loader
@@ -33,6 +35,7 @@ from udaseg.files import write_atomic, write_text
 from udaseg.models.segmentor import Segmentor
 from udaseg.recipe import Loaded
 from udaseg.studies import figures, html
+from udaseg.studies.tables import Cell, Mark, Table, terminal
 
 QUICK = ("train.iterations=40", "optimiser.warmup=10")
 SHOWN = 6  # validation images in the picture
@@ -46,8 +49,14 @@ class Result:
     control: Scores
     adapted: Scores
     folder: Path
-    picture: Path
-    page: Path
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / "demo.png"
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "demo.html"
 
 
 def run(*, quick: bool, recipe: str | None, seed: int, folder: Path | None) -> Result:
@@ -58,13 +67,11 @@ def run(*, quick: bool, recipe: str | None, seed: int, folder: Path | None) -> R
     common = [f"seed={seed}", *(QUICK if quick else ())]
     start = folder / "source_only"
     network = {"model": {"wrapper": load_adaptation(recipe, common).recipe.model.wrapper}}  # both halves have one
-
-    def first_half() -> Loaded:
-        return build.load("demo_source_only", overlays=[("the demo", network)], overrides=common)
-
+    overlays = [("the demo", network)]
     if not (folder / "adapted" / "result.json").is_file():
-        common.append(f"runtime.threads={fastest_threads(first_half())}")
-    train(first_half(), start, "1/2 source-only")
+        threads = fastest_threads(build.load("demo_source_only", overlays=overlays, overrides=common))
+        common.append(f"runtime.threads={threads}")
+    train(build.load("demo_source_only", overlays=overlays, overrides=common), start, "1/2 source-only")
     adapted = load_adaptation(recipe, [*common, f"model.start={start}"])
     train(adapted, folder / "adapted", f"2/2 {adapted.recipe.name}")
     result = report(folder, adapted, start, time.monotonic() - began)
@@ -127,28 +134,22 @@ def train(loaded: Loaded, folder: Path, title: str) -> None:
 
 def report(folder: Path, adapted: Loaded, start: Path, seconds: float) -> Result:
     """Evaluate all three, draw, write the page."""
-    names = build.class_set(adapted.recipe).names
-    only = PROTOCOLS[adapted.recipe.data.protocol]
-    plain, _ = runs.load_student(start)
-    student, _ = runs.load_student(folder / "adapted")
+    names, only = build.class_set(adapted.recipe).names, PROTOCOLS[adapted.recipe.data.protocol]
 
     def of_run(path: Path) -> Scores:
         return scores(np.array(runs.read_result(path)["validation"]["confusion"]), names, only)
 
-    source_only = of_run(start)
-    control = scores(control_confusion(start, adapted), names, only)
-    best = of_run(folder / "adapted")
-    picture = draw(adapted, plain, student)
-    paths = folder / "demo.png", folder / "demo.html"
-    write_atomic(paths[0], lambda file: picture.save(file, "PNG"))
-    result = Result(source_only, control, best, folder, *paths)
-    write_text(paths[1], web_page(result, picture, adapted, seconds))
+    models = [runs.load_student(path)[0] for path in (start, folder / "adapted")]
+    picture = draw(adapted, models)
+    control = scores(control_confusion(models[0], adapted), names, only)
+    result = Result(of_run(start), control, of_run(folder / "adapted"), folder)
+    write_atomic(result.picture, lambda file: picture.save(file, "PNG"))
+    write_text(result.page, web_page(result, picture, adapted, seconds))
     return result
 
 
-def control_confusion(start: Path, adapted: Loaded) -> np.ndarray:
-    """Counts of the source-only model with BatchNorm statistics recomputed on the unlabelled target."""
-    model, _ = runs.load_student(start)
+def control_confusion(model: Segmentor, adapted: Loaded) -> np.ndarray:
+    """Counts of the source-only model after its BatchNorm statistics were recomputed on the unlabelled target."""
     data, names = adapted.recipe.data, build.class_set(adapted.recipe).names
     assert data.target is not None and data.validation is not None
     normalise = build.normalisation(model)
@@ -158,17 +159,17 @@ def control_confusion(start: Path, adapted: Loaded) -> np.ndarray:
     return evaluate(model, held_out, normalise, classes=len(names), device=torch.device("cpu")).numpy()
 
 
-def draw(loaded: Loaded, plain: Segmentor, adapted: Segmentor) -> Image.Image:
-    """Target image, truth, source-only, adapted, for evenly spaced validation images."""
+def draw(loaded: Loaded, models: Sequence[Segmentor]) -> Image.Image:
+    """Target image, truth, predictions of source-only and adapted, for evenly spaced validation images."""
     section, classes = loaded.recipe.data.validation, build.class_set(loaded.recipe)
     assert section is not None
     images = build.images_of(section, loaded.recipe.data.scale, classes.names)
     rows = []
     for position in np.linspace(0, len(images) - 1, SHOWN).round().astype(int):
         item = images[int(position)]
-        normalised = build.normalisation(plain)(item["image"][None])
+        normalised = build.normalisation(models[0])(item["image"][None])
         row = [item["image"].permute(1, 2, 0).numpy(), figures.colour(item["label"].numpy(), classes.palette)]
-        for model in (plain, adapted):
+        for model in models:
             with evaluating(model):
                 label = predict(model, normalised, tuple(item["label"].shape))[0]
             row.append(figures.colour(label.numpy().astype(np.uint8), classes.palette))
@@ -177,30 +178,29 @@ def draw(loaded: Loaded, plain: Segmentor, adapted: Segmentor) -> Image.Image:
     return figures.stacked([grid, figures.legend(classes.names, classes.palette, width=grid.width)])
 
 
-HEADER = ("class", "source-only", "+ BN statistics", "adapted", "over source-only", "over BN")
+def result_table(result: Result, notes: Sequence[str] = ()) -> Table:
+    """One row a class and one for the mean; differences signed, undefined ones dashes."""
 
-
-def table_rows(result: Result) -> list[list[str]]:
-    """One row a class and one for the mean; differences signed."""
-
-    def row(name: str, a: float, b: float, c: float) -> list[str]:
-        gains = [percent(c - x) if c < x else f"+{percent(c - x)}" if c == c and x == x else "-" for x in (a, b)]
-        return [name, percent(a), percent(b), percent(c), *gains]
+    def row(name: str, a: float, b: float, c: float, mark: Mark = "") -> tuple[Cell, ...]:
+        cells = [Cell(text=name, mark=mark), *(Cell(value, mark=mark) for value in (a, b, c)),
+                 *(Cell(c - value, mark=mark, signed=True) for value in (a, b))]  # fmt: skip
+        return tuple(Cell(text="-") if cell.value is not None and math.isnan(cell.value) else cell for cell in cells)
 
     s, k, a = result.source_only, result.control, result.adapted
     rows = [row(*cells) for cells in zip(s.names, s.iou, k.iou, a.iou, strict=True)]
-    return [*rows, row(f"mIoU ({a.counted} classes)", s.miou, k.miou, a.miou)]
+    return Table(
+        title="IoU on held-out target images, %",
+        header=("class", "source-only", "+ BN statistics", "adapted", "over source-only", "over BN"),
+        rows=(*rows, row(f"mIoU ({a.counted} classes)", s.miou, k.miou, a.miou, "best")),
+        lead="+ BN statistics: the source-only model with BatchNorm recomputed on unlabelled target images (control).",
+        notes=tuple(notes),
+    )
 
 
 def show(result: Result, recipe: str | None, quick: bool) -> None:
     """The table, where everything is, and what to try next."""
-    rows = table_rows(result)
-    table(HEADER, rows, title="IoU on held-out target images, %")
-    out.print(
-        "+ BN statistics: the source-only model after recomputing BatchNorm on unlabelled target images (control)."
-    )
-    if quick:
-        out.print("--quick trains too briefly to promise any margin; `udaseg demo` does.")
+    promise = ["--quick trains too briefly to promise any margin; `udaseg demo` does."] if quick else []
+    terminal(result_table(result, promise))
     out.print(f"\npicture {result.picture}\npage    {result.page}\nruns    {result.folder}")
     out.print("\nnext:\n" + "\n".join(f"  {line}" for line in next_steps(result.folder, recipe)))
 
@@ -216,26 +216,24 @@ def next_steps(folder: Path, recipe: str | None) -> list[str]:
 
 def web_page(result: Result, picture: Image.Image, loaded: Loaded, seconds: float) -> str:
     """The result as one self-contained HTML file."""
-    gain, over_control = result.adapted.miou - result.source_only.miou, result.adapted.miou - result.control.miou
-    return html.page(
+    source_only, control, adapted = (scores.miou for scores in (result.source_only, result.control, result.adapted))
+    notes = (
+        f"{seconds:.0f} s on {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        f"seed {loaded.recipe.seed}, {loaded.recipe.train.iterations} iterations of adaptation; {result.folder}",
+        *(f"next: {step}" for step in next_steps(result.folder, None)),
+    )
+    caption = "Evenly spaced validation images; nothing was picked."
+    return html.report(
         title=f"udaseg demo: {loaded.recipe.name} on generated street scenes",
         lead="A small network trained on labelled 'game' scenes, then adapted to unlabelled 'camera' scenes. Figures "
         "are IoU in percent on held-out camera scenes, of the student at the last iteration.",
         cards=[
-            ("source-only", percent(result.source_only.miou)),
-            ("+ BN statistics", percent(result.control.miou)),
-            ("adapted", percent(result.adapted.miou)),
-            ("gain", f"{gain:+.1f}"),
-            ("gain over control", f"{over_control:+.1f}"),
+            ("source-only", percent(source_only)),
+            ("+ BN statistics", percent(control)),
+            ("adapted", percent(adapted)),
+            ("gain", f"{adapted - source_only:+.1f}"),
+            ("gain over control", f"{adapted - control:+.1f}"),
         ],
-        header=HEADER,
-        rows=table_rows(result),
-        picture=picture,
-        caption="Evenly spaced validation images; nothing was picked.",
-        notes=[
-            f"{seconds:.0f} s on {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
-            f"seed {loaded.recipe.seed}, {loaded.recipe.train.iterations} iterations of adaptation; {result.folder}",
-            "control: BatchNorm statistics of the source-only model recomputed on unlabelled target images",
-            *next_steps(result.folder, None),
-        ],
+        parts=[html.Part(result_table(result, notes), pictures=[(caption, html.embed(picture))])],
+        footer=f"udaseg {udaseg.__version__}",
     )

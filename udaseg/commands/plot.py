@@ -21,6 +21,7 @@ from udaseg.evaluation.evaluate import evaluating, predict
 from udaseg.files import write_free
 from udaseg.parts import suggest
 from udaseg.studies import plots
+from udaseg.studies.figures import Pixels, colour
 from udaseg.studies.results import Run, curves, read
 
 KINDS = ("curves", "classes", "confusion", "panels")
@@ -71,30 +72,30 @@ def usable(folder: Path, *, validated: bool) -> Run:
 
 def panels(found: Sequence[Run], images: int) -> Any:
     """The images that the last run improves most on the first, and those that it degrades most (one run: its best and
-    worst), by the mIoU of each image, most improved first."""
+    worst), by the mIoU of each image, most improved first: image, truth, predictions."""
     recipe = runs.read_recipe(found[-1].folder).recipe
     classes, only = build.class_set(recipe), PROTOCOLS[recipe.data.protocol]
     if recipe.data.validation is None:
         raise UserError(f"{found[-1].folder}: its recipe has no validation images to show")
     items = build.images_of(recipe.data.validation, recipe.data.scale, classes.names)
-    wanted = range(len(items))
 
-    def miou(one: Run, which: Sequence[int]) -> dict[int, tuple[np.ndarray, float]]:
-        return {i: (label, value) for i, label, value in predictions(one, items, which, classes, only)}
+    def mious(one: Run) -> dict[int, float]:
+        return {i: value for i, _, value in predictions(one, items, range(len(items)), classes, only)}
 
-    last = {i: value for i, _, value in predictions(found[-1], items, wanted, classes, only)}
-    first = {i: value for i, _, value in predictions(found[0], items, wanted, classes, only)} if found[1:] else {}
+    last, first = mious(found[-1]), mious(found[0]) if len(found) > 1 else {}
     order = ranked({i: value - first.get(i, 0.0) for i, value in last.items()}, images)
-    shown = [miou(one, order) for one in found]
-    rows = [
-        plots.Shown(
-            item["name"], item["image"].permute(1, 2, 0).numpy(), item["label"].numpy(),
-            [by_image[i][0] for by_image in shown], [by_image[i][1] for by_image in shown],
-        )
-        for i in order
-        for item in [items[i]]
-    ]  # fmt: skip
-    return plots.panels_figure(rows, found, classes.names, classes.palette)
+    rows: dict[int, list[tuple[str, Pixels]]] = {}
+    for i in order:
+        item = items[i]
+        truth = colour(item["label"].numpy(), classes.palette)
+        rows[i] = [(Path(item["name"]).name, item["image"].permute(1, 2, 0).numpy()), ("truth", truth)]
+    for one, name in zip(found, plots.names(found), strict=True):
+        for i, label, value in predictions(one, items, order, classes, only):
+            gain = f" ({value - first[i]:+.1f})" if first and one is found[-1] else ""
+            rows[i].append((f"{name}: {value:.1f}{gain}", colour(label, classes.palette)))
+    there = sorted({int(c) for i in order for c in np.unique(items[i]["label"]) if c < len(classes)})
+    legend = [(classes.names[c], "#{:02x}{:02x}{:02x}".format(*classes.palette[c])) for c in there]
+    return plots.panels_figure(list(rows.values()), legend)
 
 
 def ranked(gains: dict[int, float], images: int) -> list[int]:

@@ -69,23 +69,16 @@ def deliver(text: str, path: Path) -> None:
 
 def page(studies: Sequence[Summary], runs: Sequence[Run], folder: Path) -> str:
     """The whole report as HTML."""
-    parts = [pages.study_part(study, runs=folder) for study in studies] or pages.overview_parts(runs, folder)
+    entries = [entry for study in studies for entry in study.entries]
+    cards = {"runs": len(runs), **dict(sorted(Counter(str(run.state) for run in runs).items()))}
+    if studies:
+        done, missing = sum(len(e.runs) for e in entries), sum(len(e.missing) for e in entries)
+        reproduced = sum(bool(e.runs) for e in entries)
+        cards = {"methods": len(entries), "reproduced": reproduced, "runs": done, "runs missing": missing}
     return html.report(
         title=studies[0].study.title if len(studies) == 1 else f"{len(studies)} studies" if studies else "Runs",
         lead=f"Run folders below {folder}, {time.strftime('%Y-%m-%d %H:%M')}.",
-        cards=study_cards(studies) if studies else run_cards(runs),
-        parts=parts,
+        cards=[(name, str(number)) for name, number in cards.items()],
+        parts=[pages.study_part(study, runs=folder) for study in studies] or pages.overview_parts(runs, folder),
         footer=f"udaseg {udaseg.__version__}",
     )
-
-
-def study_cards(studies: Sequence[Summary]) -> list[tuple[str, str]]:
-    entries = [entry for study in studies for entry in study.entries]
-    done, missing = sum(len(e.runs) for e in entries), sum(len(e.missing) for e in entries)
-    return [("methods", str(len(entries))), ("reproduced", str(sum(bool(e.runs) for e in entries))),
-            ("runs", str(done)), ("runs missing", str(missing))]  # fmt: skip
-
-
-def run_cards(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    states = Counter(run.state for run in runs)
-    return [("runs", str(len(runs))), *((state, str(number)) for state, number in sorted(states.items()))]

@@ -65,18 +65,12 @@ class Centres:
 
 def centres(cells: Cells, classes: int) -> Centres:
     """Mean features of the classes."""
-    found: Centres | None = None
+    sums: tuple[Tensor, ...] = ()
     for features, label in cells:
-        values = features.double().cpu()
-        belongs = F.one_hot(label.cpu(), classes).double()
+        values, belongs = features.double().cpu(), F.one_hot(label.cpu(), classes).double()
         part = belongs.T @ values, belongs.T @ values.square().sum(dim=1), belongs.sum(dim=0)
-        found = (
-            Centres(*part)
-            if found is None
-            else Centres(*(a + b for a, b in zip(vars(found).values(), part, strict=True)))
-        )
-    assert found is not None, "data sets are not empty"
-    return found
+        sums = tuple(a + b for a, b in zip(sums, part, strict=True)) if sums else part
+    return Centres(*sums)
 
 
 def similarity(source: Centres, target: Centres) -> Tensor:

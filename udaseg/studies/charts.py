@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from udaseg.studies.figures import COLOURS, ticks
 from udaseg.studies.tables import clean
 
 WIDTH, HEIGHT = 440, 270
-COLOURS = 8
-"""How many series have a colour of their own (``.c0`` ... in the style sheet)."""
+LEFT, TOP, RIGHT, FOOT = 44, 22, WIDTH - 14, HEIGHT - 40  # of the plane in a chart of curves
+DARK = ("#79a8ff", "#ff9a5c", "#43c9a8", "#d58be6", "#e3bb4b", "#ff8098", "#9ccc5f", "#a7b2c0")
+"""``COLOURS`` on dark pages."""
 STYLE = """
-:root { --c0: #2563c9; --c1: #d2601a; --c2: #14866d; --c3: #a03cb4; --c4: #b8860b; --c5: #c2314f; --c6: #4b7f1d;
-  --c7: #5f6b7a }
-@media (prefers-color-scheme: dark) { :root { --c0: #79a8ff; --c1: #ff9a5c; --c2: #43c9a8; --c3: #d58be6; --c4: #e3bb4b;
-  --c5: #ff8098; --c6: #9ccc5f; --c7: #a7b2c0 } }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; overflow: visible }
 svg text { fill: currentColor; fill-opacity: .72 } svg .grid { stroke: currentColor; stroke-opacity: .13 }
 svg .axis { stroke: currentColor; stroke-opacity: .45 }
@@ -27,9 +25,12 @@ svg .end { text-anchor: end } svg .middle { text-anchor: middle }
 svg .value { fill-opacity: 1; font-size: 10.5px; font-variant-numeric: tabular-nums }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round } svg .thin { stroke-width: 1.4; stroke-opacity: .85 }
 svg .dashed { stroke-dasharray: 5 4 } svg .hollow { fill: none; stroke-width: 2 }
-""" + "\n".join(
-    f".c{i} {{ stroke: var(--c{i}) }} .f{i} {{ fill: var(--c{i}); background: var(--c{i}) }}" for i in range(COLOURS)
-)
+""" + "".join(
+    f":root {{ --c{i}: {light} }} @media (prefers-color-scheme: dark) {{ :root {{ --c{i}: {dark} }} }}\n"
+    f".c{i} {{ stroke: var(--c{i}); border-color: var(--c{i}) }}\n"
+    f".f{i} {{ fill: var(--c{i}); background: var(--c{i}) }}\n"
+    for i, (light, dark) in enumerate(zip(COLOURS, DARK, strict=True))
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,66 +52,47 @@ class _Plane:
     x: tuple[float, float]
     y: tuple[float, float]
     log: bool = False
-    left: int = 44
-    top: int = 22
-    bottom: int = 40
 
     def across(self, value: float) -> float:
         low, high, value = (math.log10(v) for v in (*self.x, value)) if self.log else (*self.x, value)
-        return round(self.left + (value - low) / ((high - low) or 1) * (WIDTH - self.left - 14), 1)
+        return round(LEFT + (value - low) / ((high - low) or 1) * (RIGHT - LEFT), 1)
 
     def down(self, value: float) -> float:
         low, high = self.y
-        return round(HEIGHT - self.bottom - (value - low) / (high - low) * (HEIGHT - self.top - self.bottom), 1)
-
-
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that cover the range."""
-    step = max(high - low, 1e-9) / about
-    unit = 10.0 ** math.floor(math.log10(step))
-    step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= step * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+        return round(FOOT - (value - low) / (high - low) * (FOOT - TOP), 1)
 
 
 def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> str:
     """Curves; a logarithmic x where the values spread over more than a factor of 30 and no log is of iterations."""
     placed = [x for s in series for x, _, _ in s.points if math.isfinite(x)]
     values = [y + side * (dev or 0) for s in series for _, y, dev in s.points for side in (-1, 1)]
-    dotted = any(s.dots for s in series)
-    log = dotted and min(placed) > 0 and max(placed) / min(placed) > 30
-    marks = sorted({x for s in series if s.dots for x, _, _ in s.points if math.isfinite(x)})
-    y_ticks = ticks(min(values), max(values))
-    x_ticks = marks if dotted and len(marks) <= 9 else ticks(min(placed), max(placed))
-    plane = _Plane(spread(x_ticks, log) if dotted else (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]), log)
-    body = [*axes(plane, x_ticks, y_ticks, x_label, y_label), *(drawn(s, plane) for s in series)]
+    low, high, marks = min(placed), max(placed), sorted({x for s in series if s.dots for x, _, _ in s.points if x == x})
+    log = bool(marks) and low > 0 and high / low > 30
+    xs, ys = ticks(low, high), ticks(min(values), max(values))
+    ends = xs[0], xs[-1]
+    if marks:  # a little room on both sides
+        room = (high / low) ** 0.06 if log else 0.06 * (high - low) or 1.0
+        ends = (low / room, high * room) if log else (low - room, high + room)
+        powers = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)] if log else xs
+        xs = marks if len(marks) <= 9 else [x for x in powers if ends[0] <= x <= ends[1]]
+    plane = _Plane(ends, (ys[0], ys[-1]), log)
+    body = [*axes(plane, xs, ys, x_label, y_label), *(drawn(s, plane) for s in series)]
     return svg(title, HEIGHT, body)
 
 
-def spread(found: Sequence[float], log: bool) -> tuple[float, float]:
-    """A little room on both sides."""
-    low, high = found[0], found[-1]
-    if log:
-        room = (high / low) ** 0.06
-        return low / room, high * room
-    room = 0.06 * (high - low) or 1.0
-    return low - room, high + room
-
-
 def axes(plane: _Plane, xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str) -> list[str]:
-    right, foot = WIDTH - 14, HEIGHT - plane.bottom
     found = []
     for y in ys:
         at = plane.down(y)
-        found.append(f'<line class="grid" x1="{plane.left}" x2="{right}" y1="{at}" y2="{at}"/>')
-        found.append(f'<text class="end" x="{plane.left - 7}" y="{at + 4}">{y:g}</text>')
+        found.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{at}" y2="{at}"/>')
+        found.append(f'<text class="end" x="{LEFT - 7}" y="{at + 4}">{y:g}</text>')
     for x in xs:
         at = plane.across(x)
-        found.append(f'<line class="axis" x1="{at}" x2="{at}" y1="{foot}" y2="{foot + 4}"/>')
-        found.append(f'<text class="middle" x="{at}" y="{foot + 17}">{compact(x)}</text>')
-    found.append(f'<line class="axis" x1="{plane.left}" x2="{right}" y1="{foot}" y2="{foot}"/>')
-    found.append(f'<text class="end" x="{right}" y="{HEIGHT - 4}">{words(x_label)}</text>')
-    found.append(f'<text x="{plane.left - 37}" y="10">{words(y_label)}</text>')
+        found.append(f'<line class="axis" x1="{at}" x2="{at}" y1="{FOOT}" y2="{FOOT + 4}"/>')
+        found.append(f'<text class="middle" x="{at}" y="{FOOT + 17}">{compact(x)}</text>')
+    found.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{FOOT}" y2="{FOOT}"/>')
+    found.append(f'<text class="end" x="{RIGHT}" y="{HEIGHT - 4}">{words(x_label)}</text>')
+    found.append(f'<text x="{LEFT - 37}" y="10">{words(y_label)}</text>')
     return found
 
 
@@ -121,12 +103,12 @@ def compact(value: float) -> str:
 
 def drawn(series: Series, plane: _Plane) -> str:
     """One curve with its deviations and points, or a level across."""
-    kind = f"c{series.colour % COLOURS}"
+    kind = f"c{series.colour % len(COLOURS)}"
     dashes = " dashed" if series.published else ""
     levels = [y for x, y, _ in series.points if not math.isfinite(x)]
     if levels:
         at = plane.down(levels[0])
-        return f'<line class="{kind} line thin{dashes}" x1="{plane.left}" x2="{WIDTH - 14}" y1="{at}" y2="{at}"/>'
+        return f'<line class="{kind} line thin{dashes}" x1="{LEFT}" x2="{RIGHT}" y1="{at}" y2="{at}"/>'
     spots = [(plane.across(x), plane.down(y)) for x, y, _ in series.points]
     path = " ".join(f"{x},{y}" for x, y in spots)
     found = [f'<polyline class="{kind} line{"" if series.dots else " thin"}{dashes}" points="{path}"/>']
@@ -136,7 +118,7 @@ def drawn(series: Series, plane: _Plane) -> str:
                 f'<line class="{kind}" x1="{at}" x2="{at}" y1="{plane.down(y - dev)}" y2="{plane.down(y + dev)}"/>'
             )
         if series.dots:
-            look = f"hollow {kind}" if series.published else f"f{series.colour % COLOURS}"
+            look = f"hollow {kind}" if series.published else f"f{series.colour % len(COLOURS)}"
             tip = f"{words(series.name)}: {x:g}, {y:.1f}" + (f" ± {dev:.1f}" if dev else "")
             found.append(f'<circle class="{look}" cx="{at}" cy="{down}" r="4"><title>{tip}</title></circle>')
     return "".join(found)
@@ -153,38 +135,34 @@ class Bars:
 
 
 def bars(classes: Sequence[str], methods: Sequence[Bars], *, title: str) -> str:
-    """Horizontal bars, one below the other for each class."""
+    """Horizontal bars, one below the other for each class; a single method's have their values beside them."""
     thick = 9 if len(methods) == 1 else 7
     row = thick * len(methods) + 9
     left, room, foot = 104, WIDTH - 104 - 34, 10 + row * len(classes)
+
+    def across(value: float) -> float:
+        return round(left + room * value / 100, 1)
+
     body = []
     for mark in range(0, 101, 25):
-        at = left + room * mark / 100
-        body.append(f'<line class="grid" x1="{at}" x2="{at}" y1="6" y2="{foot}"/>')
-        body.append(f'<text class="middle" x="{at}" y="{foot + 16}">{mark}</text>')
+        body.append(f'<line class="grid" x1="{across(mark)}" x2="{across(mark)}" y1="6" y2="{foot}"/>')
+        body.append(f'<text class="middle" x="{across(mark)}" y="{foot + 16}">{mark}</text>')
     for i, name in enumerate(classes):
         top = 10 + i * row
         body.append(f'<text class="end" x="{left - 8}" y="{top + (row - 9) / 2 + 4}">{words(name)}</text>')
         for j, method in enumerate(methods):
-            body.append(one_bar(method, i, left, room, top + j * thick, thick, alone=len(methods) == 1))
+            y, value, printed = top + j * thick, method.values[i], method.published[i]
+            if math.isfinite(value):
+                tip = f"{words(method.name)}: {value:.1f}" + ("" if printed is None else f", published {printed:.1f}")
+                shape = f'x="{left}" y="{y}" width="{across(value) - left:.1f}" height="{thick - 1}" rx="1.5"'
+                body.append(f'<rect class="f{method.colour % len(COLOURS)}" {shape}><title>{tip}</title></rect>')
+                if len(methods) == 1:
+                    beyond = across(max(value, printed or 0)) + 5
+                    body.append(f'<text class="value" x="{beyond}" y="{y + thick - 1}">{value:.1f}</text>')
+            if printed is not None:
+                at = across(printed)
+                body.append(f'<line class="axis" stroke-width="2" x1="{at}" x2="{at}" y1="{y - 1}" y2="{y + thick}"/>')
     return svg(title, foot + 22, body)
-
-
-def one_bar(method: Bars, i: int, left: int, room: int, top: float, thick: int, *, alone: bool) -> str:
-    value, printed, kind = method.values[i], method.published[i], method.colour % COLOURS
-    found = []
-    if math.isfinite(value):
-        long = round(room * value / 100, 1)
-        tip = f"{words(method.name)}: {value:.1f}" + ("" if printed is None else f", published {printed:.1f}")
-        shape = f'class="f{kind}" x="{left}" y="{top}" width="{long}" height="{thick - 1}" rx="1.5"'
-        found.append(f"<rect {shape}><title>{tip}</title></rect>")
-        beyond = max(long, room * (printed or 0) / 100)
-        if alone:
-            found.append(f'<text class="value" x="{left + beyond + 5}" y="{top + thick - 1}">{value:.1f}</text>')
-    if printed is not None:
-        at = round(left + room * printed / 100, 1)
-        found.append(f'<line class="axis" stroke-width="2" x1="{at}" x2="{at}" y1="{top - 1}" y2="{top + thick}"/>')
-    return "".join(found)
 
 
 def svg(title: str, height: float, body: Sequence[str]) -> str:

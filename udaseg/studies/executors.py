@@ -15,6 +15,8 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -22,8 +24,10 @@ from typing import Any, Protocol
 from udaseg import runs
 from udaseg.engine.trainer import Interrupted, Progress
 from udaseg.errors import Busy, UserError
+from udaseg.files import write_json
 from udaseg.recipe import Loaded
-from udaseg.studies.grid import Cell, State, look, write_failure
+from udaseg.studies.grid import Cell, look
+from udaseg.studies.results import Failure, Run, reached
 
 STOPPED = {-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 """Exit codes of a run that somebody asked to stop; it can go on."""
@@ -31,13 +35,12 @@ PAUSE = 0.2  # seconds between two looks at the children
 
 
 class Job(Protocol):
-    """One attempt at a run."""
+    """One attempt at a run: ``poll`` gives its exit code (None while it goes on), ``terminate`` asks it to save and
+    stop."""
 
-    def poll(self) -> int | None:
-        """Exit code, None while it goes on."""
+    def poll(self) -> int | None: ...
 
-    def terminate(self) -> None:
-        """Ask it to save and stop."""
+    def terminate(self) -> None: ...
 
 
 class Executor(Protocol):
@@ -53,7 +56,7 @@ class Watch(Protocol):
 
     def started(self, cell: Cell) -> None: ...
 
-    def ended(self, cell: Cell, state: State) -> None: ...
+    def ended(self, cell: Cell, run: Run) -> None: ...
 
     def waiting(self, running: Sequence[Cell]) -> None: ...
 
@@ -79,14 +82,15 @@ def one_round(cells: Sequence[Cell], executor: Executor, watch: Watch, failed_be
         while waiting or running:
             while waiting and len(running) < executor.slots:
                 cell = waiting.popleft()
-                state = look(cell)
-                if state.kind == "running":
+                run = look(cell)
+                again = run.state == "failed" and failure_of(cell).stat().st_mtime < failed_before
+                if run.state == "running":
                     elsewhere.append(cell)
-                elif state.kind == "done" or (state.kind == "failed" and not tried_before(cell, failed_before)):
-                    watch.ended(cell, state)
-                else:
+                elif again or run.state in ("missing", "interrupted"):
                     watch.started(cell)
                     running.append(begin(cell, executor))
+                else:
+                    watch.ended(cell, run)
             for attempt in [attempt for attempt in running if attempt[1].poll() is not None]:
                 running.remove(attempt)
                 if conclude(*attempt):
@@ -101,16 +105,10 @@ def one_round(cells: Sequence[Cell], executor: Executor, watch: Watch, failed_be
     return elsewhere
 
 
-def tried_before(cell: Cell, when: float) -> bool:
-    """Did its last attempt fail before that time?"""
-    path = cell.folder / "failure.json"
-    return path.is_file() and path.stat().st_mtime < when
-
-
 def begin(cell: Cell, executor: Executor) -> tuple[Cell, Job, int]:
     """Start a run; with its log's length before."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    (cell.folder / "failure.json").unlink(missing_ok=True)
+    failure_of(cell).unlink(missing_ok=True)
     before = log_of(cell).stat().st_size if log_of(cell).exists() else 0
     return cell, executor.start(cell), before
 
@@ -123,8 +121,15 @@ def conclude(cell: Cell, job: Job, before: int) -> bool:
         return False
     if code != 0 and code not in STOPPED:
         message = last_words(log_of(cell), before)
-        write_failure(cell.folder, kind=kind_of_end(code, message), message=message, log=log_of(cell))
+        write_failure(cell, kind_of_end(code, message), message)
     return True
+
+
+def write_failure(cell: Cell, kind: str, message: str) -> None:
+    """Keep the last error of a run, with the time and how far it had come."""
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    found = Failure(kind=kind, message=message, iteration=reached(cell.folder), time=now, log=str(log_of(cell)))
+    write_json(failure_of(cell), found.model_dump())
 
 
 def stop(jobs: Sequence[Job]) -> None:
@@ -154,6 +159,10 @@ def log_of(cell: Cell) -> Path:
     return cell.folder / "output.log"
 
 
+def failure_of(cell: Cell) -> Path:
+    return cell.folder / "failure.json"
+
+
 def last_words(log: Path, start: int) -> str:
     """The message for the user that ends a log, or its last line; only what lies behind byte ``start`` counts."""
     with open(log, "rb") as file:
@@ -174,11 +183,11 @@ def kind_of_end(code: int, message: str) -> str:
 # --- in this process -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Ended:
     """An attempt that is over."""
 
-    def __init__(self, code: int) -> None:
-        self.code = code
+    code: int
 
     def poll(self) -> int:
         return self.code
@@ -261,15 +270,17 @@ class Child:
         try:
             return self.process.wait()
         finally:
+            self.stop()
+
+    def stop(self) -> None:
+        if self.process is not None:
             self.process.terminate()
             self.process.wait()
 
     def checkpoint(self) -> Any:
         from submitit.helpers import DelayedSubmission
 
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait()
+        self.stop()
         return DelayedSubmission(Child(self.command, self.log))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 Pixels = npt.NDArray[np.uint8]
+COLOURS = ("#2563c9", "#d2601a", "#14866d", "#a03cb4", "#b8860b", "#c2314f", "#4b7f1d", "#5f6b7a")
+"""Of series in charts of any kind."""
 
 
 def colour(label: Pixels, palette: Sequence[tuple[int, int, int]]) -> Pixels:
@@ -60,43 +63,41 @@ def stacked(images: Sequence[Image.Image]) -> Image.Image:
     return canvas
 
 
-SERIES = ("#3b6ea8", "#d97b29", "#4f9a4b", "#b04a4a", "#7d5ba6", "#8a6d5a", "#c46fa9", "#777777")
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that cover the range."""
+    step = max(high - low, 1e-9) / about
+    unit = 10.0 ** math.floor(math.log10(step))
+    step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= step * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
 
 def bars(labels: Sequence[str], values: npt.NDArray[np.float64], names: Sequence[str], *, title: str) -> Image.Image:
-    """One group of bars a label, one bar a series: values (series, labels); NaN is left out."""
-    font, left, top, height, bottom = ImageFont.load_default(size=14), 60, 40 + 20 * len(names), 260, 120
-    slot = max(10 * len(names) + 12, 40)
-    canvas = Image.new("RGB", (left + slot * len(labels) + 20, top + height + bottom), "white")
+    """One group of horizontal bars a label, one bar a series: values (series, labels); NaN is left out."""
+    font, left, width, thick = ImageFont.load_default(size=14), 130, 520, 10
+    row, top = thick * len(names) + 12, 36
+    palette = [ImageColor.getrgb(COLOURS[i % len(COLOURS)])[:3] for i in range(len(names))]
+    foot = top + row * len(labels)
+    canvas = Image.new("RGB", (left + width + 30, foot + 30), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((left, 8), title, fill="black", font=ImageFont.load_default(size=18))
+    draw.text((8, 8), title, fill="black", font=ImageFont.load_default(size=18))
     finite = values[np.isfinite(values)]
-    low, high = min(0.0, *finite), max(0.0, *finite) or 1.0
+    marks = ticks(min(0.0, *finite), max(0.0, *finite))
 
-    def y(value: float) -> float:
-        return top + height * (high - value) / (high - low)
+    def x(value: float) -> float:
+        return left + width * (value - marks[0]) / (marks[-1] - marks[0])
 
-    for tick in np.linspace(low, high, 5):
-        draw.line((left, y(tick), canvas.width - 20, y(tick)), fill="#dddddd")
-        draw.text((left - 6, y(tick)), f"{tick:.2g}", fill="black", font=font, anchor="rm")
-    for series, name in enumerate(names):
-        fill = SERIES[series % len(SERIES)]
-        draw.rectangle((left, 38 + 20 * series, left + 12, 50 + 20 * series), fill=fill)
-        draw.text((left + 18, 44 + 20 * series), name, fill="black", font=font, anchor="lm")
-        for place, value in enumerate(values[series]):
-            x = left + place * slot + 6 + 10 * series
-            if np.isfinite(value):
-                draw.rectangle((x, min(y(value), y(0)), x + 8, max(y(value), y(0))), fill=fill)
+    for mark in marks:
+        draw.line((x(mark), top, x(mark), foot), fill="#dddddd")
+        draw.text((x(mark), foot + 12), f"{mark:g}", fill="black", font=font, anchor="mm")
     for place, text in enumerate(labels):
-        canvas.paste(upright(text, font), (left + place * slot + slot // 2 - 9, top + height + 6))
-    return canvas
-
-
-def upright(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
-    """Text that reads from bottom to top."""
-    tile = Image.new("RGB", (110, 18), "white")
-    ImageDraw.Draw(tile).text((110, 9), text, fill="black", font=font, anchor="rm")
-    return tile.rotate(90, expand=True)
+        y = top + row * place + 6
+        draw.text((left - 8, y + (row - 12) / 2), text, fill="black", font=font, anchor="rm")
+        for value, fill in zip(values[:, place], palette, strict=True):
+            if np.isfinite(value):
+                draw.rectangle((min(x(value), x(0)), y, max(x(value), x(0)), y + thick - 2), fill=fill)
+            y += thick
+    return stacked([canvas, legend(names, palette, width=canvas.width)])
 
 
 def scatter(

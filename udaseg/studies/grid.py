@@ -10,24 +10,20 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from udaseg import build
-from udaseg.data.classes import PROTOCOLS
-from udaseg.engine.runlog import RunFolder, held
 from udaseg.errors import UserError
-from udaseg.evaluation.confusion import scores
-from udaseg.files import write_json
 from udaseg.parts import suggest
-from udaseg.recipe import Loaded, Recipe, locate, parse_override
+from udaseg.recipe import Loaded, Recipe, parse_override
 from udaseg.runs import read_recipe, read_result
-from udaseg.studies.study import Row, Study
+from udaseg.studies.results import Run, read
+from udaseg.studies.study import Row, Study, own_option
 
 CELLS = Path("runs/cells")
-OWN_OPTIONS = {"seed": "--seeds", "benchmark": "--benchmark"}
 
 
 @dataclass(frozen=True)
@@ -51,37 +47,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """``absent``: row -> the recipe that does not exist yet; ``refused``: row -> what is wrong with its settings."""
+    """``left_out``: row -> why it cannot run."""
 
     cells: list[Cell] = field(default_factory=list)
-    absent: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def runs(self) -> list[Cell]:
         """One cell for each run."""
         return list({cell.folder: cell for cell in reversed(self.cells)}.values())[::-1]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What is kept of a run that failed, in its folder's ``failure.json`` (a bare run's has no message: ``phase``)."""
-
-    kind: str
-    message: str = ""
-    iteration: int = 0
-    time: str = ""
-    log: str = ""
-    phase: str = ""
-
-
-@dataclass(frozen=True)
-class State:
-    """``iteration``: the last one in the run's log; ``miou``: of a finished run, in percent."""
-
-    kind: Literal["done", "running", "failed", "stopped", "missing"]
-    iteration: int = 0
-    miou: float | None = None
-    failure: Failure | None = None
 
 
 # --- which runs ----------------------------------------------------------------------------------------------------
@@ -95,13 +68,15 @@ def lay_out(
     only: str | None = None,
     benchmark: str | None = None,
     overrides: Sequence[str] = (),
+    empty: bool = False,
 ) -> Grid:
-    """The cells of a study, row by row; overrides lie on top of the rows'. UserError where no row can run.
+    """The cells of a study, row by row; overrides lie on top of the rows'. UserError where no row can run, unless it
+    may be ``empty``.
 
     Settings of a term that only some rows have leave the others alone: they would add the term to the control.
     """
     for text in overrides:
-        if (option := OWN_OPTIONS.get(parse_override(text)[0][0])) is not None:
+        if option := own_option(text):
             raise UserError(f"override {text!r}: a grid has {option} for that")
     grid = Grid()
     target = benchmark or study.benchmark
@@ -112,17 +87,11 @@ def lay_out(
             continue
         own = [text for text in overrides if term_in(text) not in every - having[row.name]]
         try:
-            locate(row.recipe)
-        except UserError:
-            grid.absent[row.name] = f"no recipe {row.recipe!r}"
-            continue
-        try:
-            for seed in study.seeds if seeds is None else seeds:
-                grid.cells.append(cell(row, seed, out, target, own))
+            grid.cells.extend([cell(row, seed, out, target, own) for seed in (study.seeds if seeds is None else seeds)])
         except UserError as error:
-            grid.refused[row.name] = str(error)
-    if not grid.cells:
-        reasons = [f"  {name}: {why}" for name, why in [*grid.absent.items(), *grid.refused.items()]]
+            grid.left_out[row.name] = str(error)
+    if not (grid.cells or empty):
+        reasons = [f"  {name}: {why}" for name, why in grid.left_out.items()]
         raise UserError("\n".join(["no row of this study can run:", *(reasons or ["  they are published numbers"])]))
     return grid
 
@@ -170,55 +139,12 @@ def folder_of(recipe: Recipe, out: Path) -> Path:
     return there[0] if there else out / f"{recipe.name}-{recipe.benchmark}-seed{recipe.seed}-{digits}"
 
 
-# --- how far -------------------------------------------------------------------------------------------------------
-
-
-def look(cell: Cell, protocol: str | None = None) -> State:
-    """How far a cell's run has come; mIoU over the classes of ``protocol``, or else of the recipe's."""
-    folder = cell.folder
-    if (folder / "result.json").is_file():
-        try:
-            return State("done", cell.iterations, miou(cell, protocol))
-        except UserError as error:
-            return State("failed", failure=Failure("damaged result", str(error), cell.iterations))
-    if held(folder):
-        return State("running", reached(folder))
-    if (folder / "failure.json").is_file():
-        failure = read_failure(folder)
-        return State("failed", failure.iteration, failure=failure)
-    return State("stopped", reached(folder)) if (folder / "recipe.yaml").is_file() else State("missing")
-
-
-def reached(folder: Path) -> int:
-    """The last iteration that a run has logged."""
-    rows = RunFolder(folder, writes=False).rows()
-    return int(rows[-1]["iteration"]) if rows else 0
-
-
-def miou(cell: Cell, protocol: str | None) -> float | None:
-    """Of a finished run, in percent; None for one without validation. UserError if it is not this cell's run."""
-    result = read_result(cell.folder)
-    if result.get("fingerprint") != cell.loaded.recipe.fingerprint():
-        raise UserError(f"{cell.folder}: holds a run of another recipe; move it away")
-    if not result["validation"]:
-        return None
-    return scores(result["validation"]["confusion"], result["classes"], PROTOCOLS[protocol or result["protocol"]]).miou
-
-
-def read_failure(folder: Path) -> Failure:
-    try:
-        failure = Failure(**json.loads((folder / "failure.json").read_text(encoding="utf-8")))
-        if isinstance(failure.kind, str):
-            return failure
-    except (OSError, ValueError, TypeError):
-        pass
-    return Failure("unknown", "failure.json cannot be read")
-
-
-def write_failure(folder: Path, *, kind: str, message: str, log: Path) -> None:
-    """Keep the last error of a run, with the time and how far it had come."""
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    write_json(folder / "failure.json", asdict(Failure(kind, message, reached(folder), now, str(log))))
+def look(cell: Cell) -> Run:
+    """A cell's run as it stands; another recipe's result in its place is damage."""
+    run = read(cell.folder)
+    if run.state == "finished" and run.fingerprint != cell.loaded.recipe.fingerprint():
+        return replace(run, state="damaged", problem="holds a run of another recipe; move it away")
+    return run
 
 
 # --- what it costs -------------------------------------------------------------------------------------------------

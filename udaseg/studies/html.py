@@ -6,63 +6,40 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from udaseg.studies.charts import COLOURS, STYLE
+from udaseg.studies.charts import STYLE
 from udaseg.studies.tables import Table
 
-HEAD = """<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f37; --bad: #c0362c; --paper: #fff }
 @media (prefers-color-scheme: dark) { :root { --good: #4cc06b; --bad: #ff7b6e; --paper: #14171c } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: {{ width }}; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 88rem; margin: 2rem auto; padding: 0 1rem;
   background: var(--paper) }
-h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-.cards { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0 }
-.card { border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1.2rem; min-width: 10rem }
-.card b { display: block; font-size: 1.9rem; font-variant-numeric: tabular-nums }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { text-align: left } tr.mean td { font-weight: 600; border-top: 2px solid var(--line) }
-.bar { display: inline-block; height: .55rem; border-radius: 2px; background: var(--good); vertical-align: middle }
-.good { color: var(--good) } .bad { color: var(--bad) }
-img { max-width: 100%; height: auto; border-radius: .4rem; background: white }
-pre { background: var(--soft); padding: .8rem 1rem; border-radius: .4rem; overflow-x: auto } .wide { overflow-x: auto }
-{{ style }}</style></head><body>
-<h1>{{ title }}</h1><p>{{ lead }}</p>
-<div class="cards">{% for name, value in cards %}<div class="card">{{ name }}<b>{{ value }}</b></div>{% endfor %}</div>
-"""
-DEMO = """<h2>Per class</h2>
-<div class="wide"><table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr{% if loop.last %} class="mean"{% endif %}>{% for cell in row -%}
-<td{% if cell.startswith('+') %} class="good"{% elif cell.startswith('-') and cell != '-' %} class="bad"{% endif %}>
-{{- cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
-<h2>Pictures</h2><p>{{ caption }}</p><img alt="{{ caption }}" src="data:image/png;base64,{{ picture }}">
-<h2>How this was made</h2><pre>{% for line in notes %}{{ line }}
-{% endfor %}</pre>
-</body></html>
-"""
-REPORT_STYLE = (
-    """
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .2rem }
 section { margin-top: 3rem } section > h2 { font-size: 1.35rem; margin-bottom: .2rem } .lead, .note { opacity: .75 }
 .lead { margin-top: 0; font-size: .92rem; max-width: 60rem }
 .note { font-size: .85rem; margin: .4rem 0; max-width: 60rem }
-.card { padding: .5rem 1rem; min-width: 6rem; font-size: .85rem } .card b { font-size: 1.5rem; line-height: 1.3 }
-.wide { border: 1px solid var(--line); border-radius: .6rem; margin: .8rem 0; width: fit-content; max-width: 100% }
-table { font-size: .86rem; width: auto } th, td { border: 0; padding: .2rem .6rem } td { height: 1.45em }
-thead th { border-bottom: 1px solid; font-weight: 600 }
+.cards { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0 }
+.card { border: 1px solid var(--line); border-radius: .6rem; padding: .5rem 1rem; min-width: 6rem; font-size: .85rem }
+.card b { display: block; font-size: 1.5rem; line-height: 1.3; font-variant-numeric: tabular-nums }
+.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem; margin: .8rem 0; width: fit-content;
+  max-width: 100% }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem }
+th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap } td { height: 1.45em }
+thead th { border-bottom: 1px solid; font-weight: 600 } tbody tr:hover { background: var(--soft) }
 td.text, th.text { text-align: left } td + td.text { opacity: .75 }
-td.text { max-width: 22rem; overflow: hidden; text-overflow: ellipsis } tbody tr:hover { background: var(--soft) }
+td.text { max-width: 22rem; overflow: hidden; text-overflow: ellipsis }
 tr.start:not(:first-child) td { border-top: 1px solid var(--line) } small { opacity: .6; font-size: .8em }
 th:first-child, td:first-child { padding-left: 1rem; position: sticky; left: 0; background: var(--paper) }
 u { text-underline-offset: .18em; text-decoration-thickness: 2px }
+.good { color: var(--good) } .bad { color: var(--bad) }
 .figures { columns: 2 24rem; column-gap: 1.2rem } figure { border: 1px solid var(--line); border-radius: .6rem;
   margin: 0 0 1.2rem; padding: .8rem 1rem; break-inside: avoid }
 figcaption { font-weight: 600; font-size: .95rem; margin-bottom: .3rem }
@@ -70,37 +47,38 @@ figcaption { font-weight: 600; font-size: .95rem; margin-bottom: .3rem }
   list-style: none }
 .legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 50%; margin-right: .35rem;
   vertical-align: -.08rem; box-sizing: border-box }
-.legend i.hollow { border: 2px solid; background: none !important }
-"""
-    + "\n".join(f".legend i.c{i} {{ border-color: var(--c{i}) }}" for i in range(COLOURS))
-    + """
-details { margin: .6rem 0; font-size: .9rem } summary { cursor: pointer } details pre { font-size: .85rem }
-.panels img { margin: .5rem 0 } footer { margin: 4rem 0 1rem; font-size: .8rem; opacity: .6 }
-"""
-)
-REPORT = """{% macro number(cell) -%}
+.legend i.hollow { border-width: 2px; border-style: solid }
+details { margin: .6rem 0; font-size: .9rem } summary { cursor: pointer }
+pre { background: var(--soft); padding: .8rem 1rem; border-radius: .4rem; overflow-x: auto; font-size: .85rem }
+img { max-width: 100%; height: auto; border-radius: .4rem; background: white; margin: .5rem 0 }
+footer { margin: 4rem 0 1rem; font-size: .8rem; opacity: .6 }
+{{ style }}</style></head><body>
+<h1>{{ title }}</h1><p>{{ lead }}</p>
+<div class="cards">{% for name, value in cards %}<div class="card">{{ name }}<b>{{ value }}</b></div>{% endfor %}</div>
+{% macro number(cell) -%}
 {% if cell.mark == 'best' %}<b>{{ cell.number() }}</b>{% elif cell.mark == 'second' %}<u>{{ cell.number() }}</u>
 {%- else %}{{ cell.number() }}{% endif %}{% if cell.std is not none %}<small>{{ cell.plus_minus() }}</small>{% endif %}
 {%- endmacro %}
-{% for section in sections %}<section><h2>{{ section.table.title }}</h2><p class="lead">{{ section.table.lead }}</p>
-<div class="wide"><table><thead><tr>{% for name in section.table.header %}
-<th{% if loop.index0 < section.table.left %} class="text"{% endif %}>{{ name }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in section.table.rows %}{% set new = loop.first or row[0] != loop.previtem[0] -%}
+{% for part in parts %}{% set table = part.table %}<section><h2>{{ table.title }}</h2>
+<p class="lead">{{ table.lead }}</p>
+<div class="wide"><table><thead><tr>{% for name in table.header %}
+<th{% if loop.index0 < table.left %} class="text"{% endif %}>{{ name }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in table.rows %}{% set new = loop.first or row[0] != loop.previtem[0] -%}
 <tr{% if new %} class="start"{% endif %}>{% for cell in row -%}
-<td{% if loop.index0 < section.table.left %} class="text" title="{{ cell.number() }}"
+<td{% if loop.index0 < table.left %} class="text" title="{{ cell.number() }}"
 {%- elif cell.signed and cell.value is not none %} class="{{ 'bad' if cell.number()[0] == '-' else 'good' }}"
 {%- endif %}>
 {%- if not loop.first or new %}{{ number(cell) }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
-{% for note in section.table.notes %}<p class="note">{{ note }}</p>{% endfor %}
-{% if section.table.commands %}<details><summary>{{ section.table.commands | length }} rows have missing runs: the
-commands that fill them</summary><pre>{{ section.table.commands | join('\n') }}</pre></details>{% endif %}
-{% if section.figures %}<div class="figures">{% for figure in section.figures %}<figure><figcaption>{{ figure.caption }}
+{% for note in table.notes %}<p class="note">{{ note }}</p>{% endfor %}
+{% if table.commands %}<details><summary>What fills the missing cells</summary>
+<pre>{{ table.commands | join('\n') }}</pre></details>{% endif %}
+{% if part.figures %}<div class="figures">{% for figure in part.figures %}<figure><figcaption>{{ figure.caption }}
 </figcaption>{{ figure.svg | safe }}<ul class="legend">{% for name, colour, published in figure.legend %}
 <li><i class="{{ 'hollow c' if published else 'f' }}{{ colour }}"></i>{{ name }}</li>{% endfor %}</ul></figure>
 {% endfor %}</div>{% endif %}
-{% for caption, png in section.pictures %}<div class="panels"><p class="note">{{ caption }}</p>
-<img alt="{{ caption }}" src="data:image/png;base64,{{ png }}"></div>{% endfor %}</section>
+{% for caption, png in part.pictures %}<p class="note">{{ caption }}</p>
+<img alt="{{ caption }}" src="data:image/png;base64,{{ png }}">{% endfor %}</section>
 {% endfor %}<footer>{{ footer }}</footer></body></html>
 """
 
@@ -123,17 +101,10 @@ class Part:
     pictures: Sequence[tuple[str, str]] = ()
 
 
-def render(template: str, **values: Any) -> str:
-    """Everything that comes from outside is escaped."""
-    return jinja2.Environment(autoescape=True).from_string(HEAD + template).render(**values)
-
-
 def report(*, title: str, lead: str, cards: Sequence[tuple[str, str]], parts: Sequence[Part], footer: str) -> str:
-    """A report as one page."""
-    style = Markup(STYLE + REPORT_STYLE)
-    return render(
-        REPORT, title=title, lead=lead, cards=cards, sections=parts, footer=footer, style=style, width="88rem"
-    )
+    """The page as text; everything that comes from outside is escaped. ``cards``: (name, number)."""
+    template = jinja2.Environment(autoescape=True).from_string(PAGE)
+    return template.render(title=title, lead=lead, cards=cards, parts=parts, footer=footer, style=Markup(STYLE))
 
 
 def embed(picture: Image.Image) -> str:
@@ -141,21 +112,3 @@ def embed(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def page(
-    *,
-    title: str,
-    lead: str,
-    cards: Sequence[tuple[str, str]],
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    picture: Image.Image,
-    caption: str,
-    notes: Sequence[str],
-) -> str:
-    """The page as text; everything that comes from outside is escaped."""
-    values: dict[str, Any] = dict(
-        title=title, lead=lead, cards=cards, header=header, rows=rows, caption=caption, notes=notes
-    )
-    return render(DEMO, picture=embed(picture), style="", width="72rem", **values)

@@ -12,13 +12,12 @@ from udaseg.recipe import parse_override
 from udaseg.studies import charts
 from udaseg.studies.charts import Bars, Series
 from udaseg.studies.html import Figure, Part
-from udaseg.studies.results import Curves, Points, Run, curves
+from udaseg.studies.results import Points, Run, curves
 from udaseg.studies.study import Row
 from udaseg.studies.summary import (
     PUBLISHED,
     REPRODUCED,
     Entry,
-    Stat,
     Summary,
     families_table,
     overview_table,
@@ -70,18 +69,14 @@ def ablation(summary: Summary, entries: Sequence[Entry], group: str) -> Figure |
         found = {entry.row.name: stats(summary, entry, what, ["mIoU"])[0] for entry in entries}
         points = sorted((x, s.mean, s.std) for name, x in places.items() if (s := found[name]))
         series += [Series(what, points, colour, what == PUBLISHED)] if points else []
-        series += levels([e.row for e in entries if e.row.name not in places], found, what) if points else []
+        others = [(e.row, stat) for e in entries if e.row.name not in places and (stat := found[e.row.name])]
+        series += [Series(f"{row.label}, {what}", [(math.nan, stat.mean, None)], 7 - 2 * i, what == PUBLISHED)
+                   for i, (row, stat) in enumerate(others[:3]) if points]  # fmt: skip
     if not series:
         return None
     caption = f"mIoU over {key}" + (f", {group}" if group else "")
     svg = charts.lines(series, x_label=key, y_label="mIoU, %", title=caption)
     return Figure(caption, svg, [(s.name, s.colour, s.published) for s in series])
-
-
-def levels(rows: Iterable[Row], values: dict[str, Stat | None], what: str) -> list[Series]:
-    found = [(row, stat) for row in rows if (stat := values[row.name])]
-    return [Series(f"{row.label}, {what}", [(math.nan, stat.mean, None)], 7 - 2 * i, what == PUBLISHED)
-            for i, (row, stat) in enumerate(found[:3])]  # fmt: skip
 
 
 def positions(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
@@ -112,33 +107,28 @@ def positions(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
 
 
 def class_bars(summary: Summary, entries: Sequence[Entry]) -> list[Figure]:
-    """IoU by class of the reproduced rows; the study's classes or, where it has none, those of its protocol."""
+    """IoU by class of the first and the best reproduced rows, in the order of the table; the study's classes or, where
+    it has none, those of its protocol."""
     if not entries:
         return []
     known = entries[0].runs[0].scores(summary.protocol).names
     classes = [column for column in summary.study.columns if column in known] or list(known)
-    methods = [bars_of(entry, classes, summary, entries.index(entry)) for entry in compared(entries, summary)]
+
+    def miou(entry: Entry) -> float:
+        found = stats(summary, entry, REPRODUCED, ["mIoU"])[0]
+        return found.mean if found else 0.0
+
+    def bars_of(entry: Entry, colour: int) -> Bars:
+        ours = [s.mean if s else math.nan for s in stats(summary, entry, REPRODUCED, classes)]
+        printed = stats(summary, entry, PUBLISHED, classes)
+        return Bars(entry.row.name, ours, [s.mean if s and summary.as_published else None for s in printed], colour)
+
+    best = sorted(entries[1:], key=miou, reverse=True)[: BARS - 1]
+    methods = [bars_of(entry, i) for i, entry in enumerate(entries) if i == 0 or entry in best]
     svg = charts.bars(classes, methods, title="IoU by class")
     marked = any(value is not None for method in methods for value in method.published)
     caption = "IoU by class, %" + ("; | published" if marked else "")
     return [Figure(caption, svg, [(method.name, method.colour, False) for method in methods])]
-
-
-def compared(entries: Sequence[Entry], summary: Summary) -> list[Entry]:
-    """The first and the best, in the order of the table."""
-
-    def miou(entry: Entry) -> float:
-        (found,) = stats(summary, entry, REPRODUCED, ["mIoU"])
-        return found.mean if found else 0.0
-
-    best = sorted(entries[1:], key=miou, reverse=True)[: BARS - 1]
-    return [entry for entry in entries if entry is entries[0] or entry in best]
-
-
-def bars_of(entry: Entry, classes: Sequence[str], summary: Summary, colour: int) -> Bars:
-    values = [s.mean if s else math.nan for s in stats(summary, entry, REPRODUCED, classes)]
-    printed = stats(summary, entry, PUBLISHED, classes)
-    return Bars(entry.row.name, values, [s.mean if s and summary.as_published else None for s in printed], colour)
 
 
 # --- training ------------------------------------------------------------------------------------------------------
@@ -148,20 +138,16 @@ def training(groups: Sequence[tuple[str, Sequence[Run]]]) -> list[Figure]:
     """Loss and validation mIoU over the iterations; the seeds of a row share a colour."""
     logs = [(name, i, curves(run)) for i, (name, runs) in enumerate(groups[:SHOWN]) for run in runs]
     found = []
-    for caption, label, points_of in (
-        ("Validation mIoU while training, %", "mIoU, %", lambda log: log.miou),
-        ("Training loss, sum of all terms", "loss", loss_of),
+    for caption, label, points in (
+        ("Validation mIoU while training, %", "mIoU, %", [log.miou for _, _, log in logs]),
+        ("Training loss, sum of all terms", "loss", [log.loss for _, _, log in logs]),
     ):
-        series = [Series(name, thinned(points_of(log)), i, dots=False) for name, i, log in logs]
-        series = [s for s in series if len(s.points) > 1]
+        series = [Series(name, thinned(of_run), i, dots=False)
+                  for (name, i, _), of_run in zip(logs, points, strict=True) if len(of_run) > 1]  # fmt: skip
         if series:
             svg = charts.lines(series, x_label="iteration", y_label=label, title=caption)
             found.append(Figure(caption, svg, list(dict.fromkeys((s.name, s.colour, False) for s in series))))
     return found
-
-
-def loss_of(log: Curves) -> Points:
-    return log.loss
 
 
 def thinned(points: Points) -> list[tuple[float, float, float | None]]:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from udaseg.errors import UserError
-from udaseg.studies.figures import Pixels, colour
+from udaseg.studies.figures import COLOURS, Pixels
 from udaseg.studies.results import Curves, Run
 from udaseg.studies.tables import clean
 
-COLOURS = ("#2563c9", "#d2601a", "#14866d", "#a03cb4", "#b8860b", "#c2314f", "#4b7f1d", "#5f6b7a")
 FEW = 20  # points that are marked one by one
 STYLE: dict[str, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
@@ -70,8 +67,8 @@ def curves_figure(runs: Sequence[Run], logs: Sequence[Curves]) -> Any:
 
 
 def classes_figure(runs: Sequence[Run], protocol: str | None) -> Any:
-    """Bars of the IoU by class."""
-    found = [run.scores(protocol) for run in runs]
+    """Bars of the IoU by class, of all runs over the classes of one protocol (None: the first run's)."""
+    found = [run.scores(protocol or runs[0].protocol) for run in runs]
     classes, thick = found[0].names, 0.8 / len(runs)
     drawn = figure(figsize=(6.4, 1.0 + len(classes) * (0.18 + 0.1 * len(runs))))
     axes = drawn.add_subplot(xlabel="IoU, %", xlim=(0, 100))
@@ -107,42 +104,18 @@ def confusion_figure(runs: Sequence[Run]) -> Any:
     return drawn
 
 
-@dataclass(frozen=True)
-class Shown:
-    """An image (H, W, 3), its truth and a prediction for each run (train ids, H x W), each run's mIoU in it."""
-
-    name: str
-    image: Pixels
-    truth: Pixels
-    predictions: Sequence[Pixels]
-    miou: Sequence[float]
-
-
-def panels_figure(
-    rows: Sequence[Shown], runs: Sequence[Run], classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
-) -> Any:
-    """Image, truth and predictions side by side, with mIoU and what the last run gains over the first."""
+def panels_figure(rows: Sequence[Sequence[tuple[str, Pixels]]], legend: Sequence[tuple[str, str]]) -> Any:
+    """Rows of titled RGB pictures (H, W, 3) of one shape, and what the colours stand for."""
     from matplotlib.patches import Patch
 
-    ratio = rows[0].image.shape[0] / rows[0].image.shape[1]
-    columns = 2 + len(runs)
-    drawn = figure(figsize=(2.6 * columns, len(rows) * (2.6 * ratio + 0.28) + 1.1))
-    for i, row in enumerate(rows):
-        tiles = [row.image, *(colour(label, palette) for label in (row.truth, *row.predictions))]
-        titles = [Path(row.name).name, "truth", *captions(row, names(runs))]
-        for j, (tile, title) in enumerate(zip(tiles, titles, strict=True)):
-            axes = drawn.add_subplot(len(rows), columns, i * columns + j + 1)
-            axes.set_title(clean(title), fontsize=6.5, pad=2)
-            axes.imshow(tile, interpolation="nearest")
-            axes.set_axis_off()
-    there = sorted({int(i) for row in rows for i in np.unique(row.truth) if i < len(classes)})
-    patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*palette[i]), label=clean(classes[i])) for i in there]
+    height, width, _ = rows[0][0][1].shape
+    columns = len(rows[0])
+    drawn = figure(figsize=(2.6 * columns, len(rows) * (2.6 * height / width + 0.28) + 1.1))
+    for place, (title, tile) in enumerate((cell for row in rows for cell in row), 1):
+        axes = drawn.add_subplot(len(rows), columns, place)
+        axes.set_title(clean(title), fontsize=6.5, pad=2)
+        axes.imshow(tile, interpolation="nearest")
+        axes.set_axis_off()
+    patches = [Patch(color=tint, label=clean(name)) for name, tint in legend]
     drawn.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=6.5)
     return drawn
-
-
-def captions(row: Shown, labels: Sequence[str]) -> list[str]:
-    found = [f"{label}: {value:.1f}" for label, value in zip(labels, row.miou, strict=True)]
-    if len(found) > 1:
-        found[-1] += f" ({row.miou[-1] - row.miou[0]:+.1f})"
-    return found

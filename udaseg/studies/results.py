@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 
+from udaseg import build
 from udaseg.data.classes import PROTOCOLS
 from udaseg.engine.runlog import held
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
 from udaseg.recipe import TrainSection
+from udaseg.runs import read_recipe
 from udaseg.yamls import parse_yaml
 
-State = Literal["finished", "running", "interrupted", "failed", "damaged"]
+State = Literal["finished", "running", "interrupted", "failed", "damaged", "missing"]
 Counts = npt.NDArray[np.float64]
 OF_A_RUN = {"recipe.yaml", "result.json", "metrics.jsonl", "failure.json"}
 INSIDE = {"checkpoints", "debug", "tensorboard"}
@@ -37,6 +39,9 @@ TAIL = 2**17  # bytes at the end of metrics.jsonl that hold a whole row
 class Validation(BaseModel):
     iteration: NonNegativeInt
     confusion: list[list[NonNegativeInt]]
+
+    def counts(self) -> Counts:
+        return np.array(self.confusion, np.float64)
 
 
 class ResultFile(BaseModel):
@@ -63,16 +68,32 @@ class ResultFile(BaseModel):
         return self
 
 
+class Failure(BaseModel):
+    """What is kept of a run that failed, in its folder's ``failure.json`` (a bare run's has no message: ``phase``)."""
+
+    kind: str
+    message: str = ""
+    iteration: int = 0
+    time: str = ""
+    log: str = ""
+    phase: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message or f'in phase {self.phase}'}" if self.message or self.phase else self.kind
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """``family``: equal for runs that differ in nothing but their seed. ``changed``: seconds since 1970.
+    """``problem``: of a damaged run. ``reached``: the last iteration in its log. ``changed``: seconds since 1970.
 
-    ``counts`` are those of the last iteration, ``oracle`` of the one that was best on the validation split.
+    ``family``: equal for runs that differ in nothing but their seed. ``counts`` are those of the last iteration,
+    ``oracle`` of the one that was best on the validation split.
     """
 
     folder: Path
     state: State
     problem: str = ""
+    failure: Failure | None = None
     recipe: str = ""
     benchmark: str = ""
     seed: int | None = None
@@ -114,17 +135,17 @@ def read(folder: Path) -> Run:
     """One run, whatever its condition."""
     changed = 0.0
     try:
-        changed = max(path.stat().st_mtime for name in OF_A_RUN if (path := folder / name).is_file())
+        changed = max((path.stat().st_mtime for name in OF_A_RUN if (path := folder / name).is_file()), default=0.0)
         if (folder / "result.json").is_file():
             return finished(folder, changed)
         return unfinished(folder, changed)
     except OSError as error:
-        name = Path(error.filename or folder).name
-        return Run(folder, "damaged", f"{name} cannot be read: {error.strerror}", changed=changed)
+        problem = f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
     except ValidationError as error:
-        return Run(folder, "damaged", f"result.json: {first_problem(error)}", changed=changed)
+        problem = f"result.json: {first_problem(error)}; delete it and the run can be finished again"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return Run(folder, "damaged", f"recipe.yaml: {' '.join(str(error).split())}", changed=changed)
+        problem = f"recipe.yaml: {' '.join(str(error).split())}"
+    return Run(folder, "damaged", problem, changed=changed)
 
 
 def first_problem(error: ValidationError) -> str:
@@ -139,27 +160,34 @@ def finished(folder: Path, changed: float) -> Run:
         folder, "finished", recipe=result.recipe, benchmark=result.benchmark or "", seed=result.seed,
         reached=result.iterations, total=result.iterations, changed=changed, fingerprint=result.fingerprint,
         family=family(sections(folder)), protocol=result.protocol, classes=tuple(result.classes),
-        counts=as_counts(result.validation), oracle=as_counts(result.oracle_selection),
+        counts=result.validation.counts() if result.validation else None,
+        oracle=result.oracle_selection.counts() if result.oracle_selection else None,
     )  # fmt: skip
-
-
-def as_counts(found: Validation | None) -> Counts | None:
-    return None if found is None else np.array(found.confusion, np.float64)
 
 
 def unfinished(folder: Path, changed: float) -> Run:
-    """A run that goes on, was interrupted, or failed (``udaseg.studies.grid`` leaves a failure.json)."""
-    failure = folder / "failure.json"
-    if not (folder / "recipe.yaml").is_file() and failure.is_file():  # refused before it began
-        return Run(folder, "failed", changed=changed)
+    """A run that has not begun, goes on, was interrupted, or failed."""
+    failure = read_failure(folder / "failure.json")
+    state: State = "running" if held(folder) else "failed" if failure else "interrupted"
+    failure = failure if state == "failed" else None
+    if not (folder / "recipe.yaml").is_file() and (state != "interrupted" or not changed):  # refused, or not begun
+        return Run(folder, "missing" if state == "interrupted" else state, failure=failure, changed=changed)
     parts = sections(folder)
     head = {key: parse_yaml(parts.get(key, f"{key}: null"))[key] for key in ("name", "benchmark", "seed", "train")}
     total = (head["train"] or {}).get("iterations", TrainSection().iterations)
-    state: State = "running" if held(folder) else "failed" if failure.is_file() else "interrupted"
     return Run(
-        folder, state, recipe=str(head["name"]), benchmark=str(head["benchmark"] or ""), seed=int(head["seed"] or 0),
-        reached=reached(folder), total=int(total), changed=changed, family=family(parts),
+        folder, state, failure=failure, recipe=str(head["name"]), benchmark=str(head["benchmark"] or ""),
+        seed=int(head["seed"] or 0), reached=reached(folder), total=int(total), changed=changed, family=family(parts),
     )  # fmt: skip
+
+
+def read_failure(path: Path) -> Failure | None:
+    if not path.is_file():
+        return None
+    try:
+        return Failure.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return Failure(kind="unknown", message="failure.json cannot be read")
 
 
 def sections(folder: Path) -> dict[str, str]:
@@ -226,25 +254,35 @@ def curves(run: Run) -> Curves:
         lines = path.read_bytes().splitlines() if path.is_file() else []
     except OSError:
         lines = []
+    classes, protocol = judged_by(run)
     losses: dict[str, Points] = {}
     miou: Points = []
     for row in readable(lines):
         for name, value in row["losses"].items() if isinstance(row.get("losses"), dict) else ():
             if isinstance(value, int | float) and math.isfinite(value):
                 losses.setdefault(name, []).append((row["iteration"], value))
-        if (value := validated(row.get("validation"), run)) is not None:
+        value = mean_of(row.get("validation"), classes, protocol)
+        if math.isfinite(value):
             miou.append((row["iteration"], value))
     return Curves(losses, miou)
 
 
-def validated(confusion: Any, run: Run) -> float | None:
-    """mIoU of a row's counts, None where there are none that fit."""
-    size = len(run.classes)
+def judged_by(run: Run) -> tuple[tuple[str, ...], str]:
+    """Classes and protocol of a run: its result's or, without one, its recipe's."""
+    if run.classes:
+        return run.classes, run.protocol
+    try:
+        recipe = read_recipe(run.folder).recipe
+        return tuple(build.class_set(recipe).names), recipe.data.protocol
+    except (UserError, OSError):
+        return (), run.protocol
+
+
+def mean_of(confusion: Any, classes: Sequence[str], protocol: str) -> float:
+    """mIoU (%) of a row's counts; NaN where there are none that fit."""
     try:
         counts = np.array(confusion, np.float64)
     except (TypeError, ValueError):
-        return None
-    if counts.shape != (size, size) or size == 0:
-        return None
-    value = scores(counts, run.classes, PROTOCOLS[run.protocol]).miou
-    return value if math.isfinite(value) else None
+        return math.nan
+    fits = counts.shape == (len(classes), len(classes))
+    return scores(counts, classes, PROTOCOLS[protocol]).miou if fits else math.nan

@@ -21,6 +21,7 @@ from udaseg.recipe import Section, label, locate, parse_override, shipped
 from udaseg.yamls import read_yaml
 
 OUT_OF_MEMORY = "OOM"
+OWN_OPTIONS = {"seed": "--seeds", "benchmark": "--benchmark"}
 
 
 def as_cell(value: Any) -> Any:
@@ -135,9 +136,15 @@ def row_flaws(row: Row, columns: int) -> Iterator[tuple[str, str]]:
             yield key, f"{len(cells)} values for {columns} columns; null stands for a missing one"
     for text in row.overrides:
         try:
-            parse_override(text)
+            if option := own_option(text):
+                yield "overrides", f"{text!r}: it is the whole study's; see its keys, and {option}"
         except UserError as error:
             yield "overrides", str(error)
+
+
+def own_option(override: str) -> str | None:
+    """The option of a grid that is there for what an override sets. UserError if it is none."""
+    return OWN_OPTIONS.get(parse_override(override)[0][0])
 
 
 def repeated(values: list[Any]) -> list[Any]:

@@ -6,15 +6,15 @@ import math
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from udaseg.console import duration
 from udaseg.data.classes import PROTOCOLS
-from udaseg.errors import UserError
 from udaseg.recipe import benchmark_data
-from udaseg.studies.grid import Grid, lay_out
+from udaseg.studies.grid import CELLS, lay_out
 from udaseg.studies.results import Run
 from udaseg.studies.study import Row, Study, load_study
 from udaseg.studies.tables import Cell, Mark, Table
@@ -24,18 +24,16 @@ ORACLES = {"oracle"}
 PUBLISHED, REPRODUCED, DIFFERENCE = "published", "reproduced", "difference"
 
 
-@dataclass(frozen=True)
-class Stat:
-    """Mean and sample standard deviation (None for a single one) over ``n`` seeds."""
+class Stat(NamedTuple):
+    """Mean and sample standard deviation (None for a single value) over seeds."""
 
     mean: float
     std: float | None
-    n: int
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a study as it stands: a finished run for each seed that has one, and the seeds that have none."""
+    """A row of a study as it stands: its finished runs, and the study's seeds that have none."""
 
     row: Row
     runs: tuple[Run, ...]
@@ -44,44 +42,56 @@ class Entry:
 
 @dataclass(frozen=True)
 class Summary:
-    """A study with its runs. ``options``: what was changed on the command line, as words of a command."""
+    """A study with its runs. ``options``: what was changed on the command line, as words of a command. ``place``: the
+    folder where a grid has left most of its runs; ``failed``: did some of them fail?"""
 
     name: str
     study: Study
     entries: tuple[Entry, ...]
-    grid: Grid
+    left_out: dict[str, str]
     protocol: str
     options: tuple[str, ...] = ()
+    place: Path | None = None
+    failed: bool = False
 
     @property
     def as_published(self) -> bool:
-        """Do the runs compute what the published numbers are of?"""
-        return not self.options
+        """Do the runs compute what the published numbers are of? ``runtime`` changes nothing of it."""
+        return all(text.startswith("runtime.") for text in self.options)
 
 
 def summarise(
     name: str, runs: Iterable[Run], *, benchmark: str | None = None, overrides: Sequence[str] = ()
 ) -> Summary:
-    """A study by name with those of the runs that are its cells, found by fingerprint (the newest, if several are)."""
+    """A study by name with those of the runs that are its cells, found by fingerprint (the newest, if several are).
+
+    Runs with other seeds than the study's count, too.
+    """
     study = load_study(name)
-    try:
-        grid = lay_out(study, benchmark=benchmark, overrides=overrides)
-    except UserError:
-        if benchmark or overrides:
-            raise
-        grid = Grid()  # published numbers only
-    done = {run.fingerprint: run for run in sorted(runs, key=lambda run: run.changed) if run.state == "finished"}
-    cells: dict[str, dict[int, Run | None]] = {row.name: {} for row in study.rows}
-    for cell in grid.cells:
-        cells[cell.row.name][cell.seed] = done.get(cell.loaded.recipe.fingerprint())
-    entries = [
-        Entry(row, tuple(r for r in found.values() if r), tuple(seed for seed, r in found.items() if not r))
-        for row in study.rows
-        for found in [cells[row.name]]
-    ]
-    options = [*(["--benchmark", benchmark] if benchmark else []), *overrides]
-    protocol = study.protocol or benchmark_data(benchmark or study.benchmark).protocol
-    return Summary(name, study, tuple(entries), grid, protocol, tuple(options))
+    benchmark = None if benchmark == study.benchmark else benchmark
+    runs = sorted(runs, key=lambda run: run.changed)
+    grid = lay_out(study, benchmark=benchmark, overrides=overrides, empty=not (benchmark or overrides))
+    done = {run.fingerprint: run for run in runs if run.state == "finished"}
+    others = sorted({run.seed for run in done.values() if run.seed is not None} - set(study.seeds))
+    recipes = {cell.row.name: cell.loaded.recipe for cell in grid.cells}
+    entries = []
+    for row in study.rows:
+        recipe, found = recipes.get(row.name), {}
+        if recipe is not None:
+            prints = {seed: recipe.model_copy(update={"seed": seed}).fingerprint() for seed in [*study.seeds, *others]}
+            found = {seed: done[text] for seed, text in prints.items() if text in done}
+        missing = [seed for seed in study.seeds if recipe is not None and seed not in found]
+        entries.append(Entry(row, tuple(found.values()), tuple(missing)))
+    names = {cell.folder.name for cell in grid.cells}
+    cells = [run for run in runs if run.folder.name in names]
+    places = [run.folder.parent for run in cells]
+    return Summary(
+        name, study, tuple(entries), grid.left_out,
+        study.protocol or benchmark_data(benchmark or study.benchmark).protocol,
+        (*(["--benchmark", benchmark] if benchmark else []), *overrides),
+        statistics.mode(places) if places else None,
+        any(run.state == "failed" for run in cells),
+    )  # fmt: skip
 
 
 def over_seeds(values: Iterable[float]) -> Stat | None:
@@ -89,7 +99,7 @@ def over_seeds(values: Iterable[float]) -> Stat | None:
     found = [value for value in values if math.isfinite(value)]
     if not found:
         return None
-    return Stat(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+    return Stat(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
 
 
 def measured(runs: Sequence[Run], column: str, protocol: str) -> Stat | None:
@@ -106,11 +116,8 @@ def stats(summary: Summary, entry: Entry, what: str, columns: Sequence[str]) -> 
         return [measured(entry.runs, column, summary.protocol) for column in columns]
     values = dict(zip(summary.study.columns, entry.row.published or (), strict=False))
     stds = dict(zip(summary.study.columns, entry.row.std or (), strict=False))
-    return [as_stat(values.get(column), stds.get(column)) for column in columns]
-
-
-def as_stat(value: float | str | None, std: float | str | None) -> Stat | None:
-    return Stat(value, std if isinstance(std, float) else None, 0) if isinstance(value, float) else None
+    return [Stat(value, std if isinstance(std := stds.get(column), float) else None)
+            if isinstance(value := values.get(column), float) else None for column in columns]  # fmt: skip
 
 
 # --- a study's table -----------------------------------------------------------------------------------------------
@@ -172,14 +179,13 @@ def as_printed(value: float | str | None, stat: Stat | None) -> Cell:
 def mark(lines: Sequence[list[Cell]], comparable: Sequence[bool]) -> None:
     """Put the marks of the columns that can be compared into lines that can be; equal as shown is equal."""
     for i in [i for i, yes in enumerate(comparable) if yes]:
-        values = [round(line[i].value, 1) for line in lines if line[i].value is not None]  # type: ignore[arg-type]
-        if len(values) < 2:
+        shown = {place: float(line[i].number()) for place, line in enumerate(lines) if line[i].value is not None}
+        if len(shown) < 2:
             continue
-        best, *others = sorted(set(values), reverse=True)
-        marks: dict[float, Mark] = {best: "best", **({others[0]: "second"} if others and len(values) > 2 else {})}
-        for line in lines:
-            if line[i].value is not None:
-                line[i] = replace(line[i], mark=marks.get(round(line[i].value, 1), ""))  # type: ignore[arg-type]
+        best, *others = sorted(set(shown.values()), reverse=True)
+        marks: dict[float, Mark] = {best: "best", **({others[0]: "second"} if others and len(shown) > 2 else {})}
+        for place, value in shown.items():
+            lines[place][i] = replace(lines[place][i], mark=marks.get(value, ""))
 
 
 def is_iou(column: str) -> bool:
@@ -192,7 +198,8 @@ def lead(summary: Summary) -> str:
     source, benchmark = summary.study.source, summary.study.benchmark
     published = f"Published: {source.paper}, {source.table}. " if source else ""
     means = f"mIoU over {summary.protocol}" + (", mIoU* over synthia13" if "mIoU*" in summary.study.columns else "")
-    ours = "" if summary.as_published else f" Reproduced with {' '.join(summary.options)}."
+    settings = " ".join(text for text in summary.options if not text.startswith("runtime."))
+    ours = "" if summary.as_published else f" Reproduced with {settings}."
     return f"{published}{benchmark}, IoU in %, {means}, student at the last iteration.{ours}"
 
 
@@ -202,20 +209,35 @@ def notes(summary: Summary) -> list[str]:
         found.append("The published numbers are of other settings than the reproduced ones: no differences.")
     if any(entry.runs for entry in summary.entries):
         found.append("Reproduced: mean ± sample standard deviation over the seeds counted.")
-    reasons: dict[str, list[str]] = {}
-    for name, why in [*summary.grid.absent.items(), *summary.grid.refused.items()]:
-        reasons.setdefault(why, []).append(name)
-    return [*found, *(f"Cannot be run ({why}): {'; '.join(rows)}." for why, rows in reasons.items())]
+    found += [f"Cannot be run ({why}): {rows}." for why, rows in together(summary.left_out.items())]
+    missing = [(e.row.name, f"seed{'s'[:len(e.missing) > 1]} {', '.join(map(str, e.missing))}")
+               for e in summary.entries if e.missing]  # fmt: skip
+    return found + [f"Missing ({seeds}): {rows}." for seeds, rows in together(missing)]
+
+
+def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(row, what it has) -> what several have, and these rows in one text."""
+    found: dict[str, list[str]] = {}
+    for row, what in pairs:
+        found.setdefault(what, []).append(row)
+    return [(what, "; ".join(rows)) for what, rows in found.items()]
 
 
 def commands(summary: Summary, runs: Path) -> list[str]:
-    """For each row with missing cells the command that fills them."""
-    place = [] if runs == Path("runs") else ["--out", str(runs)]
+    """What fills the missing cells: one command that goes through the whole study, or one a row where that would
+    train again what lies elsewhere than a grid looks for it."""
+    missing = [entry for entry in summary.entries if entry.missing]
+    place = summary.place or (CELLS if runs == CELLS.parent else runs)
+    finished = [run for entry in summary.entries for run in entry.runs]
+    found_there = all(r.folder.parent == place and r.folder.name.endswith(r.fingerprint[:12]) for r in finished)
+    wanted = [(entry.row.name, list(entry.missing)) for entry in missing]
+    if len(missing) > 1 and found_there:
+        wanted = [("", sorted({seed for entry in missing for seed in entry.missing}))]
     return [
-        shlex.join(["udaseg", "ablate", summary.name, *summary.options, "--only", entry.row.name,
-                    "--seeds", ",".join(map(str, entry.missing)), *place])
-        for entry in summary.entries
-        if entry.missing
+        shlex.join(["udaseg", "ablate", summary.name, *summary.options, *(["--only", only] if only else []),
+                    "--seeds", ",".join(map(str, seeds)), *(["--out", str(place)] if place != CELLS else []),
+                    *(["--retry"] if summary.failed else [])])
+        for only, seeds in wanted
     ]  # fmt: skip
 
 
@@ -233,7 +255,9 @@ def overview_table(runs: Sequence[Run], root: Path, *, now: float | None = None)
         left=4,
         lead="mIoU in % of each run's own protocol, student at the last iteration. oracle sel.: the best iteration on "
         "the validation split, chosen with target labels.",
-        notes=tuple(f"damaged: {run.folder}: {run.problem}" for run in ordered if run.problem),
+        notes=tuple(
+            f"{run.state}: {run.folder}: {run.problem or run.failure}" for run in ordered if run.problem or run.failure
+        ),
     )
 
 
@@ -269,15 +293,14 @@ def families(runs: Iterable[Run]) -> list[list[Run]]:
 def families_table(runs: Iterable[Run], root: Path) -> Table | None:
     """Means over seeds, None if no recipe has two; one run's folder tells which recipe it is."""
 
-    def stat(of_seeds: Sequence[Run], value: Callable[[Run], float]) -> Cell:
-        found = over_seeds(map(value, of_seeds))
-        return Cell(text="-") if found is None else Cell(found.mean, found.std)
+    def mean(of_seeds: Sequence[Run], *, oracle: bool = False) -> Cell:
+        found = over_seeds(run.scores(oracle=oracle).miou for run in of_seeds)
+        return Cell(*found) if found else Cell(text="-")
 
     rows = [
         (Cell(text=first.recipe), Cell(text=first.benchmark), Cell(text=first.protocol),
-         Cell(text=str(first.folder.relative_to(root))),
-         Cell(first.total, digits=0), Cell(len(of_seeds), digits=0), stat(of_seeds, lambda run: run.scores().miou),
-         stat(of_seeds, lambda run: run.scores(oracle=True).miou))
+         Cell(text=str(first.folder.relative_to(root))), Cell(first.total, digits=0), Cell(len(of_seeds), digits=0),
+         mean(of_seeds), mean(of_seeds, oracle=True))
         for of_seeds in families(runs)
         for first in of_seeds[:1]
     ]  # fmt: skip

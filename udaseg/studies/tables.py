@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,11 +102,10 @@ def blocks(table: Table, texts: Sequence[Sequence[str]], width: int) -> list[lis
     widths = [
         max(len(SHORT.get(name, name)), *(len(row[i]) for row in texts), 0) + 2 for i, name in enumerate(table.header)
     ]
-    texts_columns = list(range(table.left))
-    found = [list(texts_columns)]
+    found = [list(range(table.left))]
     for i in range(table.left, len(table.header)):
         if len(found[-1]) > table.left and sum(widths[j] for j in [*found[-1], i]) > width:
-            found.append(list(texts_columns))
+            found.append(list(range(table.left)))
         found[-1].append(i)
     return found
 
@@ -126,8 +125,8 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_line(cells: object) -> str:
-    return f"| {' | '.join(cells)} |"  # type: ignore[arg-type]
+def as_line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def markdown_cell(cell: Cell) -> str:
@@ -184,13 +183,14 @@ def in_latex(text: str) -> str:
 def comma_separated(table: Table) -> str:
     """Plain numbers, four digits behind the point; deviations in columns of their own."""
     with_std = [any(row[i].std is not None for row in table.rows) for i in range(len(table.header))]
+
+    def line(pairs: Iterable[tuple[str, str]]) -> list[str]:
+        return [text for pair, two in zip(pairs, with_std, strict=True) for text in pair[: 1 + two]]
+
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
-    names = zip(table.header, with_std, strict=True)
-    writer.writerow([text for name, two in names for text in ([name, f"{name} std"] if two else [name])])
-    for row in table.rows:
-        pairs = zip(row, with_std, strict=True)
-        writer.writerow([text for c, two in pairs for text in ([plain(c), rounded(c.std)] if two else [plain(c)])])
+    writer.writerow(line((name, f"{name} std") for name in table.header))
+    writer.writerows(line((plain(cell), rounded(cell.std)) for cell in row) for row in table.rows)
     return buffer.getvalue()
 
 
