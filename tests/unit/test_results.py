@@ -555,6 +555,16 @@ def test_a_page_with_runs_is_whole_and_asks_for_nothing(place: Path) -> None:
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
 
 
+def test_bars_of_late_rows_have_colours_of_their_own(place: Path) -> None:
+    """There are eight colours; a legend without one would say nothing."""
+    rows = "".join(f"  - {{label: r{i}, recipe: demo, overrides: [teacher.alpha=0.{i + 10}]}}\n" for i in range(10))
+    (place / "mine.yaml").write_text(STUDY.split("rows:")[0] + "rows:\n" + rows, encoding="utf-8")
+    for i in range(10):
+        train(f"r{i}", 0, (20 + i, 30))
+    *_, bars = pages.study_part(summarise("mine.yaml", scan(Path("runs"))), runs=Path("runs")).figures
+    assert [(name, colour) for name, colour, _ in bars.legend] == [("r0", 0), ("r7", 1), ("r8", 2), ("r9", 3)]
+
+
 def test_ticks_cover_the_range() -> None:
     assert charts.ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert charts.ticks(52.1, 55.9)[0] <= 52.1 and charts.ticks(52.1, 55.9)[-1] >= 55.9

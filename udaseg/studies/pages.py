@@ -124,7 +124,9 @@ def class_bars(summary: Summary, entries: Sequence[Entry]) -> list[Figure]:
         return Bars(entry.row.name, ours, [s.mean if s and summary.as_published else None for s in printed], colour)
 
     best = sorted(entries[1:], key=miou, reverse=True)[: BARS - 1]
-    methods = [bars_of(entry, i) for i, entry in enumerate(entries) if i == 0 or entry in best]
+    shown = [i for i, entry in enumerate(entries) if i == 0 or entry in best]
+    colours = shown if shown[-1] < SHOWN else range(len(shown))  # those of the curves, if there are so many
+    methods = [bars_of(entries[i], colour) for i, colour in zip(shown, colours, strict=True)]
     svg = charts.bars(classes, methods, title="IoU by class")
     marked = any(value is not None for method in methods for value in method.published)
     caption = "IoU by class, %" + ("; | published" if marked else "")
