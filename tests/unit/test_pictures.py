@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from udaseg.deploy import model as deploy
-from udaseg.deploy.pictures import read_picture
+from udaseg.deploy.pictures import as_rgb
 from udaseg.models.segmentor import upsample
 from udaseg.models.windows import grid, slide, slide_down
 
@@ -19,7 +19,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 def saved(path: Path, picture: Image.Image, **options: object) -> np.ndarray:
     picture.save(path, **options)  # type: ignore[arg-type]
-    return read_picture(path)
+    return as_rgb(path)
 
 
 def test_pictures_of_every_mode(tmp_path: Path) -> None:

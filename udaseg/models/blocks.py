@@ -9,7 +9,7 @@ Shapes: B images, C channels, H x W cells, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,19 +78,47 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.4f}"
 
 
-def aspp_branches(
-    channels: int, *, to: int, dilations: Sequence[int], separable: bool = True, norm: bool = True
-) -> nn.ModuleList:
-    """Parallel branches over one map: dilation 1 is a 1x1 convolution, any other a (separable) dilated 3x3."""
-    branches = nn.ModuleList()
-    for dilation in dilations:
-        if dilation == 1:
-            branches.append(ConvBNReLU(channels, to=to, norm=norm))
-        elif separable:
-            branches.append(SeparableConv(channels, to=to, dilation=dilation, norm=norm))
-        else:
-            branches.append(ConvBNReLU(channels, to=to, kernel=3, dilation=dilation, norm=norm))
-    return branches
+class ASPP(nn.Module):
+    """Parallel branches over one map, concatenated, then a 3x3 bottleneck: (B, C, h, w) -> (B, to, h, w).
+
+    Dilation 1 is a 1x1 convolution, any other a (separable) dilated 3x3; ``pool``: a branch that sees the map's mean.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        to: int,
+        dilations: Sequence[int],
+        separable: bool = True,
+        norm: bool = True,
+        pool: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pool = ConvBNReLU(channels, to=to, norm=norm) if pool else None
+        self.branches = nn.ModuleList()
+        for dilation in dilations:
+            if separable and dilation > 1:
+                self.branches.append(SeparableConv(channels, to=to, dilation=dilation, norm=norm))
+            else:
+                kernel = 3 if dilation > 1 else 1
+                self.branches.append(ConvBNReLU(channels, to=to, kernel=kernel, dilation=dilation, norm=norm))
+        self.bottleneck = ConvBNReLU(to * (pool + len(dilations)), to=to, kernel=3, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [branch(x) for branch in self.branches]
+        if self.pool is not None:
+            maps.insert(0, self.pool(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:]))
+        return self.bottleneck(torch.cat(maps, dim=1))
+
+
+def each_stage(x: Tensor, stages: Iterable[nn.Module]) -> tuple[Tensor, ...]:
+    """What each stage in turn makes of the last one's map."""
+    maps = []
+    for stage in stages:
+        x = stage(x)
+        maps.append(x)
+    return tuple(maps)
 
 
 def classifier(channels: int, *, classes: int, kernel: int = 1, dilation: int = 1) -> nn.Conv2d:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.blocks import DropPath, kaiming_per_group, truncated
+from udaseg.models.blocks import DropPath, each_stage, kaiming_per_group, truncated
 from udaseg.models.segmentor import Encoder
 
 HEADS = (1, 2, 5, 8)
@@ -151,12 +151,7 @@ class MixTransformer(nn.Module, Encoder):
         self.apply(_initialise)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        maps = []
-        x = image
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return tuple(maps)
+        return each_stage(image, self.stages)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the LayerNorm parameters: MiT trains them without weight decay (section 7.1)."""

@@ -15,7 +15,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.blocks import ConvBNReLU
+from udaseg.models.blocks import ConvBNReLU, each_stage
 from udaseg.models.segmentor import Encoder
 
 STRIDES = (1, 2, 1, 1)
@@ -61,12 +61,7 @@ class ResNet(nn.Module, Encoder):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        maps = []
-        x = self.pool(self.stem(image))
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return tuple(maps)
+        return each_stage(self.pool(self.stem(image)), self.stages)
 
     def no_weight_decay(self) -> set[str]:
         """Nothing: the ResNet baselines decay their BatchNorms too (section 7.1)."""

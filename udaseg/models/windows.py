@@ -44,6 +44,7 @@ def slide(
     for first in range(0, len(boxes), step):
         chosen = boxes[first : first + step]
         said = function(torch.cat([crop(image, box) for box in chosen])).unflatten(0, (len(chosen), batch))
+        said = said.to(torch.promote_types(said.dtype, torch.float32))  # half precision would round every sum
         if total is None:
             total = said.new_zeros(batch, said.shape[2], image.shape[-2] // cell, image.shape[-1] // cell)
             visits = said.new_zeros(total.shape[-2:])
