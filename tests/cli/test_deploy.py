@@ -155,6 +155,7 @@ def test_wrong_requests_write_nothing(udaseg: Run) -> None:
     for arguments, words in (
         ([path, "nowhere"], ["nowhere: no such file or folder"]),
         ([path, "*.jpg"], ["*.jpg: no file matches"]),
+        ([path, "~nobody/photo.png"], ["~nobody/photo.png: no such file or folder"]),
         ([path, "empty"], ["no image or video in empty", ".png"]),
         ([path, image, "--save", "colour"], ["colour", "index, color, overlay, probabilities"]),
         ([path, image, "--out", "mine"], ["mine exists", "--out"]),
@@ -310,6 +311,22 @@ def test_a_model_takes_a_path_an_image_or_an_array(tmp_path: Path) -> None:
     for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), None):
         with pytest.raises(api.UserError, match="image"):
             model.predict(wrong)  # type: ignore[arg-type]
+
+
+def test_one_word_may_stand_for_a_list_of_one(streets: Path) -> None:
+    """A text is a sequence of texts, too: of its letters."""
+    results = api.predict(weights("w.safetensors"), photo("photo.png"), save="index")
+    assert list(results[0].files) == ["index"]
+    with pytest.raises(api.UserError, match="an empty list"):
+        api.predict("w.safetensors", [])
+    with pytest.raises(api.UserError, match=r"train\.nosuch"):
+        api.train("demo_source_only", benchmark="streets", overrides="train.nosuch=2")
+
+
+def test_pictures_of_many_sizes_are_not_each_timed_by_cudnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as training leaves it
+    api.load_model(weights(tmp_path / "w.safetensors"))
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_train_and_evaluate_in_python(streets: Path) -> None:

@@ -23,7 +23,10 @@ if torch.cuda.is_available():
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     memory = f"{p.total_memory / 2**30:.0f} GB"
     print("device", f"{torch.cuda.device_count()} x {p.name}, {memory}, sm_{p.major}{p.minor}, bf16 {bf16}")
-    (torch.ones(8, device="cuda") @ torch.ones(8, device="cuda")).item()
+    try:
+        (torch.ones(8, device="cuda") @ torch.ones(8, device="cuda")).item()
+    except Exception as error:
+        print("gpu", (str(error).splitlines() or [type(error).__name__])[0])
 elif torch.version.cuda:
     print("device", "cpu (this torch has CUDA, but no usable GPU or driver was found)")
 else:
@@ -36,6 +39,11 @@ REMEDY = (
     "torch and torchvision do not belong together. Install both from one index, for example:\n"
     "    pip uninstall -y torch torchvision\n"
     "    pip install torch torchvision"
+)
+
+GPU_REMEDY = (
+    "This build of torch may not be made for this GPU (too old or too new), or its driver is too old; choose a build\n"
+    "at https://pytorch.org/get-started/locally, or train with runtime.device=cpu"
 )
 
 
@@ -72,7 +80,7 @@ def torch_findings() -> list[Finding]:
         answer = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired:
         return [Finding("torch", "bad", "importing torch took more than three minutes")]
-    found = [Finding(*_pair(line)) for line in answer.stdout.splitlines() if " " in line]
+    found = [_finding(*line.split(" ", 1)) for line in answer.stdout.splitlines() if " " in line]
     if answer.returncode == 0:
         return found
     last = (answer.stderr.strip().splitlines() or ["it died without a word"])[-1]
@@ -82,9 +90,10 @@ def torch_findings() -> list[Finding]:
     return [*found, Finding("torch", "bad", f"{last}\n{REMEDY}")]
 
 
-def _pair(line: str) -> tuple[str, str, str]:
-    name, _, value = line.partition(" ")
-    return name, "note" if "no usable GPU" in value else "ok", value
+def _finding(what: str, value: str) -> Finding:
+    if what == "gpu":
+        return Finding(what, "bad", f"it computes nothing: {value}\n{GPU_REMEDY}")
+    return Finding(what, "note" if "no usable GPU" in value else "ok", value)
 
 
 def machine() -> list[Finding]:

@@ -43,7 +43,7 @@ def predict(
     inputs: str | Path | Sequence[str | Path],
     *,
     out: str | Path | None = None,
-    save: Sequence[Kind] = DEFAULT,
+    save: Kind | Sequence[Kind] = DEFAULT,
     teacher: bool = False,
     device: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -52,20 +52,21 @@ def predict(
 
     UserError for what is wrong with the request; a file that cannot be read becomes a result with an ``error``.
     """
-    save = kinds(save)
+    wanted = kinds(save)
     sources = find([inputs] if isinstance(inputs, (str, Path)) else inputs)
     folder = Path(out) if out is not None else default_folder(Path(weights), teacher=teacher)
     model = load(weights, teacher=teacher, device=device)
     claim(folder, package.digest(model.segmentor), sources)
     results = []
-    for result in each(model, sources, folder, save=save, frames=progress):
+    for result in each(model, sources, folder, save=wanted, frames=progress):
         results.append(result)
         progress(len(results), len(sources))
     return results
 
 
-def kinds(names: Sequence[str]) -> tuple[Kind, ...]:
-    """The named kinds of outputs, once each; UserError for an unknown one and for none."""
+def kinds(names: str | Sequence[str]) -> tuple[Kind, ...]:
+    """The named kind or kinds of outputs, once each; UserError for an unknown one and for none."""
+    names = [names] if isinstance(names, str) else names
     strange = [name for name in names if name not in SUFFIX]
     if strange or not names:
         raise UserError(f"save: {', '.join(strange) or 'nothing'} is not allowed; choose from {', '.join(SUFFIX)}")

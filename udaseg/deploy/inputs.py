@@ -42,13 +42,15 @@ def find(inputs: Sequence[str | Path]) -> list[Source]:
         for path, name in _expand(str(text), several=len(inputs) > 1):
             found.setdefault(Path(os.path.abspath(path)), name)
     if not found:
-        raise UserError(f"no image or video in {', '.join(map(str, inputs))}; known: {' '.join(IMAGES + VIDEOS)}")
+        raise UserError(
+            f"no image or video in {', '.join(map(str, inputs)) or 'an empty list'}; known: {' '.join(IMAGES + VIDEOS)}"
+        )
     return _named(found)
 
 
 def _expand(text: str, *, several: bool) -> Iterator[tuple[Path, Path]]:
     """(file, its path relative to the input) for each file that an input means."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # Path.expanduser raises for a user who is not there
     if path.is_dir():
         above = Path(path.resolve().name) if several else Path()
         yield from ((file, above / file.relative_to(path)) for file in _inside(path))
