@@ -10,13 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 import toy
+from cli.test_deploy import weights
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from udaseg import build
+from udaseg.deploy import model as deploy
 from udaseg.engine import trainer
 from udaseg.engine.device import autocast
 from udaseg.engine.optim import adamw, parameter_groups
@@ -64,7 +67,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "Draws", Draws)
     monkeypatch.setattr(multires, "draw_box", lambda size, window: Box(0, window[0], 8, 8 + window[1]))
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)
 
 
 def moved(module: Module, mode: FakeTensorMode) -> Module:
@@ -148,6 +151,23 @@ def test_no_step_mixes_devices_or_waits(name: str, streets: Path) -> None:
 )
 def test_neither_does_a_setting(name: str, setting: str, streets: Path) -> None:
     check(*take(toy.load(name, "train.iterations=2", setting, base=small(name))))
+
+
+@pytest.mark.parametrize("wrapper", [None, {"kind": "hrda"}])
+@pytest.mark.parametrize("size", [None, (128, 64)])
+def test_neither_does_a_large_picture_in_bands_or_strips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int] | None, wrapper: dict[str, str] | None
+) -> None:
+    monkeypatch.setattr(deploy, "LARGE", 100)
+    model, mode = (
+        deploy.load(weights(tmp_path / "w.safetensors", size=size, wrapper=wrapper), device="cpu"),
+        FakeTensorMode(),
+    )
+    model = deploy.Model(moved(model.segmentor, mode), model.card, GPU)
+    with mode, evaluating(model.segmentor):
+        bands = list(model._logits(np.zeros((150, 130, 3), np.uint8)))
+        bands += deploy.strips(bands[0], (150, 200), most=10000)
+    assert {(band.device, band.dtype) for band in bands} == {(GPU, torch.float32)}
 
 
 @pytest.mark.parametrize("name", ["dacs", "daformer", "hrda"])

@@ -302,6 +302,21 @@ def test_a_file_of_timm_fills_the_network(tmp_path: Path) -> None:
     assert not weights.load_encoder(encoder(), tmp_path / "x.pth", name=KIND).missing
 
 
+def test_a_weights_file_of_ours_fills_the_network(tmp_path: Path) -> None:
+    """Of another run, with another decoder; adapters would be lost, so a file with them is not for a plain network."""
+    source = Segmentor(encoder(), nn.Identity())
+    torch.save(source.state_dict(), tmp_path / "own.pth")
+    torch.manual_seed(1)
+    body = TimmEncoder(name=VIT)
+    report = weights.load_encoder(body, tmp_path / "own.pth", name=KIND)
+    assert not report.missing and not report.unexpected
+    loaded = source.encoder.core.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(value, loaded[name]) for name, value in body.core.state_dict().items())
+    torch.save(Segmentor(encoder(tune="lora"), nn.Identity()).state_dict(), tmp_path / "lora.pth")
+    with pytest.raises(UserError, match=r"no place for (.|\n)*unknown: core\.blocks\.0\.attn\.qkv\.down"):
+        weights.load_encoder(body, tmp_path / "lora.pth", name=KIND)
+
+
 def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
     state = timm_file(tmp_path / "x.safetensors", img_size=96)
     body = encoder()

@@ -139,12 +139,15 @@ class TimmEncoder(nn.Module, Encoder):
     def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """timm's file under our names, through timm's own filter (other releases' names, positions resampled).
 
+        A file of ours stays as it is.
         ValueError if that filter does not know what to do with it.
         """
+        ours = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
+        if own := {name: tensor for name, tensor in ours.items() if name.startswith("core.")}:
+            return own
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-        translate = getattr(
-            sys.modules[timm.models.model_entrypoint(self.name).__module__], "checkpoint_filter_fn", None
-        )
+        module = sys.modules[timm.models.model_entrypoint(self.name).__module__]
+        translate = getattr(module, "checkpoint_filter_fn", None)
         try:
             state = translate(state, self.core) if translate else state
         except (KeyError, RuntimeError, ValueError, AttributeError) as error:
