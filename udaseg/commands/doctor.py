@@ -8,8 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from udaseg.data.layouts import DATASETS, data_home, find_root
 from udaseg.errors import UserError
@@ -47,8 +47,7 @@ GPU_REMEDY = (
 )
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the examination; ``status`` is ok, note or bad."""
 
     what: str
@@ -100,23 +99,18 @@ def machine() -> list[Finding]:
     """Cores, free disk, and whether this folder can be written to."""
     here = Path.cwd()
     free = shutil.disk_usage(here).free / 2**30
-    writable = os.access(here, os.W_OK)
+    runs, writable = here / "runs", os.access(here, os.W_OK)
     return [
         Finding("cores", "ok", str(os.cpu_count())),
         Finding("disk", "ok" if free > 5 else "note", f"{free:.0f} GB free in {here}"),
-        Finding(
-            "runs",
-            "ok" if writable else "bad",
-            f"{here / 'runs'}" + ("" if writable else " cannot be written; use --out"),
-        ),
+        Finding("runs", *(("ok", str(runs)) if writable else ("bad", f"{runs} cannot be written; use --out"))),
     ]
 
 
 def data_roots() -> list[Finding]:
     """Where each data set is, or that it is not there."""
-    found = [
-        Finding("data home", "ok", f"{data_home()} ({'$UDASEG_DATA' if os.environ.get('UDASEG_DATA') else 'default'})")
-    ]
+    origin = "$UDASEG_DATA" if os.environ.get("UDASEG_DATA") else "default"
+    found = [Finding("data home", "ok", f"{data_home()} ({origin})")]
     for name, spec in DATASETS.items():
         try:
             found.append(Finding(name, "ok", str(find_root(spec, None))))

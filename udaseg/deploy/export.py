@@ -143,7 +143,8 @@ def compared(
         changed = (want.argmax(1) != have.argmax(1)).float().mean()
         found.append(torch.stack([(want - have).abs().max(), want.abs().max(), changed]))
     measured = torch.stack(found)
-    return Check(free, size, *measured[:, :2].amax(0).tolist(), float(measured[:, 2].mean()))
+    difference, largest, _ = measured.amax(0).tolist()
+    return Check(free, size, difference, largest, float(measured[:, 2].mean()))
 
 
 def filled(image: Tensor, size: tuple[int, int]) -> Tensor:

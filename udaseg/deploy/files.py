@@ -7,7 +7,7 @@ run can trust what it finds: finished images are skipped, a mixture of weights o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, get_args
@@ -57,9 +57,9 @@ def predict(
     folder = Path(out) if out is not None else default_folder(Path(weights), teacher=teacher)
     model = load(weights, teacher=teacher, device=device)
     claim(folder, package.digest(model.segmentor), sources)
-    results = []
-    for result in each(model, sources, folder, save=wanted, frames=progress):
-        results.append(result)
+    results: list[Result] = []
+    for source in sources:
+        results.append(_one(model, source, folder, wanted, progress))
         progress(len(results), len(sources))
     return results
 
@@ -109,30 +109,24 @@ def _record(path: Path) -> tuple[str, dict[str, str]]:
         raise UserError(f"{path} is damaged; choose another folder with --out") from None
 
 
-def each(
-    model: Model,
-    sources: Sequence[Source],
-    folder: Path,
-    *,
-    save: Sequence[Kind] = DEFAULT,
-    frames: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[Result]:
-    """Predict one after the other; what is there already is left alone. A video gives an overlay, whatever ``save``."""
-    for source in sources:
-        wanted = {kind: folder / kind / f"{source.name}{SUFFIX[kind]}" for kind in save}
-        if source.video:
-            wanted = {"overlay": folder / "overlay" / f"{source.name}.mp4"}
-        missing = {kind: path for kind, path in wanted.items() if not path.exists()}
-        try:
-            if missing and source.video:
-                video.overlay(model, source.path, missing["overlay"], frames=frames)
-            elif missing:
-                prediction = model.predict(source.path, probabilities="probabilities" in missing)
-                for kind, path in missing.items():
-                    write(prediction, kind, path)
-            yield Result(source.path, wanted, bool(missing))
-        except UserError as error:
-            yield Result(source.path, {}, error=str(error))
+def _one(
+    model: Model, source: Source, folder: Path, save: Sequence[Kind], frames: Callable[[int, int], None]
+) -> Result:
+    """What is there already is left alone. A video gives an overlay, whatever ``save``."""
+    wanted = {kind: folder / kind / f"{source.name}{SUFFIX[kind]}" for kind in save}
+    if source.video:
+        wanted = {"overlay": folder / "overlay" / f"{source.name}.mp4"}
+    missing = {kind: path for kind, path in wanted.items() if not path.exists()}
+    try:
+        if missing and source.video:
+            video.overlay(model, source.path, missing["overlay"], frames=frames)
+        elif missing:
+            prediction = model.predict(source.path, probabilities="probabilities" in missing)
+            for kind, path in missing.items():
+                write(prediction, kind, path)
+    except UserError as error:
+        return Result(source.path, {}, error=str(error))
+    return Result(source.path, wanted, bool(missing))
 
 
 def write(prediction: Prediction, kind: Kind, path: Path) -> None:

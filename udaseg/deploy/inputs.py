@@ -7,9 +7,10 @@ name comes first. The suffix is left out of a name, except of images that would 
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,21 +58,13 @@ def _expand(text: str, *, several: bool) -> Iterator[tuple[Path, Path]]:
     elif path.exists():
         yield path, Path(path.name)
     elif glob.has_magic(text):
-        fixed = Path(*_plain(path.parts))
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
         if not matches:
             raise UserError(f"{text}: no file matches")
         yield from ((match, match.relative_to(fixed)) for match in matches)
     else:
         raise UserError(f"{text}: no such file or folder")
-
-
-def _plain(parts: Iterable[str]) -> Iterator[str]:
-    """The parts of a glob before the first wildcard."""
-    for part in parts:
-        if glob.has_magic(part):
-            return
-        yield part
 
 
 def _inside(folder: Path) -> Iterator[Path]:

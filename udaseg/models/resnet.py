@@ -78,8 +78,7 @@ def _stem(kind: Stem) -> nn.Module:
 
 
 def _stage(channels: int, *, depth: int, width: int, index: int) -> nn.Sequential:
-    stride, dilation = STRIDES[index], DILATIONS[index]
-    contracted = dilation // 2 if dilation > 1 else 1
-    first = Bottleneck(channels, width=width, stride=stride, dilation=contracted)
+    dilation = DILATIONS[index]
+    first = Bottleneck(channels, width=width, stride=STRIDES[index], dilation=max(dilation // 2, 1))
     rest = (Bottleneck(EXPANSION * width, width=width, dilation=dilation) for _ in range(depth - 1))
     return nn.Sequential(first, *rest)

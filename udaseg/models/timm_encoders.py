@@ -94,7 +94,8 @@ class TimmEncoder(nn.Module, Encoder):
         super().__init__()
         self.name, self.tune, self.revision = name, tune, revision
         self.core: Any = _network(name, drop_path)
-        self.mean, self.std = (_to_255(self.core.pretrained_cfg[key]) for key in ("mean", "std"))
+        for key in ("mean", "std"):
+            setattr(self, key, tuple(round(255 * x, 6) for x in self.core.pretrained_cfg[key]))
         self.indices, reductions = _levels(self.core)
         plain = self.norm = len(set(reductions)) == 1
         widths = _widths(self.core, self.indices, plain)
@@ -199,11 +200,6 @@ def _network(name: str, drop_path: float) -> Any:
             if isinstance(child, TimmDropPath):
                 setattr(parent, key, DropPath(child.drop_prob))
     return network
-
-
-def _to_255(colour: tuple[float, float, float]) -> tuple[float, float, float]:
-    red, green, blue = (round(255 * x, 6) for x in colour)
-    return red, green, blue
 
 
 def _levels(network: Any) -> tuple[list[int], tuple[int, ...]]:
