@@ -156,6 +156,7 @@ def test_wrong_requests_write_nothing(udaseg: Run) -> None:
         ([path, "nowhere"], ["nowhere: no such file or folder"]),
         ([path, "*.jpg"], ["*.jpg: no file matches"]),
         ([path, "~nobody/photo.png"], ["~nobody/photo.png: no such file or folder"]),
+        ([path, image, ""], ["an input is an empty text"]),
         ([path, "empty"], ["no image or video in empty", ".png"]),
         ([path, image, "--save", "colour"], ["colour", "index, color, overlay, probabilities"]),
         ([path, image, "--out", "mine"], ["mine exists", "--out"]),
@@ -287,6 +288,14 @@ def test_an_export_that_computes_something_else_is_not_written(udaseg: Run, monk
     monkeypatch.setattr(export, "as_torch", lambda program, text: (lambda file: None, lambda x: -program.module()(x)))
     is_message(udaseg("export", weights("w.safetensors"), "--format", "torch"), "differs from the network")
     assert not Path("w.pt2").exists()
+
+
+def test_what_is_not_a_number_is_not_hidden_by_a_maximum() -> None:
+    from udaseg.deploy import export
+
+    images = [torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.ones(1, 3, 4, 4, dtype=torch.uint8)]
+    check = export.compared(torch.nn.Identity(), lambda image: image / image, images, (4, 4), True)
+    assert np.isnan(check.difference) and check.largest == 1
 
 
 # --- Python --------------------------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ def find(inputs: Sequence[str | Path]) -> list[Source]:
 
 def _expand(text: str, *, several: bool) -> Iterator[tuple[Path, Path]]:
     """(file, its path relative to the input) for each file that an input means."""
+    if not text:
+        raise UserError("an input is an empty text (a variable that is not set?); the folder one is in is .")
     path = Path(os.path.expanduser(text))  # Path.expanduser raises for a user who is not there
     if path.is_dir():
         above = Path(path.resolve().name) if several else Path()

@@ -17,7 +17,6 @@ Shapes: B images, C channels, p the patch.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import math
@@ -255,11 +254,6 @@ def _learning_rate_scales(network: Any, decay: float) -> dict[str, float]:
 def names() -> tuple[str, ...]:
     """All names, bare and with the tags of their pretrained weights."""
     return tuple(sorted({*timm.list_models(), *timm.list_models(include_tags=True)}))
-
-
-def near(name: str) -> list[str]:
-    """The nearest names."""
-    return difflib.get_close_matches(name, names(), 3, cutoff=0.5)
 
 
 def description(name: str) -> Any:
