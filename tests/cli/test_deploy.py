@@ -282,6 +282,15 @@ def test_export_onnx_without_its_packages(udaseg: Run, monkeypatch: pytest.Monke
     is_message(udaseg("export", weights("w.safetensors"), "--format", "onnx"), 'pip install "udaseg[onnx]"')
 
 
+def test_export_onnx_of_more_than_a_file_holds(udaseg: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from udaseg.deploy import export
+
+    monkeypatch.setattr(export, "require_onnx", lambda: None)
+    monkeypatch.setattr(export, "ONNX_BYTES", 1000)
+    is_message(udaseg("export", weights("w.safetensors"), "--format", "onnx"), "2 GB at most", "use torch")
+    assert not Path("w.onnx").exists()
+
+
 def test_an_export_that_computes_something_else_is_not_written(udaseg: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from udaseg.deploy import export
 

@@ -33,6 +33,7 @@ Format = Literal["safetensors", "torch", "onnx"]
 SUFFIX: dict[Format, str] = {"safetensors": ".safetensors", "torch": ".pt2", "onnx": ".onnx"}
 TOLERATED = 1e-3
 """Share of pixels that may change class; a sound export stays far below it."""
+ONNX_BYTES = 2**31 - 2**24  # protobuf's limit, less some room for the graph
 INPUT = "image: uint8 RGB (batch, 3, height, width), fitted into `size` (width, height) with its ratio kept"
 OUTPUT = "logits: float32 (batch, classes, height, width); argmax over the classes gives train ids"
 
@@ -76,6 +77,11 @@ def export(
         return None
     if form == "onnx":
         require_onnx()
+        held = sum(tensor.nbytes for tensor in model.segmentor.state_dict().values())
+        if held >= ONNX_BYTES:
+            raise UserError(
+                f"--format onnx: one file holds 2 GB at most, these weights have {held / 1e9:.1f}; use torch"
+            )
     network = Pixels(model).eval()
     with quiet():
         program, free = traced(network, size, free=model.card.wrapper is None)
