@@ -250,6 +250,19 @@ def test_export_torch(udaseg: Run, streets: Path) -> None:
     is_message(udaseg("export", path, "--format", "torch", "--size", "9x9"), "--size", "at least 64")
 
 
+def test_window_attention_is_exported_at_one_size(udaseg: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing Swin with free sizes takes hours."""
+    from udaseg.deploy import export
+
+    with torch.device("meta"):
+        swin, vit = (
+            build.make("encoder", {"kind": f"timm/{name}"}) for name in ("swin_tiny_patch4_window7_224", "test_vit")
+        )
+    assert export.windowed(swin) and not export.windowed(vit)
+    monkeypatch.setattr(export, "windowed", lambda network: True)
+    assert "batch 1, 128x64 only" in udaseg("export", weights("w.safetensors"), "--format", "torch").out
+
+
 def test_export_safetensors(udaseg: Run) -> None:
     path = weights("w.safetensors")
     assert (

@@ -2,7 +2,7 @@
 
 The graph takes pixels (B, 3, h, w) uint8 RGB at the scale of training (the card's ``size``: fit the image into it) and
 gives logits (B, K, h, w) float32: normalisation and up-sampling are inside. Batch and image size are free where the
-network can be traced so; HRDA is unrolled for one size. The card goes along as JSON under "udaseg".
+network can be traced so; HRDA and window attention have one size. The card goes along as JSON under "udaseg".
 
 Shapes: B images, K classes, h x w pixels as the network sees them.
 """
@@ -84,13 +84,18 @@ def export(
             )
     network = Pixels(model).eval()
     with quiet():
-        program, free = traced(network, size, free=model.card.wrapper is None)
+        program, free = traced(network, size, free=model.card.wrapper is None and not windowed(network))
         content, again = (as_onnx if form == "onnx" else as_torch)(program, described(model.card, free, size))
     check = compared(network, again, images, size, free)
     if check.changed > TOLERATED:
         raise UserError(f"the {form} export differs from the network: {100 * check.changed:.2f} % of the pixels change")
     write_atomic(target, content)
     return check
+
+
+def windowed(network: nn.Module) -> bool:
+    """Has it window attention (Swin)? With free sizes its shapes are terms that grow from stage to stage, for hours."""
+    return any("Window" in type(part).__name__ for part in network.modules())
 
 
 def traced(network: Pixels, size: tuple[int, int], *, free: bool) -> tuple[ExportedProgram, bool]:
