@@ -251,14 +251,15 @@ def test_export_torch(udaseg: Run, streets: Path) -> None:
 
 
 def test_window_attention_is_exported_at_one_size(udaseg: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tracing Swin with free sizes takes hours."""
+    """Tracing Swin or SAM with free sizes takes hours."""
     from udaseg.deploy import export
 
     with torch.device("meta"):
         swin, vit = (
             build.make("encoder", {"kind": f"timm/{name}"}) for name in ("swin_tiny_patch4_window7_224", "test_vit")
         )
-    assert export.windowed(swin) and not export.windowed(vit)
+        sam = build.make("encoder", {"kind": "timm/sam2_hiera_tiny"})
+    assert export.windowed(swin) and export.windowed(sam) and not export.windowed(vit)
     monkeypatch.setattr(export, "windowed", lambda network: True)
     assert "batch 1, 128x64 only" in udaseg("export", weights("w.safetensors"), "--format", "torch").out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_any_image_size(name: str, multiple: int) -> None:
             exact = [side / stride for side in inside]
             assert all(abs(cells - side) < 1 for cells, side in zip(map_.shape[-2:], exact, strict=True)), name
     assert body.strides == (4, 8, 16, 32)
+
+
+def test_a_patch_that_is_no_power_of_two_is_exported_for_any_size() -> None:
+    body = encoder("resnet10t").eval()
+    for body.multiple in (1, 4, 14, 32):
+        sides = range(1, 200)
+        nearest = [max(round(side / body.multiple), 1) * body.multiple for side in sides]
+        assert [body._fitting(side) for side in sides] == nearest
+    body.multiple = 14
+    free = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(body, (picture(64, 96),), dynamic_shapes=free)
+    torch.export.save(program, io.BytesIO())
+    for map_, same in zip(program.module()(picture(77, 70)), body(picture(77, 70)), strict=True):
+        torch.testing.assert_close(map_, same)
 
 
 def test_blocks_of_a_plain_network_are_evenly_spaced_up_to_the_last() -> None:

@@ -94,8 +94,8 @@ def export(
 
 
 def windowed(network: nn.Module) -> bool:
-    """Has it window attention (Swin)? With free sizes its shapes are terms that grow from stage to stage, for hours."""
-    return any("Window" in type(part).__name__ for part in network.modules())
+    """Has it window attention (Swin, SAM)? With free sizes its shapes are terms that grow with every stage, for hours."""
+    return any(bool(getattr(part, "window_size", None)) for part in network.modules())
 
 
 def traced(network: Pixels, size: tuple[int, int], *, free: bool) -> tuple[ExportedProgram, bool]:

@@ -155,7 +155,9 @@ class TimmEncoder(nn.Module, Encoder):
         return {f"core.{name}": tensor for name, tensor in state.items() if name not in self.pruned}
 
     def _fitting(self, side: int) -> int:
-        return max(round(side / self.multiple), 1) * self.multiple
+        """The nearest multiple; ties to the even one, as ``round``, which an exported graph cannot hold."""
+        times, rest = side // self.multiple, side % self.multiple
+        return max(times + (2 * rest + times % 2) // (self.multiple + 1), 1) * self.multiple
 
     def _maps(self, image: Tensor) -> list[Tensor]:
         return self.core.forward_intermediates(
