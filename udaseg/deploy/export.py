@@ -94,7 +94,7 @@ def export(
 
 
 def windowed(network: nn.Module) -> bool:
-    """Has it window attention (Swin, SAM)? With free sizes its shapes are terms that grow with every stage, for hours."""
+    """Has it window attention (Swin, SAM)? With free sizes its shapes are terms that grow by the stage, for hours."""
     return any(bool(getattr(part, "window_size", None)) for part in network.modules())
 
 
