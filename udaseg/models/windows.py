@@ -40,13 +40,13 @@ def slide(
     """
     batch, height, width = image.shape[0], image.shape[-2] // cell, image.shape[-1] // cell
     step = len(boxes) if tiles is None else max(tiles // batch, 1)
-    total, visits = torch.zeros(()), image.new_zeros(height, width, dtype=torch.float32)
+    total = visits = torch.zeros(())
     for first in range(0, len(boxes), step):
         chosen = boxes[first : first + step]
         said = function(torch.cat([crop(image, box) for box in chosen])).unflatten(0, (len(chosen), batch))
         said = said.to(torch.promote_types(said.dtype, torch.float32))  # half precision would round every sum
         if first == 0:
-            total = said.new_zeros(batch, said.shape[2], height, width)
+            total, visits = said.new_zeros(batch, said.shape[2], height, width), said.new_zeros(height, width)
         for box, logits in zip(chosen, said, strict=True):
             place = (..., slice(box.top // cell, box.bottom // cell), slice(box.left // cell, box.right // cell))
             total[place] += logits
