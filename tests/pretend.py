@@ -53,7 +53,7 @@ def card() -> Iterator[FakeTensorMode]:
     """Inside its mode, computing on ``GPU`` is pretended. Stands in for the driver and for HRDA's box."""
     with (
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
-        mock.patch("torch.cuda.is_bf16_supported", lambda *_: True),
+        mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
         mock.patch.object(multires, "draw_box", lambda size, window: Box(0, window[0], 8, 8 + window[1])),
     ):
         yield FakeTensorMode(allow_non_fake_inputs=False)

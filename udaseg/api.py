@@ -22,12 +22,13 @@ def train(
     recipe: str,
     *,
     benchmark: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     out: str | Path | None = None,
     seed: int | None = None,
 ) -> Path:
     """Train a recipe to the end, or go on with its run; the run folder. ``overrides``: key=value texts."""
-    loaded = training.choose(recipe, benchmark, seed, list(overrides), None, False)
+    changes = [overrides] if isinstance(overrides, str) else list(overrides)
+    loaded = training.choose(recipe, benchmark, seed, changes, None, False)
     folder = Path(out) if out is not None else runs.default_folder(loaded)
     try:
         return runs.train(loaded, folder, training.watching).folder

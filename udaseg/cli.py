@@ -383,9 +383,10 @@ def recipe_ls() -> None:
 @recipe_app.command("show")
 def recipe_show(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """A recipe flattened, with the file each value came from, and the passes of a step."""
+    from udaseg import build
     from udaseg.commands import recipes
 
-    recipes.show(recipes.choose(name, benchmark, overrides or []))
+    recipes.show(build.load(name, benchmark=benchmark, overrides=overrides or []))
 
 
 @recipe_app.command("cp")
@@ -399,9 +400,10 @@ def recipe_cp(name: Name, target: Annotated[Path, typer.Argument(help="The new f
 @recipe_app.command("validate")
 def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """Check a recipe without touching data; everything that is wrong is listed at once."""
+    from udaseg import build
     from udaseg.commands import recipes
 
-    recipes.validate(recipes.choose(name, benchmark, overrides or []))
+    recipes.validate(build.load(name, benchmark=benchmark, overrides=overrides or []))
 
 
 @analyze_app.command("similarity")

@@ -378,6 +378,27 @@ def test_doctor_names_a_mismatched_pair_and_the_remedy(tmp_path: Path) -> None:
     assert "data home" in answer.out  # the rest is examined all the same
 
 
+def test_doctor_names_a_gpu_that_this_torch_cannot_use(tmp_path: Path) -> None:
+    """Not the pair of torch and torchvision, which is sound."""
+    (tmp_path / "torch.py").write_text(
+        "import types\n__version__ = '9'\nversion = types.SimpleNamespace(cuda='13')\n"
+        "card = types.SimpleNamespace(total_memory=2**34, name='Old', major=3, minor=5)\n"
+        "cuda = types.SimpleNamespace(is_available=lambda: True, get_device_properties=lambda i: card,\n"
+        "    is_bf16_supported=lambda **_: False, device_count=lambda: 1)\nzeros = lambda *_: 0\n"
+        "def ones(*_, device): raise RuntimeError('no kernel image is available for execution on the device')\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "torchvision.py").write_text(
+        "import types\n__version__ = '9'\nops = types.SimpleNamespace(nms=lambda *_: 0)\n", encoding="utf-8"
+    )
+    answer = real("doctor", PYTHONPATH=str(tmp_path))
+    assert (
+        answer.code == 2 and "no kernel image is available" in answer.out and "not be made for this GPU" in answer.out
+    )
+    assert re.search(r"^gpu +bad", answer.out, re.MULTILINE) and "pip uninstall" not in answer.out
+    assert re.search(r"^torchvision +ok", answer.out, re.MULTILINE)
+
+
 def test_doctor_without_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(
         "raise ImportError('[libfoo.so]: cannot open shared object file')\n", encoding="utf-8"

@@ -155,6 +155,8 @@ def test_wrong_requests_write_nothing(udaseg: Run) -> None:
     for arguments, words in (
         ([path, "nowhere"], ["nowhere: no such file or folder"]),
         ([path, "*.jpg"], ["*.jpg: no file matches"]),
+        ([path, "~nobody/photo.png"], ["~nobody/photo.png: no such file or folder"]),
+        ([path, image, ""], ["an input is an empty text"]),
         ([path, "empty"], ["no image or video in empty", ".png"]),
         ([path, image, "--save", "colour"], ["colour", "index, color, overlay, probabilities"]),
         ([path, image, "--out", "mine"], ["mine exists", "--out"]),
@@ -248,6 +250,20 @@ def test_export_torch(udaseg: Run, streets: Path) -> None:
     is_message(udaseg("export", path, "--format", "torch", "--size", "9x9"), "--size", "at least 64")
 
 
+def test_window_attention_is_exported_at_one_size(udaseg: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing Swin or SAM with free sizes takes hours."""
+    from udaseg.deploy import export
+
+    with torch.device("meta"):
+        swin, vit = (
+            build.make("encoder", {"kind": f"timm/{name}"}) for name in ("swin_tiny_patch4_window7_224", "test_vit")
+        )
+        sam = build.make("encoder", {"kind": "timm/sam2_hiera_tiny"})
+    assert export.windowed(swin) and export.windowed(sam) and not export.windowed(vit)
+    monkeypatch.setattr(export, "windowed", lambda network: True)
+    assert "batch 1, 128x64 only" in udaseg("export", weights("w.safetensors"), "--format", "torch").out
+
+
 def test_export_safetensors(udaseg: Run) -> None:
     path = weights("w.safetensors")
     assert (
@@ -280,12 +296,29 @@ def test_export_onnx_without_its_packages(udaseg: Run, monkeypatch: pytest.Monke
     is_message(udaseg("export", weights("w.safetensors"), "--format", "onnx"), 'pip install "udaseg[onnx]"')
 
 
+def test_export_onnx_of_more_than_a_file_holds(udaseg: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from udaseg.deploy import export
+
+    monkeypatch.setattr(export, "require_onnx", lambda: None)
+    monkeypatch.setattr(export, "ONNX_BYTES", 1000)
+    is_message(udaseg("export", weights("w.safetensors"), "--format", "onnx"), "2 GB at most", "use torch")
+    assert not Path("w.onnx").exists()
+
+
 def test_an_export_that_computes_something_else_is_not_written(udaseg: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from udaseg.deploy import export
 
     monkeypatch.setattr(export, "as_torch", lambda program, text: (lambda file: None, lambda x: -program.module()(x)))
     is_message(udaseg("export", weights("w.safetensors"), "--format", "torch"), "differs from the network")
     assert not Path("w.pt2").exists()
+
+
+def test_what_is_not_a_number_is_not_hidden_by_a_maximum() -> None:
+    from udaseg.deploy import export
+
+    images = [torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.ones(1, 3, 4, 4, dtype=torch.uint8)]
+    check = export.compared(torch.nn.Identity(), lambda image: image / image, images, (4, 4), True)
+    assert np.isnan(check.difference) and check.largest == 1
 
 
 # --- Python --------------------------------------------------------------------------------------------------------
@@ -310,6 +343,22 @@ def test_a_model_takes_a_path_an_image_or_an_array(tmp_path: Path) -> None:
     for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), None):
         with pytest.raises(api.UserError, match="image"):
             model.predict(wrong)  # type: ignore[arg-type]
+
+
+def test_one_word_may_stand_for_a_list_of_one(streets: Path) -> None:
+    """A text is a sequence of texts, too: of its letters."""
+    results = api.predict(weights("w.safetensors"), photo("photo.png"), save="index")
+    assert list(results[0].files) == ["index"]
+    with pytest.raises(api.UserError, match="an empty list"):
+        api.predict("w.safetensors", [])
+    with pytest.raises(api.UserError, match=r"train\.nosuch"):
+        api.train("demo_source_only", benchmark="streets", overrides="train.nosuch=2")
+
+
+def test_pictures_of_many_sizes_are_not_each_timed_by_cudnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as training leaves it
+    api.load_model(weights(tmp_path / "w.safetensors"))
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_train_and_evaluate_in_python(streets: Path) -> None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import toy
+from cli.test_deploy import weights
 from pretend import GPU, NoBackward, PretendedDraws, card, moved
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from udaseg import build
+from udaseg.deploy import model as deploy
 from udaseg.engine import trainer
 from udaseg.engine.device import autocast
 from udaseg.engine.optim import adamw, parameter_groups
@@ -90,6 +93,24 @@ def test_no_step_mixes_devices_or_waits(name: str, mode: FakeTensorMode) -> None
 )
 def test_neither_does_a_setting(name: str, setting: str, mode: FakeTensorMode) -> None:
     take(toy.load(name, "train.iterations=2", setting, base=small(name)), mode)
+
+
+@pytest.mark.parametrize("wrapper", [None, {"kind": "hrda"}])
+@pytest.mark.parametrize("size", [None, (128, 64)])
+def test_neither_does_a_large_picture_in_bands_or_strips(
+    mode: FakeTensorMode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int] | None,
+    wrapper: dict[str, str] | None,
+) -> None:
+    monkeypatch.setattr(deploy, "LARGE", 100)
+    model = deploy.load(weights(tmp_path / "w.safetensors", size=size, wrapper=wrapper), device="cpu")
+    model = deploy.Model(moved(model.segmentor, mode), model.card, GPU)
+    with mode, evaluating(model.segmentor):
+        bands = list(model._logits(np.zeros((150, 130, 3), np.uint8)))
+        bands += deploy.strips(bands[0], (150, 200), most=10000)
+    assert {(band.device, band.dtype) for band in bands} == {(GPU, torch.float32)}
 
 
 @pytest.mark.parametrize("name", ["dacs", "daformer", "hrda"])

@@ -73,24 +73,15 @@ def test_pair(encoder: str, decoder: str) -> None:
         assert torch.equal(first, other.infer(image))
 
 
-@pytest.mark.parametrize("name", ["mit_b0", "mit_b1", "resnet50", "tiny"])
-@torch.no_grad()
-def test_encoder_attributes_are_true(name: str) -> None:
-    encoder = ENCODERS[name]().eval()
-    maps = encoder(picture(1))
-    assert isinstance(maps, tuple) and len(maps) == len(encoder.channels) == len(encoder.strides) == 4
-    for map_, channels, stride in zip(maps, encoder.channels, encoder.strides, strict=True):
-        assert map_.shape == (1, channels, 32 // stride, 64 // stride)
-    assert encoder.no_weight_decay() <= dict(encoder.named_parameters()).keys()
-
-
 @pytest.mark.parametrize("name", ENCODERS)
-def test_large_encoders_have_the_shapes_they_claim(name: str) -> None:
+def test_encoders_have_the_shapes_they_claim(name: str) -> None:
     with torch.device("meta"):
         encoder = ENCODERS[name]().eval()
-        maps = encoder(torch.empty(1, 3, 64, 64))
-    assert tuple(map_.shape[1] for map_ in maps) == encoder.channels
-    assert tuple(64 // map_.shape[2] for map_ in maps) == encoder.strides
+        maps = encoder(torch.empty(1, 3, 64, 128))
+    assert isinstance(maps, tuple) and len(maps) == len(encoder.channels) == len(encoder.strides) == 4
+    for map_, channels, stride in zip(maps, encoder.channels, encoder.strides, strict=True):
+        assert map_.shape == (1, channels, 64 // stride, 128 // stride)
+    assert encoder.no_weight_decay() <= dict(encoder.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("table", [ENCODERS, DECODERS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_any_image_size(name: str, multiple: int) -> None:
             exact = [side / stride for side in inside]
             assert all(abs(cells - side) < 1 for cells, side in zip(map_.shape[-2:], exact, strict=True)), name
     assert body.strides == (4, 8, 16, 32)
+
+
+def test_a_patch_that_is_no_power_of_two_is_exported_for_any_size() -> None:
+    body = encoder("resnet10t").eval()
+    for body.multiple in (1, 4, 14, 32):
+        sides = range(1, 200)
+        nearest = [max(round(side / body.multiple), 1) * body.multiple for side in sides]
+        assert [body._fitting(side) for side in sides] == nearest
+    body.multiple = 14
+    free = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(body, (picture(64, 96),), dynamic_shapes=free)
+    torch.export.save(program, io.BytesIO())
+    for map_, same in zip(program.module()(picture(77, 70)), body(picture(77, 70)), strict=True):
+        torch.testing.assert_close(map_, same)
 
 
 def test_blocks_of_a_plain_network_are_evenly_spaced_up_to_the_last() -> None:
@@ -300,6 +315,21 @@ def test_a_file_of_timm_fills_the_network(tmp_path: Path) -> None:
         assert all(torch.equal(own[k], v) for k, v in state.items() if not k.startswith("head."))
     torch.save({"model": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "x.pth")
     assert not weights.load_encoder(encoder(), tmp_path / "x.pth", name=KIND).missing
+
+
+def test_a_weights_file_of_ours_fills_the_network(tmp_path: Path) -> None:
+    """Of another run, with another decoder; adapters would be lost, so a file with them is not for a plain network."""
+    source = Segmentor(encoder(), nn.Identity())
+    torch.save(source.state_dict(), tmp_path / "own.pth")
+    torch.manual_seed(1)
+    body = TimmEncoder(name=VIT)
+    report = weights.load_encoder(body, tmp_path / "own.pth", name=KIND)
+    assert not report.missing and not report.unexpected
+    loaded = source.encoder.core.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(value, loaded[name]) for name, value in body.core.state_dict().items())
+    torch.save(Segmentor(encoder(tune="lora"), nn.Identity()).state_dict(), tmp_path / "lora.pth")
+    with pytest.raises(UserError, match=r"no place for (.|\n)*unknown: core\.blocks\.0\.attn\.qkv\.down"):
+        weights.load_encoder(body, tmp_path / "lora.pth", name=KIND)
 
 
 def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:

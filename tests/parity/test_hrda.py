@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from parity.rule import DATA, blocks, hrda_parts, image, public_shapes, rng_for, rule_hrda
+from udaseg import build
+from udaseg.errors import UserError
 from udaseg.evaluation.inference import Inference
 from udaseg.models import weights
 from udaseg.models.blocks import DropPath
@@ -246,3 +248,27 @@ def test_branches_may_be_replaced_before_decoding(model: HRDA) -> None:
         branches = model.encode(x, box)
         other = tuple(Encoded(tuple(f * 0 for f in b.features), b.image, b.box) for b in branches)
         assert not torch.allclose(model.decode(other)[0].logits, model.decode(branches)[0].logits)
+
+
+@pytest.mark.parametrize("side", [64, 96, 160])
+@torch.no_grad()
+def test_a_decoder_of_stride_32_takes_any_size(side: int) -> None:
+    """The context has half the resolution, so images are padded to two of its cells."""
+    wrapper = {"kind": "hrda"}
+    model = build.segmentor({"kind": "tiny"}, {"kind": "deeplabv2"}, 5, wrapper=wrapper, crop=(128, 128)).eval()
+    assert model.infer(torch.zeros(1, 3, side, 64)).shape == (1, 5, side, 64)
+
+
+def test_an_encoder_whose_cells_do_not_fit_is_refused() -> None:
+    """Images are resized to multiples of 14, so that maps of context and detail would not lie on one another."""
+    part, wrapper = {"kind": "timm/vit_small_patch14_dinov2"}, {"kind": "hrda"}
+    with torch.device("meta"), pytest.raises(UserError, match=r"wrapper hrda: .*power of two up to 32, not of 14"):
+        build.segmentor(part, {"kind": "linear"}, 5, wrapper=wrapper, crop=(128, 128))
+
+
+def test_windows_are_summed_in_float32() -> None:
+    """Half precision would round every sum."""
+    boxes = grid((4, 4), (4, 4), (4, 4)) * 3
+    value = torch.tensor(1.0078125).bfloat16()
+    mean = slide(lambda tile: value.expand(len(tile), 1, 4, 4), torch.zeros(1, 3, 4, 4), boxes)
+    assert mean.dtype == torch.float32 and torch.equal(mean, torch.full_like(mean, 1.0078125))

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from udaseg.deploy import model as deploy
-from udaseg.deploy.pictures import read_picture
+from udaseg.deploy.pictures import as_rgb
+from udaseg.errors import UserError
 from udaseg.models.segmentor import upsample
 from udaseg.models.windows import grid, slide, slide_down
 
@@ -19,7 +20,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 def saved(path: Path, picture: Image.Image, **options: object) -> np.ndarray:
     picture.save(path, **options)  # type: ignore[arg-type]
-    return read_picture(path)
+    return as_rgb(path)
 
 
 def test_pictures_of_every_mode(tmp_path: Path) -> None:
@@ -45,6 +46,21 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif[0x112] = 6  # to be shown turned clockwise by a quarter
     found = saved(tmp_path / "turned.png", Image.fromarray(PIXELS), exif=exif)
     assert (found == np.rot90(PIXELS, -1)).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_pictures_are_errors_that_name_them_and_nothing_else(tmp_path: Path) -> None:
+    """Pillow warns of damaged tags, in the middle of a progress bar; and reads a picture it is given only when used."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    assert saved(tmp_path / "tags.jpg", picture, exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0").shape == (
+        60,
+        90,
+        3,
+    )
+    picture.save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    with Image.open(tmp_path / "cut.jpg") as picture, pytest.raises(UserError, match=r"cut\.jpg: cannot be read"):
+        as_rgb(picture)
 
 
 @pytest.mark.parametrize("size", [(37, 50), (7, 5), (14, 200), (90, 13)])

@@ -39,8 +39,11 @@ def fits(found: Network, state: dict[str, Tensor]) -> None:
         wrapper = {"kind": "hrda"} if found.hrda else None
         module = build.segmentor(found.encoder, found.decoder, found.classes, wrapper=wrapper, crop=(128, 128))
     parts = segmentor_parts(found.encoder["kind"], found.decoder["kind"], hrda=found.hrda)
-    ours = {name: state[public].shape for public, name in public_names(state, parts).items()}
-    assert ours == {name: value.shape for name, value in module.state_dict().items()}
+    names = public_names(state, parts)
+    ours = {name: state[public].shape for public, name in names.items()}
+    assert ours == {name: value.shape for name, value in module.state_dict().items()} and len(ours) == len(names)
+    unused = {"decode_head.conv_seg.weight", "decode_head.conv_seg.bias"}  # nothing uses SegFormer's
+    assert set(state) - set(names) == (unused if found.decoder["kind"] == "segformer" else set())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

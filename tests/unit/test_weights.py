@@ -77,13 +77,6 @@ def test_nesting_and_prefixes(tmp_path: Path, b0: dict[str, Tensor], nesting: st
     assert is_filled(encoder, b0)
 
 
-def test_safetensors(tmp_path: Path, b0: dict[str, Tensor]) -> None:
-    save_file(b0, tmp_path / "mit_b0.safetensors")
-    encoder = empty("mit_b0")
-    assert not weights.load_encoder(encoder, tmp_path / "mit_b0.safetensors").missing
-    assert is_filled(encoder, b0)
-
-
 @pytest.mark.parametrize("name", ["mit_b0", "tiny", "resnet50"])
 def test_our_own_files_load(tmp_path: Path, name: str) -> None:
     """Bare or out of a segmentor; names that happen to look public are left alone."""

@@ -8,8 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from udaseg.data.layouts import DATASETS, data_home, find_root
 from udaseg.errors import UserError
@@ -23,7 +23,10 @@ if torch.cuda.is_available():
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     memory = f"{p.total_memory / 2**30:.0f} GB"
     print("device", f"{torch.cuda.device_count()} x {p.name}, {memory}, sm_{p.major}{p.minor}, bf16 {bf16}")
-    (torch.ones(8, device="cuda") @ torch.ones(8, device="cuda")).item()
+    try:
+        (torch.ones(8, device="cuda") @ torch.ones(8, device="cuda")).item()
+    except Exception as error:
+        print("gpu", (str(error).splitlines() or [type(error).__name__])[0])
 elif torch.version.cuda:
     print("device", "cpu (this torch has CUDA, but no usable GPU or driver was found)")
 else:
@@ -38,9 +41,13 @@ REMEDY = (
     "    pip install torch torchvision"
 )
 
+GPU_REMEDY = (
+    "This build of torch may not be made for this GPU (too old or too new), or its driver is too old; choose a build\n"
+    "at https://pytorch.org/get-started/locally, or train with runtime.device=cpu"
+)
 
-@dataclass(frozen=True)
-class Finding:
+
+class Finding(NamedTuple):
     """One line of the examination; ``status`` is ok, note or bad."""
 
     what: str
@@ -72,7 +79,7 @@ def torch_findings() -> list[Finding]:
         answer = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired:
         return [Finding("torch", "bad", "importing torch took more than three minutes")]
-    found = [Finding(*_pair(line)) for line in answer.stdout.splitlines() if " " in line]
+    found = [_finding(*line.split(" ", 1)) for line in answer.stdout.splitlines() if " " in line]
     if answer.returncode == 0:
         return found
     last = (answer.stderr.strip().splitlines() or ["it died without a word"])[-1]
@@ -82,32 +89,28 @@ def torch_findings() -> list[Finding]:
     return [*found, Finding("torch", "bad", f"{last}\n{REMEDY}")]
 
 
-def _pair(line: str) -> tuple[str, str, str]:
-    name, _, value = line.partition(" ")
-    return name, "note" if "no usable GPU" in value else "ok", value
+def _finding(what: str, value: str) -> Finding:
+    if what == "gpu":
+        return Finding(what, "bad", f"it computes nothing: {value}\n{GPU_REMEDY}")
+    return Finding(what, "note" if "no usable GPU" in value else "ok", value)
 
 
 def machine() -> list[Finding]:
     """Cores, free disk, and whether this folder can be written to."""
     here = Path.cwd()
     free = shutil.disk_usage(here).free / 2**30
-    writable = os.access(here, os.W_OK)
+    runs, writable = here / "runs", os.access(here, os.W_OK)
     return [
         Finding("cores", "ok", str(os.cpu_count())),
         Finding("disk", "ok" if free > 5 else "note", f"{free:.0f} GB free in {here}"),
-        Finding(
-            "runs",
-            "ok" if writable else "bad",
-            f"{here / 'runs'}" + ("" if writable else " cannot be written; use --out"),
-        ),
+        Finding("runs", *(("ok", str(runs)) if writable else ("bad", f"{runs} cannot be written; use --out"))),
     ]
 
 
 def data_roots() -> list[Finding]:
     """Where each data set is, or that it is not there."""
-    found = [
-        Finding("data home", "ok", f"{data_home()} ({'$UDASEG_DATA' if os.environ.get('UDASEG_DATA') else 'default'})")
-    ]
+    origin = "$UDASEG_DATA" if os.environ.get("UDASEG_DATA") else "default"
+    found = [Finding("data home", "ok", f"{data_home()} ({origin})")]
     for name, spec in DATASETS.items():
         try:
             found.append(Finding(name, "ok", str(find_root(spec, None))))

@@ -21,7 +21,7 @@ def run(path: Path, *, form: exporting.Format, target: Path | None, size: str | 
     """Export, compare with the network, print both."""
     if size and form == "safetensors":
         raise UserError("--size: a copy of the weights has no size; leave it out, or choose --format torch or onnx")
-    wanted = parse_size(size, LEAST, "--size") if size else None
+    wanted = parse_size(size, LEAST, "--size") if size else None  # a wrong one is told before anything is loaded
     model = load(path, teacher=teacher, device="cpu")
     target = target or Path(title(path, teacher=teacher) + exporting.SUFFIX[form])
     shape = wanted or usual_size(model.card)

@@ -17,7 +17,6 @@ from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
 from udaseg.parts import suggest
 
 MOST = 40  # networks that are made to be counted; one takes about half a second
-TILED = "any, best 32 n"
 LEGEND = """\
 M: million parameters. images: any size is taken; best 32 n: multiples of 32 are tiled exactly; to 14 n: resized to
 multiples of 14, and training crops are rounded down to them. mean; std: 0-255 scale, where not ImageNet's. weights: the
@@ -86,17 +85,12 @@ def encoder_row(name: str, *, made: bool) -> Row:
             encoder = build.make("encoder", {"kind": name})
     except (UserError, RuntimeError) as error:  # not every network can be made without memory
         return Row(name, None, None, str(error).rpartition(": ")[2], "", *known)
-    mean, std = encoder.mean, encoder.std
-    normalisation = "" if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else f"{rounded(mean)}; {rounded(std)}"
-    images = image_sizes(name, encoder.multiple)
+    normalisation = ""
+    if (encoder.mean, encoder.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        normalisation = "; ".join("/".join(f"{value:.0f}" for value in part) for part in (encoder.mean, encoder.std))
+    tiled = "any, best 32 n" if name.startswith("mit") else "any"
+    images = f"any, to {encoder.multiple} n" if encoder.multiple > 1 else tiled
     return Row(name, millions(encoder), encoder.strides, images, normalisation, *known)
-
-
-def image_sizes(name: str, multiple: int) -> str:
-    """What an encoder does with images of any size."""
-    if multiple > 1:
-        return f"any, to {multiple} n"
-    return TILED if name.startswith("mit") else "any"
 
 
 def decoder_rows() -> list[list[str]]:
@@ -108,10 +102,6 @@ def decoder_rows() -> list[list[str]]:
 
 def millions(module: torch.nn.Module) -> float:
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
-
-
-def rounded(colour: tuple[float, ...]) -> str:
-    return "/".join(f"{value:.0f}" for value in colour)
 
 
 def cells(row: Row) -> list[str]:

@@ -12,11 +12,6 @@ from udaseg.recipe import Loaded
 from udaseg.uda.terms import TERMS
 
 
-def choose(name: str, benchmark: str | None, overrides: list[str]) -> Loaded:
-    """A checked recipe."""
-    return build.load(name, benchmark=benchmark, overrides=overrides)
-
-
 def listing() -> None:
     """All shipped recipes and benchmarks with the first sentence of their header."""
     for title, folder in (("recipes", ""), ("benchmarks", "benchmarks")):

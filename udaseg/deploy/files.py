@@ -7,7 +7,7 @@ run can trust what it finds: finished images are skipped, a mixture of weights o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, get_args
@@ -43,7 +43,7 @@ def predict(
     inputs: str | Path | Sequence[str | Path],
     *,
     out: str | Path | None = None,
-    save: Sequence[Kind] = DEFAULT,
+    save: Kind | Sequence[Kind] = DEFAULT,
     teacher: bool = False,
     device: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -52,20 +52,21 @@ def predict(
 
     UserError for what is wrong with the request; a file that cannot be read becomes a result with an ``error``.
     """
-    save = kinds(save)
+    wanted = kinds(save)
     sources = find([inputs] if isinstance(inputs, (str, Path)) else inputs)
     folder = Path(out) if out is not None else default_folder(Path(weights), teacher=teacher)
     model = load(weights, teacher=teacher, device=device)
     claim(folder, package.digest(model.segmentor), sources)
-    results = []
-    for result in each(model, sources, folder, save=save, frames=progress):
-        results.append(result)
+    results: list[Result] = []
+    for source in sources:
+        results.append(_one(model, source, folder, wanted, progress))
         progress(len(results), len(sources))
     return results
 
 
-def kinds(names: Sequence[str]) -> tuple[Kind, ...]:
-    """The named kinds of outputs, once each; UserError for an unknown one and for none."""
+def kinds(names: str | Sequence[str]) -> tuple[Kind, ...]:
+    """The named kind or kinds of outputs, once each; UserError for an unknown one and for none."""
+    names = [names] if isinstance(names, str) else names
     strange = [name for name in names if name not in SUFFIX]
     if strange or not names:
         raise UserError(f"save: {', '.join(strange) or 'nothing'} is not allowed; choose from {', '.join(SUFFIX)}")
@@ -108,30 +109,24 @@ def _record(path: Path) -> tuple[str, dict[str, str]]:
         raise UserError(f"{path} is damaged; choose another folder with --out") from None
 
 
-def each(
-    model: Model,
-    sources: Sequence[Source],
-    folder: Path,
-    *,
-    save: Sequence[Kind] = DEFAULT,
-    frames: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[Result]:
-    """Predict one after the other; what is there already is left alone. A video gives an overlay, whatever ``save``."""
-    for source in sources:
-        wanted = {kind: folder / kind / f"{source.name}{SUFFIX[kind]}" for kind in save}
-        if source.video:
-            wanted = {"overlay": folder / "overlay" / f"{source.name}.mp4"}
-        missing = {kind: path for kind, path in wanted.items() if not path.exists()}
-        try:
-            if missing and source.video:
-                video.overlay(model, source.path, missing["overlay"], frames=frames)
-            elif missing:
-                prediction = model.predict(source.path, probabilities="probabilities" in missing)
-                for kind, path in missing.items():
-                    write(prediction, kind, path)
-            yield Result(source.path, wanted, bool(missing))
-        except UserError as error:
-            yield Result(source.path, {}, error=str(error))
+def _one(
+    model: Model, source: Source, folder: Path, save: Sequence[Kind], frames: Callable[[int, int], None]
+) -> Result:
+    """What is there already is left alone. A video gives an overlay, whatever ``save``."""
+    wanted = {kind: folder / kind / f"{source.name}{SUFFIX[kind]}" for kind in save}
+    if source.video:
+        wanted = {"overlay": folder / "overlay" / f"{source.name}.mp4"}
+    missing = {kind: path for kind, path in wanted.items() if not path.exists()}
+    try:
+        if missing and source.video:
+            video.overlay(model, source.path, missing["overlay"], frames=frames)
+        elif missing:
+            prediction = model.predict(source.path, probabilities="probabilities" in missing)
+            for kind, path in missing.items():
+                write(prediction, kind, path)
+    except UserError as error:
+        return Result(source.path, {}, error=str(error))
+    return Result(source.path, wanted, bool(missing))
 
 
 def write(prediction: Prediction, kind: Kind, path: Path) -> None:

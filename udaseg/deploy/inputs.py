@@ -7,9 +7,10 @@ name comes first. The suffix is left out of a name, except of images that would 
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,34 +43,30 @@ def find(inputs: Sequence[str | Path]) -> list[Source]:
         for path, name in _expand(str(text), several=len(inputs) > 1):
             found.setdefault(Path(os.path.abspath(path)), name)
     if not found:
-        raise UserError(f"no image or video in {', '.join(map(str, inputs))}; known: {' '.join(IMAGES + VIDEOS)}")
+        raise UserError(
+            f"no image or video in {', '.join(map(str, inputs)) or 'an empty list'}; known: {' '.join(IMAGES + VIDEOS)}"
+        )
     return _named(found)
 
 
 def _expand(text: str, *, several: bool) -> Iterator[tuple[Path, Path]]:
     """(file, its path relative to the input) for each file that an input means."""
-    path = Path(text).expanduser()
+    if not text:
+        raise UserError("an input is an empty text (a variable that is not set?); the folder one is in is .")
+    path = Path(os.path.expanduser(text))  # Path.expanduser raises for a user who is not there
     if path.is_dir():
         above = Path(path.resolve().name) if several else Path()
         yield from ((file, above / file.relative_to(path)) for file in _inside(path))
     elif path.exists():
         yield path, Path(path.name)
     elif glob.has_magic(text):
-        fixed = Path(*_plain(path.parts))
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
         if not matches:
             raise UserError(f"{text}: no file matches")
         yield from ((match, match.relative_to(fixed)) for match in matches)
     else:
         raise UserError(f"{text}: no such file or folder")
-
-
-def _plain(parts: Iterable[str]) -> Iterator[str]:
-    """The parts of a glob before the first wildcard."""
-    for part in parts:
-        if glob.has_magic(part):
-            return
-        yield part
 
 
 def _inside(folder: Path) -> Iterator[Path]:

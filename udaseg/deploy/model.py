@@ -118,6 +118,7 @@ def load(path: str | Path, *, teacher: bool = False, device: str = "auto") -> Mo
     segmentor, card = runs.load_student(Path(path), teacher=teacher)
     place = choose_device(device)
     set_up(place, choose_precision("auto", place), None)
+    torch.backends.cudnn.benchmark = False  # pictures differ in size, and each new one would be timed for seconds
     return Model(segmentor.to(place).eval(), card, place)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,11 @@ from udaseg.errors import UserError
 def as_rgb(image: Image.Image | Bytes | str | Path) -> Bytes:
     """(H, W, 3) uint8 RGB of a Pillow image, such an array, or a file; UserError for anything else."""
     if isinstance(image, (str, Path)):
-        return read_picture(Path(image))
+        with _readable(image), Image.open(image) as picture:
+            return _from_pillow(picture)
     if isinstance(image, Image.Image):
-        return _from_pillow(image)
+        with _readable(getattr(image, "filename", "") or "the image"):
+            return _from_pillow(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise UserError(f"an image is a path, a Pillow image or a uint8 RGB array (H, W, 3), not {what}")
@@ -32,19 +36,25 @@ def as_rgb(image: Image.Image | Bytes | str | Path) -> Bytes:
     return image
 
 
-def read_picture(path: Path) -> Bytes:
-    """UserError that names the file and the reason for whatever cannot be read."""
+@contextmanager
+def _readable(name: str | Path) -> Iterator[None]:
+    """UserError that names the picture and the reason for whatever cannot be read; no warnings about damaged tags."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as large is still refused
-            with Image.open(path) as picture:
-                return _from_pillow(picture)
+            warnings.simplefilter("ignore")  # of too many pixels, too: twice as many are still refused
+            yield
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image, or in a format that Pillow does not know") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{name}: not an image, or in a format that Pillow does not know") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise UserError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _from_pillow(picture: Image.Image) -> Bytes:

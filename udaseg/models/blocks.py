@@ -9,7 +9,7 @@ Shapes: B images, C channels, H x W cells, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 
 class ConvBNReLU(nn.Module):
-    """Convolution with "same" padding -> BatchNorm -> ReLU. Without a norm the convolution has a bias instead."""
+    """Convolution with "same" padding -> BatchNorm -> ReLU. Without a norm the convolution has a bias instead.
+
+    Starts Kaiming normal (fan_out, ReLU gain), bias 0.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,10 @@ class ConvBNReLU(nn.Module):
         self.conv = nn.Conv2d(channels, to, kernel, stride, padding, dilation, groups, bias=not norm)
         self.bn: nn.Module = nn.BatchNorm2d(to) if norm else nn.Identity()
         self.act = act
-        kaiming(self.conv)
+        # fan_out ignores groups: depthwise weights start as small as sqrt(2 / 9C)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn(self.conv(x))
@@ -78,26 +84,55 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.4f}"
 
 
-def aspp_branches(
-    channels: int, *, to: int, dilations: Sequence[int], separable: bool = True, norm: bool = True
-) -> nn.ModuleList:
-    """Parallel branches over one map: dilation 1 is a 1x1 convolution, any other a (separable) dilated 3x3."""
-    branches = nn.ModuleList()
-    for dilation in dilations:
-        if dilation == 1:
-            branches.append(ConvBNReLU(channels, to=to, norm=norm))
-        elif separable:
-            branches.append(SeparableConv(channels, to=to, dilation=dilation, norm=norm))
-        else:
-            branches.append(ConvBNReLU(channels, to=to, kernel=3, dilation=dilation, norm=norm))
-    return branches
+class ASPP(nn.Module):
+    """Parallel branches over one map, concatenated, then a 3x3 bottleneck: (B, C, h, w) -> (B, to, h, w).
+
+    Dilation 1 is a 1x1 convolution, any other a (separable) dilated 3x3; ``pool``: a branch that sees the map's mean.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        to: int,
+        dilations: Sequence[int],
+        separable: bool = True,
+        norm: bool = True,
+        pool: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pool = ConvBNReLU(channels, to=to, norm=norm) if pool else None
+        self.branches = nn.ModuleList()
+        for dilation in dilations:
+            if separable and dilation > 1:
+                self.branches.append(SeparableConv(channels, to=to, dilation=dilation, norm=norm))
+            else:
+                kernel = 3 if dilation > 1 else 1
+                self.branches.append(ConvBNReLU(channels, to=to, kernel=kernel, dilation=dilation, norm=norm))
+        self.bottleneck = ConvBNReLU(to * (pool + len(dilations)), to=to, kernel=3, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [branch(x) for branch in self.branches]
+        if self.pool is not None:
+            maps.insert(0, self.pool(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:]))
+        return self.bottleneck(torch.cat(maps, dim=1))
+
+
+def each_stage(x: Tensor, stages: Iterable[nn.Module]) -> tuple[Tensor, ...]:
+    """What each stage in turn makes of the last one's map."""
+    maps = []
+    for stage in stages:
+        x = stage(x)
+        maps.append(x)
+    return tuple(maps)
 
 
 def classifier(channels: int, *, classes: int, kernel: int = 1, dilation: int = 1) -> nn.Conv2d:
     """The last convolution of a head: N(0, 0.01), bias 0."""
     conv = nn.Conv2d(channels, classes, kernel, padding=dilation * (kernel // 2), dilation=dilation)
     nn.init.normal_(conv.weight, std=0.01)
-    _zero(conv.bias)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
     return conv
 
 
@@ -105,28 +140,3 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, align_corners False; the identity when the size is right already. x (B, C, h, w) -> (B, C, *size)."""
     height, width = size
     return x if x.shape[-2:] == (height, width) else F.interpolate(x, (height, width), mode="bilinear")
-
-
-def kaiming(conv: nn.Conv2d) -> None:
-    """Normal, fan_out, ReLU gain, bias 0. fan_out ignores groups: depthwise weights start as small as sqrt(2 / 9C)."""
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    _zero(conv.bias)
-
-
-def kaiming_per_group(conv: nn.Conv2d) -> None:
-    """As ``kaiming`` with the fan_out of one group (MiT's rule): depthwise weights start at std sqrt(2 / 9)."""
-    fan_out = conv.weight[0, 0].numel() * conv.out_channels // conv.groups
-    nn.init.normal_(conv.weight, std=(2.0 / fan_out) ** 0.5)
-    _zero(conv.bias)
-
-
-def truncated(linear: nn.Linear) -> None:
-    """Truncated normal of std 0.02, bias 0 (transformer layers)."""
-    nn.init.trunc_normal_(linear.weight, std=0.02)
-    _zero(linear.bias)
-
-
-def _zero(bias: Tensor | None) -> None:
-    if bias is not None:
-        with torch.no_grad():
-            bias.zero_()

@@ -16,21 +16,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from udaseg.models.blocks import ConvBNReLU, aspp_branches, classifier, resize
+from udaseg.models.blocks import ASPP, ConvBNReLU, classifier, resize
 
 Fusion = Literal["sep_aspp", "aspp", "conv1"]
-
-
-class ASPP(nn.Module):
-    """Parallel dilated branches, concatenated, then a 3x3 bottleneck. No image pooling."""
-
-    def __init__(self, channels: int, *, to: int, dilations: Sequence[int], separable: bool) -> None:
-        super().__init__()
-        self.branches = aspp_branches(channels, to=to, dilations=dilations, separable=separable)
-        self.bottleneck = ConvBNReLU(to * len(dilations), to=to, kernel=3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bottleneck(torch.cat([branch(x) for branch in self.branches], dim=1))
 
 
 class Embed(nn.Module):
@@ -68,7 +56,14 @@ class DAFormerHead(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = Embed(channels, width=width)
-        self.fuse = _fusion(fusion, channels=width * len(channels), to=width, dilations=dilations)
+        wide = width * len(channels)
+        self.fuse: nn.Module
+        if fusion == "conv1":
+            self.fuse = ConvBNReLU(wide, to=width)
+        elif fusion in ("sep_aspp", "aspp"):
+            self.fuse = ASPP(wide, to=width, dilations=dilations, separable=fusion == "sep_aspp")
+        else:
+            raise ValueError(f"fusion {fusion!r}: allowed are sep_aspp, aspp, conv1")
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(width, classes=classes)
 
@@ -78,11 +73,3 @@ class DAFormerHead(nn.Module):
     def fused(self, features: tuple[Tensor, ...]) -> Tensor:
         """What is classified: (B, D, h, w)."""
         return self.fuse(self.embed(features))
-
-
-def _fusion(kind: str, *, channels: int, to: int, dilations: tuple[int, ...]) -> nn.Module:
-    if kind == "conv1":
-        return ConvBNReLU(channels, to=to)
-    if kind in ("sep_aspp", "aspp"):
-        return ASPP(channels, to=to, dilations=dilations, separable=kind == "sep_aspp")
-    raise ValueError(f"fusion {kind!r}: allowed are sep_aspp, aspp, conv1")

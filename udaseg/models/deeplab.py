@@ -9,12 +9,13 @@ Shapes: B images, C channels, K classes. h x w is the map the logits live on: th
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from udaseg.models.blocks import ConvBNReLU, SeparableConv, aspp_branches, classifier, resize
+from udaseg.models.blocks import ASPP, ConvBNReLU, SeparableConv, classifier, resize
 
 CONTEXT_STRIDE = 8  # V3+ looks at context at this stride; a coarser last map is upsampled to it
 
@@ -38,24 +39,7 @@ class DeepLabV2Head(nn.Module):
         )
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        logits = self.branches[0](features[-1])
-        for branch in self.branches[1:]:
-            logits = logits + branch(features[-1])
-        return logits
-
-
-class ContextASPP(nn.Module):
-    """Image pooling and dilated branches over the last map, then a 3x3 bottleneck."""
-
-    def __init__(self, channels: int, *, to: int, dilations: tuple[int, ...], norm: bool) -> None:
-        super().__init__()
-        self.pool = ConvBNReLU(channels, to=to, norm=norm)
-        self.branches = aspp_branches(channels, to=to, dilations=dilations, norm=norm)
-        self.bottleneck = ConvBNReLU(to * (1 + len(dilations)), to=to, kernel=3, norm=norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = self.pool(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
-        return self.bottleneck(torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1))
+        return functools.reduce(torch.add, (branch(features[-1]) for branch in self.branches))
 
 
 class DeepLabV3PlusHead(nn.Module):
@@ -77,7 +61,7 @@ class DeepLabV3PlusHead(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = max(strides[-1] // CONTEXT_STRIDE, 1)
-        self.context = ContextASPP(channels[-1], to=width, dilations=dilations, norm=norm)
+        self.context = ASPP(channels[-1], to=width, dilations=dilations, norm=norm, pool=True)
         self.detail = ConvBNReLU(channels[0], to=detail_width, norm=norm)
         self.refine = nn.Sequential(
             SeparableConv(width + detail_width, to=width, norm=norm), SeparableConv(width, to=width, norm=norm)

@@ -37,7 +37,7 @@ def adapt(network: nn.Module, *, rank: int) -> None:
     """
     network.requires_grad_(False)
     attentions = [module for name, module in network.named_modules() if name.endswith("attn")]
-    found = [(parent, name) for parent in attentions for name in ADAPTED if _is_linear(parent, name)]
+    found = [(at, name) for at in attentions for name in ADAPTED if type(getattr(at, name, None)) is nn.Linear]
     if not found:
         raise ValueError("tune=lora needs attention with linear layers, which it does not have; allowed: full, frozen")
     for parent, name in found:
@@ -49,7 +49,3 @@ def adapt(network: nn.Module, *, rank: int) -> None:
 def is_adapter(name: str) -> bool:
     """Does a parameter's name belong to an adapter?"""
     return name.endswith((".down", ".up"))
-
-
-def _is_linear(parent: nn.Module, name: str) -> bool:
-    return type(getattr(parent, name, None)) is nn.Linear

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.blocks import DropPath, kaiming_per_group, truncated
+from udaseg.models.blocks import DropPath, each_stage
 from udaseg.models.segmentor import Encoder
 
 HEADS = (1, 2, 5, 8)
@@ -151,12 +151,7 @@ class MixTransformer(nn.Module, Encoder):
         self.apply(_initialise)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        maps = []
-        x = image
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return tuple(maps)
+        return each_stage(image, self.stages)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the LayerNorm parameters: MiT trains them without weight decay (section 7.1)."""
@@ -165,7 +160,13 @@ class MixTransformer(nn.Module, Encoder):
 
 
 def _initialise(module: nn.Module) -> None:
+    """Linear: truncated normal of std 0.02. Convolution: normal with the fan_out of one group. Biases 0."""
     if isinstance(module, nn.Linear):
-        truncated(module)
+        nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):
-        kaiming_per_group(module)
+        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+    else:
+        return
+    assert module.bias is not None
+    nn.init.zeros_(module.bias)

@@ -16,17 +16,21 @@ Shapes: B images, K classes, H x W pixels of the crop, h x w of the detail box, 
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from udaseg.models.segmentor import Box, Encoded, Look, Maps, Prediction, Segmentor, upsample
+from udaseg.models.segmentor import Box, Encoded, Encoder, Look, Maps, Prediction, Segmentor, upsample
 from udaseg.models.windows import crop, grid, slide
 from udaseg.ranges import Share
 
 STEP = 8  # offsets of the detail box: half resolution x DAFormer's output stride 4
+CELL = 32  # pixels of the coarsest maps' cells
 EVALUATION_TILES = 6  # detail windows at once in eval mode, unless window_batch says otherwise
 
 
@@ -57,6 +61,14 @@ class HRDA(Segmentor):
         self.detail_weight = detail_weight
         self.window_batch = window_batch
         self.joint = not any(isinstance(module, _BatchNorm) for module in encoder.modules())
+        maps = super().maps(crop)
+        multiple = cast(Encoder, encoder).multiple
+        cell = math.lcm(maps.strides[maps.read[0]], multiple)  # of sides that maps cover exactly
+        if CELL % cell:
+            raise ValueError(
+                f"it needs an encoder that takes multiples of a power of two up to {CELL}, not of {multiple}"
+            )
+        self.unit = max(CELL, 2 * cell)
 
     def encode(self, image: Tensor, box: Box | None = None) -> tuple[Encoded, ...]:
         """Context and detail of (B, 3, H, W); the box is drawn for this call, one for all images, unless given."""
@@ -80,7 +92,8 @@ class HRDA(Segmentor):
         fused = fuse(coarse, on_canvas(fine, detail.box, coarse.shape[-2:], cell), inside)
         share = self.detail_weight
         parts = [Prediction(fine, detail.box, share)]
-        if detail.image.shape[-2:] == _full(context.image):  # HRDA's ablation: then the context has a loss, too
+        whole = tuple(2 * side for side in context.image.shape[-2:])
+        if detail.image.shape[-2:] == whole:  # HRDA's ablation: then the context has a loss, too
             parts.append(Prediction((1 - inside) * coarse, None, share))
         return Prediction(fused, coefficient=1 - share * len(parts)), *parts
 
@@ -95,7 +108,7 @@ class HRDA(Segmentor):
     def look(self, image: Tensor) -> Look:
         """Detail from overlapping windows (stride half a window), attention everywhere."""
         height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % 32, 0, -height % 32))
+        padded = F.pad(image, (0, -width % self.unit, 0, -height % self.unit))
         pixels = self.context(padded)
         context = tuple(self.encoder(pixels))
         coarse = self.decoder(context)
@@ -144,14 +157,9 @@ def fuse(coarse: Tensor, fine: Tensor, attention: Tensor) -> Tensor:
     return upsample(attention, size) * fine + upsample((1 - attention) * coarse, size)
 
 
-def _full(context: Tensor) -> tuple[int, int]:
-    """Size of the crop that the context shows at half its resolution."""
-    return 2 * context.shape[-2], 2 * context.shape[-1]
-
-
 def _cells(side: float) -> int:
     """A whole number of the coarsest maps' cells, at least one."""
-    return max(int(side) // 32 * 32, 32)
+    return max(int(side) // CELL * CELL, CELL)
 
 
 WRAPPERS: dict[str, type[Segmentor]] = {"hrda": HRDA}

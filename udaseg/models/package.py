@@ -92,4 +92,4 @@ def restore(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Non
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        raise UserError(f"{path}: does not fit the model it names: {str(error).splitlines()[-1].strip()}") from None
+        raise UserError(f"{path}: does not fit the network it is for: {str(error).splitlines()[-1].strip()}") from None

@@ -87,14 +87,8 @@ def decoder_of(head: Tensors) -> dict[str, Any] | None:
 
 def fusion_of(head: Tensors) -> str | None:
     """Which of DAFormer's fusions: the published one or another row of its decoder study."""
-    for fusion, name in (
-        ("sep_aspp", "aspp_modules.1.depthwise_conv.conv.weight"),
-        ("aspp", "aspp_modules.1.conv.weight"),
-        ("conv1", "conv.weight"),
-    ):
-        if f"fuse_layer.{name}" in head:
-            return fusion
-    return None
+    of = {"aspp_modules.1.depthwise_conv.conv": "sep_aspp", "aspp_modules.1.conv": "aspp", "conv": "conv1"}
+    return next((fusion for name, fusion in of.items() if f"fuse_layer.{name}.weight" in head), None)
 
 
 def classes_of(head: Tensors) -> int | None:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.blocks import ConvBNReLU
+from udaseg.models.blocks import ConvBNReLU, each_stage
 from udaseg.models.segmentor import Encoder
 
 STRIDES = (1, 2, 1, 1)
@@ -61,12 +61,7 @@ class ResNet(nn.Module, Encoder):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        maps = []
-        x = self.pool(self.stem(image))
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return tuple(maps)
+        return each_stage(self.pool(self.stem(image)), self.stages)
 
     def no_weight_decay(self) -> set[str]:
         """Nothing: the ResNet baselines decay their BatchNorms too (section 7.1)."""
@@ -83,8 +78,7 @@ def _stem(kind: Stem) -> nn.Module:
 
 
 def _stage(channels: int, *, depth: int, width: int, index: int) -> nn.Sequential:
-    stride, dilation = STRIDES[index], DILATIONS[index]
-    contracted = dilation // 2 if dilation > 1 else 1
-    first = Bottleneck(channels, width=width, stride=stride, dilation=contracted)
+    dilation = DILATIONS[index]
+    first = Bottleneck(channels, width=width, stride=STRIDES[index], dilation=max(dilation // 2, 1))
     rest = (Bottleneck(EXPANSION * width, width=width, dilation=dilation) for _ in range(depth - 1))
     return nn.Sequential(first, *rest)

@@ -101,17 +101,12 @@ class Encoder(Protocol):
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...
 
 
-class Decoder(Protocol):
-    """Any head: the encoder's maps -> logits (B, K, h, w), not up-sampled.
-
-    One that looks at some of the maps only has ``reads``, their indices.
-    """
-
-    def __call__(self, features: tuple[Tensor, ...]) -> Tensor: ...
-
-
 class Segmentor(nn.Module):
-    """Encoder and decoder; one branch, one prediction."""
+    """Encoder and decoder; one branch, one prediction.
+
+    ``decoder``: the encoder's maps -> logits (B, K, h, w), not up-sampled. One that looks at some of the maps only has
+    ``reads``, their indices; one that fuses them to a single map has ``fused``.
+    """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()

@@ -10,7 +10,6 @@ B images, H x W pixels, RGB in [0, 1].
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.errors import UserError
+from udaseg.models.package import restore
+from udaseg.models.weights import read_tensors
 
 STYLE = 100  # numbers in a style vector
 
@@ -115,10 +116,8 @@ def padded(channels: int, to: int) -> list[nn.Module]:
 
 def style_network(folder: Path) -> StyleNetwork:
     """With the weights of ``checkpoint_transformer.pth`` and ``checkpoint_embeddings.pth``."""
-    tensors = read(folder, "checkpoint_transformer.pth")
-    tensors = tensors.get("state_dict_ghiasi", tensors)
     own = {}
-    for name, tensor in tensors.items():
+    for name, tensor in read(folder, "checkpoint_transformer.pth").items():
         for number, block in (("1", "first"), ("2", "second")):
             for part in ("conv", "fc_beta", "fc_gamma"):
                 name = name.replace(f".{part}{number}.", f".{block}.{part}.")
@@ -142,24 +141,15 @@ def adain(folder: Path) -> AdaIN:
     return network
 
 
-def read(folder: Path, name: str) -> dict[str, Any]:
+def read(folder: Path, name: str) -> dict[str, Tensor]:
     """A file of tensors, read without running any code in it."""
     path = folder / name
     if not path.is_file():
         raise UserError(f"no such weights file: {path}; get {name} from the public release and put it there")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a readable weights file ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: no map of names to tensors")
-    return content
+    return read_tensors(path)
 
 
-def restored(network: Any, tensors: dict[str, Any], path: Path) -> Any:
+def restored(network: Any, tensors: dict[str, Tensor], path: Path) -> Any:
     """The network with exactly these tensors, in eval mode and without gradients."""
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{path}: does not fit the network: {str(error).splitlines()[-1].strip()}") from None
+    restore(network, tensors, path)
     return network.eval().requires_grad_(False)

@@ -17,7 +17,6 @@ Shapes: B images, C channels, p the patch.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import math
@@ -94,7 +93,8 @@ class TimmEncoder(nn.Module, Encoder):
         super().__init__()
         self.name, self.tune, self.revision = name, tune, revision
         self.core: Any = _network(name, drop_path)
-        self.mean, self.std = (_to_255(self.core.pretrained_cfg[key]) for key in ("mean", "std"))
+        for key in ("mean", "std"):
+            setattr(self, key, tuple(round(255 * x, 6) for x in self.core.pretrained_cfg[key]))
         self.indices, reductions = _levels(self.core)
         plain = self.norm = len(set(reductions)) == 1
         widths = _widths(self.core, self.indices, plain)
@@ -139,12 +139,15 @@ class TimmEncoder(nn.Module, Encoder):
     def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """timm's file under our names, through timm's own filter (other releases' names, positions resampled).
 
+        A file of ours stays as it is.
         ValueError if that filter does not know what to do with it.
         """
+        ours = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
+        if own := {name: tensor for name, tensor in ours.items() if name.startswith("core.")}:
+            return own
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-        translate = getattr(
-            sys.modules[timm.models.model_entrypoint(self.name).__module__], "checkpoint_filter_fn", None
-        )
+        module = sys.modules[timm.models.model_entrypoint(self.name).__module__]
+        translate = getattr(module, "checkpoint_filter_fn", None)
         try:
             state = translate(state, self.core) if translate else state
         except (KeyError, RuntimeError, ValueError, AttributeError) as error:
@@ -152,7 +155,9 @@ class TimmEncoder(nn.Module, Encoder):
         return {f"core.{name}": tensor for name, tensor in state.items() if name not in self.pruned}
 
     def _fitting(self, side: int) -> int:
-        return max(round(side / self.multiple), 1) * self.multiple
+        """The nearest multiple; ties to the even one, as ``round``, which an exported graph cannot hold."""
+        times, rest = side // self.multiple, side % self.multiple
+        return max(times + (2 * rest + times % 2) // (self.multiple + 1), 1) * self.multiple
 
     def _maps(self, image: Tensor) -> list[Tensor]:
         return self.core.forward_intermediates(
@@ -196,11 +201,6 @@ def _network(name: str, drop_path: float) -> Any:
             if isinstance(child, TimmDropPath):
                 setattr(parent, key, DropPath(child.drop_prob))
     return network
-
-
-def _to_255(colour: tuple[float, float, float]) -> tuple[float, float, float]:
-    red, green, blue = (round(255 * x, 6) for x in colour)
-    return red, green, blue
 
 
 def _levels(network: Any) -> tuple[list[int], tuple[int, ...]]:
@@ -256,11 +256,6 @@ def _learning_rate_scales(network: Any, decay: float) -> dict[str, float]:
 def names() -> tuple[str, ...]:
     """All names, bare and with the tags of their pretrained weights."""
     return tuple(sorted({*timm.list_models(), *timm.list_models(include_tags=True)}))
-
-
-def near(name: str) -> list[str]:
-    """The nearest names."""
-    return difflib.get_close_matches(name, names(), 3, cutoff=0.5)
 
 
 def description(name: str) -> Any:

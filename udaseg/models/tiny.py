@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.blocks import ConvBNReLU, classifier, resize
+from udaseg.models.blocks import ConvBNReLU, classifier, each_stage, resize
 from udaseg.models.segmentor import Encoder
 
 DEPTHS = (1, 2, 2, 2)
@@ -51,12 +51,7 @@ class TinyEncoder(nn.Module, Encoder):
             channels = width
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        maps = []
-        x = self.stem(image)
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return tuple(maps)
+        return each_stage(self.stem(image), self.stages)
 
     def no_weight_decay(self) -> set[str]:
         """Everything with one dimension (norms): the measured recipe decays only convolution weights."""

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -229,13 +229,14 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, name: str | None = Non
     ``name``: the encoder's row in the zoo, for the advice in an error. Raises UserError when the file is missing, is
     not a pure tensor file, or is some other network's.
     """
-    path, wanted = Path(path), _pretrained(encoder)
+    path, pretrained = Path(path), cast(Encoder, encoder).learning_rate_scale
+    wanted = {name: tensor for name, tensor in encoder.state_dict().items() if pretrained(name) is not None}
     remedy = advice(name, path, "plain" if STEMS["plain"] in wanted else None)
     if not path.is_file():
         raise UserError(f"Encoder weights: {path} does not exist. {remedy}")
     state = read_tensors(path)
     try:
-        state = encoder.from_public(state) if isinstance(encoder, Foreign) else _own_names(state)
+        state = getattr(encoder, "from_public", _own_names)(state)  # timm knows the names in its files itself
     except ValueError as error:
         raise UserError(f"{path}: {error}\n{remedy}") from error
     report = compared(path, state, wanted)
@@ -243,20 +244,6 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, name: str | None = Non
     _refuse_misfit(report, state, wanted, remedy)
     encoder.load_state_dict({key: state[key] for key in report.matched}, strict=False)
     return report
-
-
-@runtime_checkable
-class Foreign(Protocol):
-    """An encoder that knows the names in its public files itself."""
-
-    def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Their tensors under its own names; ValueError if they are some other network's."""
-
-
-def _pretrained(encoder: nn.Module) -> dict[str, Tensor]:
-    """The tensors a file is to hold."""
-    scale = cast(Encoder, encoder).learning_rate_scale
-    return {name: tensor for name, tensor in encoder.state_dict().items() if scale(name) is not None}
 
 
 def load_segmentor(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> LoadReport:
@@ -280,10 +267,11 @@ def load_segmentor(module: nn.Module, state: Mapping[str, Tensor], path: Path) -
 
 def compared(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> LoadReport:
     """What of a file (under our names) fits a network's state."""
-    matched = [key for key, value in wanted.items() if key in state and state[key].shape == value.shape]
-    missing = [key for key in wanted if key not in set(matched) and not key.endswith(UNCOUNTED)]
-    unexpected = [key for key in state if key not in wanted and not key.endswith(UNCOUNTED)]
-    return LoadReport(path, sha256(path), tuple(matched), tuple(missing), tuple(unexpected))
+    fits = {key: key in state and state[key].shape == value.shape for key, value in wanted.items()}
+    matched = tuple(key for key, fit in fits.items() if fit)
+    missing = tuple(key for key, fit in fits.items() if not fit and not key.endswith(UNCOUNTED))
+    unexpected = tuple(key for key in state if key not in wanted and not key.endswith(UNCOUNTED))
+    return LoadReport(path, sha256(path), matched, missing, unexpected)
 
 
 def advice(name: str | None, path: Path, stem: str | None = None) -> str:
@@ -293,8 +281,11 @@ def advice(name: str | None, path: Path, stem: str | None = None) -> str:
     return f"For {name} fetch {official.file} from {official.source} and put it at {path}."
 
 
+WRAPPINGS = ("state_dict", "model", "state_dict_ghiasi")
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .pth / .safetensors file, out of its ``state_dict`` or ``model`` wrapping. Executes nothing.
+    """Every tensor of a .pth / .safetensors file, bare or in one of the ``WRAPPINGS``. Executes nothing.
 
     The content decides which kind of file it is, not the name.
     """
@@ -306,10 +297,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content: Any = load_file(path) if safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise UserError(f"{path} {_why_unreadable(head, error)}") from error
-    while isinstance(content, dict) and isinstance(inner := content.get("state_dict", content.get("model")), dict):
-        content = inner
-    items = content.items() if isinstance(content, dict) else ()
-    tensors = {key: value for key, value in items if isinstance(value, Tensor)}
+    items = content if isinstance(content, dict) else {}
+    while inner := next((items[key] for key in WRAPPINGS if isinstance(items.get(key), dict)), None):
+        items = inner
+    tensors = {key: value for key, value in items.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no tensors: expected a state dict, bare or under 'state_dict' or 'model'.")
     return tensors
@@ -386,21 +377,17 @@ def _refuse_other_stem(report: LoadReport, state: Mapping[str, Tensor], name: st
 
 
 def _refuse_misfit(report: LoadReport, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], remedy: str) -> None:
-    counted = [key for key in report.matched if not key.endswith(UNCOUNTED)]
-    total = len(counted) + len(report.missing)
-    if len(counted) < ENOUGH * total:
-        raise UserError(
-            f"{report.path} is not for this encoder: {len(counted)} of {total} tensors fit, needed are {ENOUGH:.0%}.\n"
-            + _listing([_miss(key, state, wanted) for key in report.missing])
-            + f"\n{remedy}"
-        )
-    surplus = report.unexpected
-    if len(counted) < ENOUGH * (len(counted) + len(surplus)):
-        raise UserError(
-            f"{report.path} is a larger network's: this encoder has no place for {len(surplus)} of its tensors.\n"
-            + _listing([f"unknown: {key}" for key in surplus])
-            + f"\n{remedy}"
-        )
+    fit = sum(not key.endswith(UNCOUNTED) for key in report.matched)
+    total, surplus = fit + len(report.missing), len(report.unexpected)
+    if fit < ENOUGH * total:
+        problem = f"is not for this encoder: {fit} of {total} tensors fit, needed are {ENOUGH:.0%}."
+        lines = [_miss(key, state, wanted) for key in report.missing]
+    elif fit < ENOUGH * (fit + surplus):
+        problem = f"is a larger network's: this encoder has no place for {surplus} of its tensors."
+        lines = [f"unknown: {key}" for key in report.unexpected]
+    else:
+        return
+    raise UserError(f"{report.path} {problem}\n{_listing(lines)}\n{remedy}")
 
 
 def _miss(key: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:

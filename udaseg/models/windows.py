@@ -38,21 +38,19 @@ def slide(
     ``function``: (n, 3, h, w) -> (n, K, h / cell, w / cell); the boxes lie on the grid of cells. ``tiles``: how many
     windows of single images go through it at once (at least one window of all images); None: all.
     """
-    batch = image.shape[0]
+    batch, height, width = image.shape[0], image.shape[-2] // cell, image.shape[-1] // cell
     step = len(boxes) if tiles is None else max(tiles // batch, 1)
-    total = visits = None
+    total = visits = torch.zeros(())
     for first in range(0, len(boxes), step):
         chosen = boxes[first : first + step]
         said = function(torch.cat([crop(image, box) for box in chosen])).unflatten(0, (len(chosen), batch))
-        if total is None:
-            total = said.new_zeros(batch, said.shape[2], image.shape[-2] // cell, image.shape[-1] // cell)
-            visits = said.new_zeros(total.shape[-2:])
-        assert visits is not None
+        said = said.to(torch.promote_types(said.dtype, torch.float32))  # half precision would round every sum
+        if first == 0:
+            total, visits = said.new_zeros(batch, said.shape[2], height, width), said.new_zeros(height, width)
         for box, logits in zip(chosen, said, strict=True):
             place = (..., slice(box.top // cell, box.bottom // cell), slice(box.left // cell, box.right // cell))
             total[place] += logits
             visits[place] += 1
-    assert total is not None and visits is not None
     return total / visits
 
 

@@ -7,6 +7,7 @@ every network of timm, which is not imported before such a name is asked for.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -61,7 +62,8 @@ class Encoders(Mapping[str, Callable[..., nn.Module]]):
             return [*OWN, f"{TIMM}NAME (udaseg models 'timm/*')"]
         from udaseg.models import timm_encoders as timm
 
-        return [*OWN, *(TIMM + found for found in timm.near(name.removeprefix(TIMM)))]
+        near = difflib.get_close_matches(name.removeprefix(TIMM), timm.names(), 3, cutoff=0.5)
+        return [*OWN, *(TIMM + found for found in near)]
 
 
 ENCODERS = Encoders()
