@@ -69,7 +69,7 @@ class HRDA(Segmentor):
                 f"it needs an encoder that takes multiples of a power of two up to {CELL}, not of {multiple}"
             )
         if any(side % (2 * cell) for side in crop):
-            raise ValueError(f"the training crop is {crop[0]} x {crop[1]}; its sides have to be multiples of {2 * cell}")
+            raise ValueError(f"the training crop is {crop[0]} x {crop[1]}, not in multiples of {2 * cell}")
         self.unit = max(CELL, 2 * cell)
 
     def encode(self, image: Tensor, box: Box | None = None) -> tuple[Encoded, ...]:
