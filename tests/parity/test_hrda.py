@@ -269,7 +269,7 @@ def test_an_encoder_whose_cells_do_not_fit_is_refused() -> None:
 def test_a_crop_whose_half_is_not_in_whole_cells_is_refused() -> None:
     """Detail would lie beside its place in the context."""
     part, wrapper = {"kind": "mit_b0"}, {"kind": "hrda"}
-    with torch.device("meta"), pytest.raises(UserError, match=r"wrapper hrda: .* 480 x 512 .* multiples of 64"):
+    with torch.device("meta"), pytest.raises(UserError, match=r"wrapper hrda: .* 480 x 512.* multiples of 64"):
         build.segmentor(part, {"kind": "deeplabv2"}, 5, wrapper=wrapper, crop=(480, 512))
     with torch.device("meta"):
         build.segmentor(part, {"kind": "daformer"}, 5, wrapper=wrapper, crop=(480, 512))
