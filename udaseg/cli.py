@@ -36,8 +36,6 @@ Overrides = Annotated[
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set; default: under $UDASEG_DATA or ./data.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
-
-
 Domain = Annotated[str, typer.Option(help="source, target or validation: whose labelled images.")]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or weights files to compare.")]
 CsvOut = Annotated[Path | None, typer.Option("--out", help="The .csv file; the picture gets its name with .png.")]
@@ -154,14 +152,14 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option(help="cityscapes19, synthia16 or synthia13; default: the recipe's.")
     ] = None,
-    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+    teacher: TeacherOption = False,
     domain: Domain = "validation",
     split: Annotated[str | None, typer.Option(help="Default: the split of the domain in the recipe.")] = None,
     benchmark: Benchmark = None,
     recompute_bn: Annotated[
         bool, typer.Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    limit: Limit = None,
     per_condition: Annotated[
         bool, typer.Option("--per-condition", help="Also by fog, night, rain and snow, where folders tell (ACDC).")
     ] = False,
@@ -244,7 +242,7 @@ def submit(
     benchmark: Annotated[str, typer.Argument(help="cityscapes, acdc or dark-zurich.")],
     run: Annotated[Path, typer.Argument(help="A run folder or a weights file.")],
     out: Annotated[Path | None, typer.Option(help="The zip; default: <benchmark>-<run>.zip.")] = None,
-    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+    teacher: TeacherOption = False,
     root: Root = None,
 ) -> None:
     """Predict a test split and pack the zip for its server. Stopped: the same command continues."""
@@ -265,7 +263,7 @@ def predict(
             help="Repeatable; default: index (train ids in a palette PNG) and overlay. Probabilities are large.",
         ),
     ] = None,
-    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+    teacher: TeacherOption = False,
 ) -> None:
     """Label maps for images of any size. The same command again goes on; nothing is overwritten."""
     from udaseg.commands import predict as prediction
@@ -282,7 +280,7 @@ def export(
     ],
     out: Annotated[Path | None, typer.Option(help="File; default: <name of the weights>.<suffix>.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Of the images; default: that of training.")] = None,
-    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")] = False,
+    teacher: TeacherOption = False,
 ) -> None:
     """One file that runs without udaseg: pixels in, logits out, compared with the network it was made from."""
     from udaseg.commands import export as exporting
