@@ -35,6 +35,12 @@ def load(name: str, *overrides: str, base: tuple[str, ...] = TINY, **layers: Any
     return build.load(name, benchmark="streets", overrides=[*base, *overrides], **layers)
 
 
+def small(name: str) -> tuple[str, ...]:
+    """What makes a recipe small and leaves it its own decoder."""
+    decoder = build.load(name).recipe.model.decoder["kind"]
+    return MIT if decoder == "daformer" else (*SMALL, "model.encoder=tiny")
+
+
 def run(*arguments: str) -> int:
     """The command in this process; its exit code."""
     try:

@@ -519,12 +519,14 @@ def beginning(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]
         stamp["encoder_weights"] = {"file": str(path), "sha256": report.sha256, "missing": report.missing}
         if recipe.model.weights == "auto" and (official := official_weights(recipe)):
             stamp["encoder_weights"] |= {"source": official.source, "licence": official.licence}
-    pretrained = copy.deepcopy(student.encoder)
+    compared, pretrained = uses_reference(recipe), recipe.model.weights != "none"
+    reference = Frozen(copy.deepcopy(student.encoder)) if compared and pretrained else None
     if (path := start_weights(recipe)) is not None:
         package.restore(student, package.read(path)[1], path)
         stamp["start"] = {"file": str(path), "sha256": package.digest(student)}
-    trained = student.encoder if recipe.model.weights == "none" else pretrained
-    return student, Frozen(copy.deepcopy(trained)) if uses_reference(recipe) else None, stamp
+    if compared and not pretrained:
+        reference = Frozen(copy.deepcopy(student.encoder))
+    return student, reference, stamp
 
 
 def models(

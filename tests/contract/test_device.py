@@ -39,11 +39,6 @@ def mode(streets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorM
         yield mode
 
 
-def small(name: str) -> tuple[str, ...]:
-    decoder = build.load(name).recipe.model.decoder["kind"]
-    return toy.MIT if decoder == "daformer" else (*toy.SMALL, "model.encoder=tiny")
-
-
 def take(loaded: Loaded, mode: FakeTensorMode) -> None:
     """A step, after everything was built on the CPU; all that it gives back is on the device."""
     setup = build.training(loaded).setup
@@ -67,7 +62,7 @@ def parts(losses: dict[str, Loss]) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_step_mixes_devices_or_waits(name: str, mode: FakeTensorMode) -> None:
-    take(toy.load(name, base=small(name)), mode)
+    take(toy.load(name, base=toy.small(name)), mode)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +86,7 @@ def test_no_step_mixes_devices_or_waits(name: str, mode: FakeTensorMode) -> None
     ],
 )
 def test_neither_does_a_setting(name: str, setting: str, mode: FakeTensorMode) -> None:
-    take(toy.load(name, setting, base=small(name) if "fused" in setting else toy.TINY), mode)
+    take(toy.load(name, setting, base=toy.small(name) if "fused" in setting else toy.TINY), mode)
 
 
 @pytest.mark.parametrize("wrapper", [None, {"kind": "hrda"}])
@@ -114,7 +109,7 @@ def test_neither_does_a_large_picture_in_bands_or_strips(
 
 @pytest.mark.parametrize("name", ["dacs", "daformer", "hrda"])
 def test_neither_does_the_prediction_of_an_image(name: str, mode: FakeTensorMode) -> None:
-    loaded = toy.load(name, base=small(name))
+    loaded = toy.load(name, base=toy.small(name))
     setup = build.training(loaded).setup
     segmentor, normalise = moved(setup.learner.segmentor, mode), moved(setup.normalise, mode)
     look = build.inference(loaded.recipe.evaluation.mode, build.training_crop(loaded.recipe))

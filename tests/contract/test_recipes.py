@@ -76,12 +76,6 @@ def test_views_are_in_the_order_of_the_step(name: str) -> None:
     assert views == [view for view in ORDER if view in views]
 
 
-def small(name: str) -> tuple[str, ...]:
-    """The recipe at toy size with its own decoder."""
-    decoder = build.load(name).recipe.model.decoder["kind"]
-    return toy.MIT if decoder == "daformer" else (*toy.SMALL, "model.encoder=tiny")
-
-
 REAL = ("data.synthetic_source=false",)  # what only the masked view looks at
 STEPS = [
     *(pytest.param(name, (), id=name) for name in FULL),
@@ -92,7 +86,7 @@ STEPS = [
 
 @pytest.mark.parametrize(("name", "overrides"), STEPS)
 def test_three_steps_at_toy_size(name: str, overrides: tuple[str, ...], streets: Path) -> None:
-    setup = build.training(toy.load(name, "train.iterations=3", *overrides, base=small(name))).setup
+    setup = build.training(toy.load(name, "train.iterations=3", *overrides, base=toy.small(name))).setup
     before = {key: value.clone() for key, value in setup.learner.named_parameters()}
     meter = trainer.Meter()
     for t, raw in enumerate(setup.batches(0, 3)):
@@ -112,7 +106,7 @@ def test_three_steps_at_toy_size(name: str, overrides: tuple[str, ...], streets:
 )
 def test_papers_combine_by_naming_both(name: str, added: tuple[str, ...], streets: Path) -> None:
     """Two or three add-ons in one recipe: nothing but the recipe knows of it."""
-    setup = build.training(toy.load(name, "train.iterations=2", "train.batch=3", *added, base=small(name))).setup
+    setup = build.training(toy.load(name, "train.iterations=2", "train.batch=3", *added, base=toy.small(name))).setup
     meter = trainer.Meter()
     for t, raw in enumerate(setup.batches(0, 2)):
         meter.add(*trainer.step(setup, raw, t), t)

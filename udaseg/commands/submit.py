@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from torch.utils.data import Subset
 
 from udaseg import build, runs
@@ -21,6 +18,7 @@ from udaseg.engine.device import autocast, choose_device, choose_precision, set_
 from udaseg.errors import UserError
 from udaseg.evaluation.evaluate import evaluating, predict
 from udaseg.files import write_atomic, write_json
+from udaseg.models import package
 from udaseg.models.package import Card
 from udaseg.models.segmentor import Segmentor
 from udaseg.parts import suggest
@@ -46,7 +44,7 @@ def run(benchmark: str, path: Path, *, target: Path | None, teacher: bool, root:
     names = prediction_names(server, index)
     folder = target.with_name(target.name + ".partial")
     made_with = {"size": card.size, "inference": card.inference, "crop": card.crop}
-    claim(folder, {"server": name, "images": str(index.root), "network": digest(module), **made_with})
+    claim(folder, {"server": name, "images": str(index.root), "network": package.digest(module), **made_with})
     files = [folder / name for name in names]
     predict_missing(server, module, card, images, files)
     with Counting("checking") as progress:
@@ -72,15 +70,6 @@ def refuse_target(target: Path) -> None:
         raise UserError(f"--out {target}: the name must end in .zip")
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists and is not overwritten; choose another with --out")
-
-
-def digest(module: nn.Module) -> str:
-    """SHA-256 of all tensors and their names."""
-    found = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 def claim(folder: Path, stamp: dict[str, Any]) -> None:
