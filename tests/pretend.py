@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from udaseg.core.context import Draws
 from udaseg.models import multires
 from udaseg.models.segmentor import Box
-from udaseg.uda.types import Draws
 
 Module = TypeVar("Module", bound=nn.Module)
 GPU = torch.device("cuda", 0)

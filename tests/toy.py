@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from udaseg import build, cli
-from udaseg.recipe import Loaded
+from udaseg.config.recipe import Loaded
 
 SIZES = (
     "data.source.size=[128,64]",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from udaseg import runs
 from udaseg.commands import evaluate as evaluation
 from udaseg.commands import train as training
 from udaseg.deploy.files import Result, predict
 from udaseg.deploy.model import Model, Prediction
 from udaseg.deploy.model import load as load_model
-from udaseg.engine import distributed
+from udaseg.engine import distributed, runs
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores
 

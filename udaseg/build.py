@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from udaseg import recipe as recipes
+from udaseg.addons.omuda.feature_distillation import ANGLE_IMAGES
+from udaseg.addons.t2s.engines import ENGINES
+from udaseg.config import recipe as recipes
+from udaseg.config.parts import Problem, Table, keyword_parameters, suggest
+from udaseg.config.recipe import DomainSection, Loaded, Recipe
+from udaseg.core.masking import MASKERS
+from udaseg.core.step import Learner, Stage, Stepper
+from udaseg.core.teacher import Teacher
+from udaseg.core.views import VIEWS
+from udaseg.core.weighting import PSEUDO_LABEL_RULES
 from udaseg.data.classes import IGNORE, PROTOCOLS, ClassSet, match_classes
 from udaseg.data.dataset import Domain, EvaluationImages, Margins, TrainingPairs, translation
 from udaseg.data.images import read_image
@@ -35,22 +44,13 @@ from udaseg.errors import UserError
 from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
 from udaseg.evaluation.inference import Inference
-from udaseg.models import package
+from udaseg.models import weights_file
 from udaseg.models.frozen import Frozen
 from udaseg.models.multires import WRAPPERS
-from udaseg.models.segmentor import Encoder, Maps, Segmentor
+from udaseg.models.segmentor import Encoder, FeatureMaps, Segmentor
 from udaseg.models.weights import Official, load_encoder, official_file
 from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
-from udaseg.parts import Problem, Table, keyword_parameters, suggest
-from udaseg.recipe import DomainSection, Loaded, Recipe
-from udaseg.uda.masking import MASKERS
-from udaseg.uda.step import Learner, Stage, Stepper
-from udaseg.uda.teacher import Teacher
-from udaseg.uda.terms import TERMS
-from udaseg.uda.terms.relational import ANGLE_IMAGES
-from udaseg.uda.translation import ENGINES
-from udaseg.uda.views import VIEWS
-from udaseg.uda.weighting import WEIGHTINGS
+from udaseg.terms_table import TERMS
 
 GRAPHS = 64
 """Of a compiled part: one for each network, batch size, memory layout and mode. Beyond torch's 8 it gives up."""
@@ -61,7 +61,7 @@ SOCKETS: dict[str, Table] = {
     "decoder": Table("decoder", DECODERS, frozenset({"channels", "strides", "classes"})),
     "wrapper": Table("segmentor wrapper", WRAPPERS, frozenset({"encoder", "decoder", "attention", "crop"})),
     "sampler": Table("sampler", SAMPLERS, frozenset({"counts", "min_pixels", "names"})),
-    "pseudo_labels": Table("weighting rule", WEIGHTINGS, frozenset({"crop_margins"})),
+    "pseudo_labels": Table("weighting rule", PSEUDO_LABEL_RULES, frozenset({"crop_margins"})),
     "view": Table(
         "view",
         VIEWS,
@@ -73,7 +73,7 @@ SOCKETS: dict[str, Table] = {
 
 
 def load(name: str, **layers: Any) -> Loaded:
-    """Find, flatten and check a recipe; see ``udaseg.recipe.load``."""
+    """Find, flatten and check a recipe; see ``udaseg.config.recipe.load``."""
     return recipes.load(SOCKETS, name, more=inconsistencies, **layers)
 
 
@@ -189,7 +189,7 @@ def teacher_passes(recipe: Recipe) -> int:
     return sum(part.teacher_passes(s) for _, part, s in view_parts(recipe) if hasattr(part, "teacher_passes"))
 
 
-def absences(recipe: Recipe) -> list[Problem]:
+def missing_prerequisites(recipe: Recipe) -> list[Problem]:
     """What must be there before training and is not: prepared data sets, weights. Each with its remedy."""
     problems: list[Problem] = []
     keys: list[str] = [recipe.data.labelled]
@@ -321,12 +321,14 @@ def start_weights(recipe: Recipe) -> Path | None:
     return path
 
 
-def load_package(path: Path) -> tuple[Segmentor, package.Card]:
+def load_weights(path: Path) -> tuple[Segmentor, weights_file.WeightsMetadata]:
     """A segmentor from a weights file that `udaseg train` wrote."""
-    card, tensors = package.read(path)
-    module = segmentor(card.encoder, card.decoder, len(card.classes), wrapper=card.wrapper, crop=card.crop)
-    package.restore(module, tensors, path)
-    return module, card
+    metadata, tensors = weights_file.read(path)
+    module = segmentor(
+        metadata.encoder, metadata.decoder, len(metadata.classes), wrapper=metadata.wrapper, crop=metadata.crop
+    )
+    weights_file.restore(module, tensors, path)
+    return module, metadata
 
 
 def encoder_of(module: Segmentor) -> Encoder:
@@ -339,9 +341,9 @@ def normalisation(module: Segmentor) -> Normalise:
     return Normalise(encoder_of(module).mean, encoder_of(module).std)
 
 
-def card(recipe: Recipe, classes: ClassSet, module: Segmentor) -> package.Card:
+def metadata(recipe: Recipe, classes: ClassSet, module: Segmentor) -> weights_file.WeightsMetadata:
     validation = recipe.data.validation or recipe.data.source
-    return package.Card(
+    return weights_file.WeightsMetadata(
         encoder=recipe.model.encoder,
         decoder=recipe.model.decoder,
         classes=classes.names,
@@ -455,7 +457,7 @@ class Built:
 def training(loaded: Loaded) -> Built:
     """Everything for a training run; UserError listing all that is absent."""
     recipe = loaded.recipe
-    refuse(absences(recipe), loaded)
+    refuse(missing_prerequisites(recipe), loaded)
     device = choose_device(recipe.runtime.device, local_rank())
     ranks = join(device.type)
     if recipe.train.batch % ranks.world:
@@ -487,7 +489,7 @@ def training(loaded: Loaded) -> Built:
         ranks=ranks,
         seed=recipe.seed,
         iterations=recipe.train.iterations,
-        save_weights=lambda path, module: package.save(path, module, card(recipe, class_set(recipe), student)),
+        save_weights=lambda path, module: weights_file.save(path, module, metadata(recipe, class_set(recipe), student)),
         score=scorer(recipe),
         validate=validator(recipe, normalise, ranks, stepper) if recipe.data.validation else None,
         memory_format=memory_format(recipe),
@@ -522,8 +524,8 @@ def beginning(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]
     compared, pretrained = uses_reference(recipe), recipe.model.weights != "none"
     reference = Frozen(copy.deepcopy(student.encoder)) if compared and pretrained else None
     if (path := start_weights(recipe)) is not None:
-        package.restore(student, package.read(path)[1], path)
-        stamp["start"] = {"file": str(path), "sha256": package.digest(student)}
+        weights_file.restore(student, weights_file.read(path)[1], path)
+        stamp["start"] = {"file": str(path), "sha256": weights_file.digest(student)}
     if compared and not pretrained:
         reference = Frozen(copy.deepcopy(student.encoder))
     return student, reference, stamp
@@ -538,7 +540,7 @@ def models(
     normalise: Normalise,
 ) -> tuple[Learner, Teacher | None]:
     """Learner and teacher on the device."""
-    maps = student.maps(training_crop(recipe))
+    maps = student.feature_maps(training_crop(recipe))
     learner = Learner(student, stages(recipe, class_set(recipe), reference, normalise, maps))
     learner.to(device).to(memory_format=memory_format(recipe)).train()
     ranks.same_start(learner)
@@ -568,7 +570,11 @@ def uses_reference(recipe: Recipe) -> bool:
 
 
 def stages(
-    recipe: Recipe, classes: ClassSet, reference: nn.Module | None, normalise: Normalise, maps: Maps | None = None
+    recipe: Recipe,
+    classes: ClassSet,
+    reference: nn.Module | None,
+    normalise: Normalise,
+    maps: FeatureMaps | None = None,
 ) -> dict[str, Stage]:
     """The recipe's views with their terms, in its order; ``maps``: of the student, for terms built to their measure."""
     found = {}

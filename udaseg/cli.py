@@ -136,8 +136,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe. The same command again continues an unfinished run and leaves a finished one alone."""
-    from udaseg import runs
     from udaseg.commands import train as training
+    from udaseg.engine import runs
 
     loaded = training.choose(recipe, benchmark, seed, overrides or [], out, resume)
     if dry_run:

@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pretend import GPU, PretendedDraws, card, moved
 
 from udaseg import build
+from udaseg.config.recipe import Recipe
+from udaseg.core.context import Batch, Iteration
+from udaseg.core.step import Learner
+from udaseg.core.teacher import Teacher
 from udaseg.engine.device import autocast
 from udaseg.models.frozen import Frozen
-from udaseg.recipe import Recipe
-from udaseg.uda.step import Learner
-from udaseg.uda.teacher import Teacher
-from udaseg.uda.types import Batch, Iteration
 
 
 def measure(name: str, overrides: list[str]) -> str:
@@ -46,7 +46,7 @@ def networks(recipe: Recipe) -> tuple[Learner, list[nn.Module]]:
     with torch.device("meta"):
         student = build.segmentor_of(recipe)
         reference = Frozen(build.segmentor_of(recipe).encoder) if build.uses_reference(recipe) else None
-        normalise, maps = build.normalisation(student), student.maps(build.training_crop(recipe))
+        normalise, maps = build.normalisation(student), student.feature_maps(build.training_crop(recipe))
         learner = Learner(student, build.stages(recipe, build.class_set(recipe), reference, normalise, maps)).train()
         teacher = Teacher(student) if build.needs_target(recipe) else None
     return learner, [part for part in (normalise, teacher, reference) if part is not None]

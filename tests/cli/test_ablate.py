@@ -197,9 +197,9 @@ def test_looking_changes_nothing(whole: Path, streets: Path, capsys: Any) -> Non
 def test_submitit(whole: Path, streets: Path, cluster: str) -> None:
     """The whole run through submitit's own executors; `local` is stopped in the middle as a cluster does it."""
     pytest.importorskip("submitit")
-    from udaseg.studies.executors import Slurm, slurm_executor, work
-    from udaseg.studies.grid import lay_out, look
-    from udaseg.studies.study import load_study
+    from udaseg.report.executors import Slurm, slurm_executor, work
+    from udaseg.report.grid import lay_out, look
+    from udaseg.report.study import load_study
 
     (dacs,) = lay_out(load_study(str(write_study(streets))), out=streets / "jobs", only="mixed", overrides=SIZE).cells
 

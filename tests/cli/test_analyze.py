@@ -14,8 +14,7 @@ import toy
 from PIL import Image
 from toy import run
 
-from udaseg import runs
-from udaseg.engine import checkpoint
+from udaseg.engine import checkpoint, runs
 
 
 def train(name: str, folder: Path, *more: str) -> tuple[str, ...]:

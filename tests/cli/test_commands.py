@@ -382,8 +382,8 @@ def test_doctor_names_a_gpu_that_this_torch_cannot_use(tmp_path: Path) -> None:
     """Not the pair of torch and torchvision, which is sound."""
     (tmp_path / "torch.py").write_text(
         "import types\n__version__ = '9'\nversion = types.SimpleNamespace(cuda='13')\n"
-        "card = types.SimpleNamespace(total_memory=2**34, name='Old', major=3, minor=5)\n"
-        "cuda = types.SimpleNamespace(is_available=lambda: True, get_device_properties=lambda i: card,\n"
+        "metadata = types.SimpleNamespace(total_memory=2**34, name='Old', major=3, minor=5)\n"
+        "cuda = types.SimpleNamespace(is_available=lambda: True, get_device_properties=lambda i: metadata,\n"
         "    is_bf16_supported=lambda **_: False, device_count=lambda: 1)\nzeros = lambda *_: 0\n"
         "def ones(*_, device): raise RuntimeError('no kernel image is available for execution on the device')\n",
         encoding="utf-8",

@@ -19,10 +19,10 @@ import udaseg as api
 from udaseg import build
 from udaseg.data.classes import CITYSCAPES
 from udaseg.evaluation.confusion import count
-from udaseg.models import package
-from udaseg.models.package import Card
+from udaseg.models import weights_file
 from udaseg.models.segmentor import IMAGENET_MEAN as MEAN
 from udaseg.models.segmentor import IMAGENET_STD as STD
+from udaseg.models.weights_file import WeightsMetadata
 
 __all__ = ["udaseg"]
 DATA = {
@@ -36,15 +36,15 @@ def weights(path: str | Path, *, seed: int = 0, **changes: Any) -> Path:
     settings: dict[str, Any] = {
         "encoder": {"kind": "tiny"}, "decoder": {"kind": "fpn"}, "size": (128, 64), "crop": (64, 64),
     }  # fmt: skip
-    card = Card(
+    metadata = WeightsMetadata(
         classes=CITYSCAPES.names, palette=CITYSCAPES.palette, mean=MEAN, std=STD, recipe="toy", benchmark="streets",
         protocol="cityscapes19", seed=0, iterations=1, data=DATA, **{**settings, **changes},
     )  # fmt: skip
     torch.manual_seed(seed)
-    module = build.segmentor(card.encoder, card.decoder, 19, wrapper=card.wrapper, crop=card.crop)
+    module = build.segmentor(metadata.encoder, metadata.decoder, 19, wrapper=metadata.wrapper, crop=metadata.crop)
     for tensor in module.decoder.parameters():
         torch.nn.init.normal_(tensor, std=0.2)
-    package.save(Path(path), module, card)
+    weights_file.save(Path(path), module, metadata)
     return Path(path)
 
 
@@ -229,10 +229,10 @@ def exported_image(width: int, height: int) -> torch.Tensor:
 
 
 def eager(path: Path, image: torch.Tensor) -> torch.Tensor:
-    module, card = build.load_package(path)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (card.mean, card.std))
+    module, metadata = build.load_weights(path)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (metadata.mean, metadata.std))
     with torch.no_grad():
-        return module.eval().infer((image.float() - mean) / std)
+        return module.eval().logits((image.float() - mean) / std)
 
 
 def test_export_torch(udaseg: Run, streets: Path) -> None:
@@ -269,8 +269,8 @@ def test_export_safetensors(udaseg: Run) -> None:
     assert (
         "written copy.safetensors" in udaseg("export", path, "--format", "safetensors", "--out", "copy.safetensors").out
     )
-    (card, tensors), (again, copies) = package.read(path), package.read(Path("copy.safetensors"))
-    assert card == again and all(torch.equal(tensors[name], copies[name]) for name in tensors)
+    (metadata, tensors), (again, copies) = weights_file.read(path), weights_file.read(Path("copy.safetensors"))
+    assert metadata == again and all(torch.equal(tensors[name], copies[name]) for name in tensors)
     is_message(udaseg("export", path, "--format", "safetensors"), "w.safetensors exists")
     is_message(udaseg("export", path, "--format", "safetensors", "--size", "64x64"), "--size")
 

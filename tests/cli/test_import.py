@@ -20,7 +20,7 @@ from udaseg import build
 from udaseg.commands.importing import recipe_of, score
 from udaseg.data.classes import CITYSCAPES
 from udaseg.evaluation.inference import Inference
-from udaseg.models import package
+from udaseg.models import weights_file
 from udaseg.models.recognise import Network
 
 __all__ = ["udaseg"]
@@ -63,15 +63,25 @@ def test_student_and_teacher(udaseg: Run) -> None:
                       "1024x512", "whole", f"udaseg evaluate {target}", f"udaseg predict {target}"):  # fmt: skip
             assert words in answer.out, words
         assert "published" not in answer.out  # of MiT-B5 only
-        module, card = build.load_package(Path(target))
+        module, metadata = build.load_weights(Path(target))
         prefix = TEACHER if network == "teacher" else ""
         assert same(module, rule_segmentor("step_dacs_model", "mit_b0", "daformer", prefix=prefix))
         digest = hashlib.sha256(Path("latest.pth").read_bytes()).hexdigest()
-        assert card.origin == {"file": "latest.pth", "sha256": digest, "network": network}
-    assert (card.classes, card.palette) == (CITYSCAPES.names, CITYSCAPES.palette)
-    assert (card.size, card.inference, card.wrapper, card.protocol) == ((1024, 512), "whole", None, "cityscapes19")
-    assert (card.recipe, card.benchmark, card.seed, card.iterations) == ("latest.pth", "gta5_cityscapes", None, None)
-    assert card.data["validation"]["dataset"] == "cityscapes" and card.data["scale"] == 1
+        assert metadata.origin == {"file": "latest.pth", "sha256": digest, "network": network}
+    assert (metadata.classes, metadata.palette) == (CITYSCAPES.names, CITYSCAPES.palette)
+    assert (metadata.size, metadata.inference, metadata.wrapper, metadata.protocol) == (
+        (1024, 512),
+        "whole",
+        None,
+        "cityscapes19",
+    )
+    assert (metadata.recipe, metadata.benchmark, metadata.seed, metadata.iterations) == (
+        "latest.pth",
+        "gta5_cityscapes",
+        None,
+        None,
+    )
+    assert metadata.data["validation"]["dataset"] == "cityscapes" and metadata.data["scale"] == 1
 
 
 def test_hrda(udaseg: Run) -> None:
@@ -80,10 +90,10 @@ def test_hrda(udaseg: Run) -> None:
     assert (
         answer.code == 0 and "wrapper: hrda, detail 0.5" in answer.out and "2048x1024, looked at: slide" in answer.out
     )
-    module, card = build.load_package(Path("new/m.safetensors"))
+    module, metadata = build.load_weights(Path("new/m.safetensors"))
     assert same(module, rule_hrda("step_mic_model", "mit_b0", "daformer", crop=1024))
-    assert (card.size, card.crop, card.inference) == ((2048, 1024), (1024, 1024), "slide")
-    assert (card.protocol, card.benchmark, card.data["scale"]) == ("synthia16", "synthia_cityscapes", 2)
+    assert (metadata.size, metadata.crop, metadata.inference) == ((2048, 1024), (1024, 1024), "slide")
+    assert (metadata.protocol, metadata.benchmark, metadata.data["scale"]) == ("synthia16", "synthia_cityscapes", 2)
 
 
 def test_a_bare_segmentor_in_half_precision_with_an_auxiliary_head(udaseg: Run, student: dict[str, Tensor]) -> None:
@@ -92,7 +102,7 @@ def test_a_bare_segmentor_in_half_precision_with_an_auxiliary_head(udaseg: Run, 
     save_file(state | {"auxiliary_head.conv_seg.bias": torch.zeros(19)}, "bare.safetensors")
     answer = udaseg("import", "bare.safetensors")
     assert answer.code == 0 and "left out, not part of the network: auxiliary_head.conv_seg.bias" in answer.out
-    _, tensors = package.read(Path("bare-student.safetensors"))
+    _, tensors = weights_file.read(Path("bare-student.safetensors"))
     expected = rule_segmentor("step_dacs_model", "mit_b0", "daformer").state_dict()
     assert {k: v.dtype for k, v in tensors.items()} == {k: v.dtype for k, v in expected.items()}
     for key, value in expected.items():
@@ -221,7 +231,7 @@ def test_daformer_at_full_size_gives_the_fixtures_logits(udaseg: Run) -> None:
     full_checkpoint(Path("daformer.pth"), "uda_full_daformer")
     answer = udaseg("import", "daformer.pth")
     assert answer.code == 0 and "DAFormer, gta5_cityscapes): 68.85 mIoU" in answer.out
-    module, _ = build.load_package(Path("daformer-student.safetensors"))
+    module, _ = build.load_weights(Path("daformer-student.safetensors"))
     logits = module.eval()(image("input/daformer", (2, 3, 64, 128))).predictions[0].logits
     with np.load(DATA / "daformer_sepaspp_mitb5.npz") as arrays:
         np.testing.assert_allclose(logits.numpy(), arrays["logits"], rtol=0, atol=2e-5)
@@ -233,9 +243,9 @@ def test_hrda_at_full_size_gives_the_fixtures_logits(udaseg: Run) -> None:
     full_checkpoint(Path("mic.pth"), "uda_full_mic_hrda")
     answer = udaseg("import", "mic.pth")
     assert answer.code == 0 and "HRDA, gta5_cityscapes): 73.79 mIoU" in answer.out
-    card, tensors = package.read(Path("mic-student.safetensors"))
-    module = build.segmentor(card.encoder, card.decoder, 19, wrapper=card.wrapper, crop=(128, 128)).eval()
-    package.restore(module, tensors, Path("mic-student.safetensors"))
+    metadata, tensors = weights_file.read(Path("mic-student.safetensors"))
+    module = build.segmentor(metadata.encoder, metadata.decoder, 19, wrapper=metadata.wrapper, crop=(128, 128)).eval()
+    weights_file.restore(module, tensors, Path("mic-student.safetensors"))
     logits = Inference((128, 128), 2)(module, image("input/hrda_eval", (1, 3, 128, 256)))
     with np.load(DATA / "hrda_eval.npz") as arrays:
         np.testing.assert_allclose(logits[:, :, ::4, ::4].numpy(), arrays["slide_logits_hw4"], rtol=0, atol=2e-5)

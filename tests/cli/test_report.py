@@ -13,10 +13,10 @@ from fake_runs import write_run, write_start
 from PIL import Image
 from toy import run
 
-from udaseg import runs
 from udaseg.console import Silent
-from udaseg.studies.grid import lay_out
-from udaseg.studies.study import load_study
+from udaseg.engine import runs
+from udaseg.report.grid import lay_out
+from udaseg.report.study import load_study
 
 STUDY = """
 title: my own

@@ -25,7 +25,7 @@ from udaseg.data.classes import CAMVID, CITYSCAPES_IDS
 from udaseg.data.images import read_image
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import resize_image
-from udaseg.models import package
+from udaseg.models import weights_file
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
 CITY, NIGHT = (64, 32), (48, 27)
@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = toy.load("dacs", "evaluation.mode=slide", "data.validation.size=[160,80]").recipe
     torch.manual_seed(1)
     module = build.segmentor_of(recipe)
-    package.save(path, module, build.card(recipe, build.class_set(recipe), module))
+    weights_file.save(path, module, build.metadata(recipe, build.class_set(recipe), module))
     return path
 
 
@@ -82,7 +82,7 @@ def contents(path: Path) -> dict[str, Any]:
 
 def expected(weights: Path, image: Path) -> np.ndarray:
     """Train ids, computed without the code under test: resize, normalise, eight windows, enlarge, best class."""
-    module, native = build.load_package(weights)[0].eval(), read_image(image)
+    module, native = build.load_weights(weights)[0].eval(), read_image(image)
     small = torch.from_numpy(resize_image(native, (160, 80))).permute(2, 0, 1)[None]
     total, visits = torch.zeros(1, 19, 80, 160), torch.zeros(1, 1, 80, 160)
     normal = Normalise(IMAGENET_MEAN, IMAGENET_STD)(small)
@@ -90,7 +90,7 @@ def expected(weights: Path, image: Path) -> np.ndarray:
         for top in (0, 16):
             for left in (0, 32, 64, 96):
                 here = (slice(None), slice(None), slice(top, top + 64), slice(left, left + 64))
-                total[here] += module.infer(normal[here])
+                total[here] += module.logits(normal[here])
                 visits[here] += 1
         logits = torch.nn.functional.interpolate(total / visits, native.shape[:2], mode="bilinear", align_corners=False)
     return logits.argmax(1)[0].numpy()
@@ -190,13 +190,13 @@ def test_predictions_of_something_else_are_never_mixed_in(
     with monkeypatch.context() as patch:
         stopping(1, patch)
         assert udaseg("submit", "acdc", weights, "--out", "x.zip").code == 130
-    card, _ = package.read(weights)
-    module = build.load_package(weights)[0]
+    metadata, _ = weights_file.read(weights)
+    module = build.load_weights(weights)[0]
     with torch.no_grad():
         next(module.parameters()).view(-1)[0] += 1e-3
-    package.save(Path("other.safetensors"), module, card)
-    package.save(
-        Path("whole.safetensors"), build.load_package(weights)[0], dataclasses.replace(card, inference="whole")
+    weights_file.save(Path("other.safetensors"), module, metadata)
+    weights_file.save(
+        Path("whole.safetensors"), build.load_weights(weights)[0], dataclasses.replace(metadata, inference="whole")
     )
     before = sorted(path.name for path in Path("x.zip.partial").iterdir())
     for file in ("other.safetensors", "whole.safetensors"):
@@ -219,9 +219,9 @@ def test_wrong_inputs(udaseg: Run, small: Path, weights: Path) -> None:
     is_message(udaseg("submit", "acdc", weights, "--teacher"), "holds one network")
     is_message(udaseg("submit", "acdc", weights, "--out", "x.tar"), "x.tar", ".zip")
     is_message(udaseg("submit", "acdc", weights, "--root", "elsewhere"), "elsewhere", "rgb_anon")
-    card, _ = package.read(weights)
-    odd = dataclasses.replace(card, classes=CAMVID.names, palette=CAMVID.palette)
-    package.save(Path("camvid.safetensors"), build.segmentor(card.encoder, card.decoder, len(CAMVID)), odd)
+    metadata, _ = weights_file.read(weights)
+    odd = dataclasses.replace(metadata, classes=CAMVID.names, palette=CAMVID.palette)
+    weights_file.save(Path("camvid.safetensors"), build.segmentor(metadata.encoder, metadata.decoder, len(CAMVID)), odd)
     is_message(udaseg("submit", "acdc", "camvid.safetensors"), "pavement", "19 Cityscapes classes")
     assert not list(Path().glob("*.zip*"))
 

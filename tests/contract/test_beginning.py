@@ -10,7 +10,7 @@ import toy
 
 from udaseg import build
 from udaseg.errors import UserError
-from udaseg.models import package
+from udaseg.models import weights_file
 from udaseg.models.segmentor import Segmentor
 
 
@@ -18,7 +18,7 @@ def written(path: Path, seed: int) -> Segmentor:
     """A weights file of the toy network, and what is in it."""
     loaded = toy.load("source_only", f"seed={seed}")
     module = build.beginning(loaded.recipe)[0]
-    package.save(path, module, build.card(loaded.recipe, build.class_set(loaded.recipe), module))
+    weights_file.save(path, module, build.metadata(loaded.recipe, build.class_set(loaded.recipe), module))
     return module
 
 
@@ -33,7 +33,7 @@ def test_start_may_name_a_file_for_each_seed(streets: Path) -> None:
         recipe = toy.load("dacs", "model.start=start-{seed}.safetensors", f"seed={seed}").recipe
         student, _, stamp = build.beginning(recipe)
         assert same(student, module)
-        assert stamp["start"] == {"file": f"start-{seed}.safetensors", "sha256": package.digest(module)}
+        assert stamp["start"] == {"file": f"start-{seed}.safetensors", "sha256": weights_file.digest(module)}
     with pytest.raises(UserError, match=r"no such weights file: start-9\.safetensors"):
         build.beginning(toy.load("dacs", "model.start=start-{seed}.safetensors", "seed=9").recipe)
 

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from udaseg import build
+from udaseg.config.recipe import Loaded, shipped
+from udaseg.core.context import Loss
+from udaseg.core.step import Stepper
 from udaseg.deploy import model as deploy
 from udaseg.engine import trainer
 from udaseg.engine.device import autocast
 from udaseg.engine.optim import adamw, parameter_groups
 from udaseg.evaluation.evaluate import evaluating, predict
-from udaseg.recipe import Loaded, shipped
-from udaseg.uda.step import Stepper
-from udaseg.uda.types import Loss
 
 OBJECTIVES = ("feature_teacher", "feature_student", "pixel_regression")
 NAMES = [name for name in shipped() if not name.startswith("demo")]

@@ -12,12 +12,12 @@ import toy
 from torch import nn
 
 from udaseg import build
+from udaseg.addons.omuda.foreground import THINGS
 from udaseg.commands import recipes as commands
+from udaseg.config.recipe import benchmark_data, chain, leaves, recipe_folder, shipped
 from udaseg.data.loading import Normalise
 from udaseg.engine import trainer
-from udaseg.groups import THINGS
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
-from udaseg.recipe import benchmark_data, chain, leaves, recipe_folder, shipped
 
 RECIPES, BENCHMARKS = shipped(), shipped("benchmarks")
 FULL = [name for name in RECIPES if not name.startswith("demo")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from udaseg import build
-from udaseg.studies.study import load_study, studies
+from udaseg.report.study import load_study, studies
 
 STUDIES = [name for name in studies() if name.startswith("t2s_")]
 HOSTS = {"daformer_t2s": "daformer", "dacs_t2s_dlv2": "daformer_dlv2", "hrda_t2s": "hrda", "mic_t2s": "mic"}

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from udaseg import build
+from udaseg.core.step import Learner
 from udaseg.engine.optim import parameter_groups
 from udaseg.errors import UserError
 from udaseg.models import timm_encoders, weights
@@ -24,7 +25,6 @@ from udaseg.models.lora import LowRankLinear
 from udaseg.models.segmentor import Segmentor
 from udaseg.models.timm_encoders import Pyramid, TimmEncoder
 from udaseg.models.zoo import DECODERS, ENCODERS
-from udaseg.uda.step import Learner
 
 VIT = "test_vit.r160_in1k"
 KIND = f"timm/{VIT}"
@@ -139,7 +139,7 @@ def test_normalisation_is_the_networks_own(streets: Path) -> None:
     built = build.training(loaded)
     assert built.setup.normalise.mean.flatten().tolist() == [127.5] * 3
     model = built.setup.learner.segmentor
-    assert build.card(loaded.recipe, build.class_set(loaded.recipe), model).std == (127.5,) * 3
+    assert build.metadata(loaded.recipe, build.class_set(loaded.recipe), model).std == (127.5,) * 3
     assert built.pairs.crop == (64, 80)
     assert any("crops are (64, 80) instead of (70, 90)" in text for text in built.warnings)
     assert not any("crops are" in text for text in build.warnings(loaded.recipe, build.training_pairs(loaded.recipe)))
@@ -238,7 +238,7 @@ def test_three_steps_and_a_resume(streets: Path, tune: str) -> None:
     """Only what is to be trained changes; a run continued from its checkpoint ends with the same weights."""
     from safetensors.torch import load_file
 
-    from udaseg import runs
+    from udaseg.engine import runs
 
     part = f"model.encoder={{kind: {KIND}, tune: {tune}, lora_rank: 2}}"
     loaded = toy.load(
@@ -261,8 +261,8 @@ def test_three_steps_and_a_resume(streets: Path, tune: str) -> None:
     runs.train(loaded, Path("run"), lambda _: runs._silent(), resume=True)
     again = load_file("run/weights.safetensors")
     assert all(torch.equal(end[name], again[name]) for name in end)
-    module, card = runs.load_student(Path("run"))
-    assert card.encoder["tune"] == tune and tuple(card.mean) == (127.5,) * 3
+    module, metadata = runs.load_student(Path("run"))
+    assert metadata.encoder["tune"] == tune and tuple(metadata.mean) == (127.5,) * 3
     assert torch.equal(module.state_dict()["encoder.core.pos_embed"], end["encoder.core.pos_embed"])
     assert runs.load_student(Path("run"), teacher=True)[1].std == (127.5,) * 3
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from udaseg import build
+from udaseg.core.context import Draws, Iteration, Loss
+from udaseg.core.step import Learner, total
 from udaseg.engine import trainer
 from udaseg.engine.profile import Passes
-from udaseg.uda.step import Learner, total
-from udaseg.uda.types import Draws, Iteration, Loss
 
 CPU = torch.device("cpu")
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from parity.rule import DATA, blocks, hrda_parts, image, public_shapes, rng_for, rule_hrda
 from udaseg import build
+from udaseg.core.context import View
+from udaseg.core.terms.cross_entropy import segmentation_loss
 from udaseg.errors import UserError
 from udaseg.evaluation.inference import Inference
 from udaseg.models import weights
@@ -19,8 +21,6 @@ from udaseg.models.blocks import DropPath
 from udaseg.models.multires import HRDA, box_mask, draw_box, fuse, half
 from udaseg.models.segmentor import Box, Encoded, upsample
 from udaseg.models.windows import crop, grid, slide
-from udaseg.uda.terms.segmentation import segmentation_loss
-from udaseg.uda.types import View
 
 EVAL = np.load(DATA / "hrda_eval.npz")
 TRAIN = np.load(DATA / "hrda_train.npz")
@@ -60,7 +60,7 @@ def test_one_crop_in_all_its_pieces(model: HRDA) -> None:
     fine = slide(lambda tile: model.decoder(model.encoder(tile)), x, boxes, cell=4)
     close(fine, EVAL["hr_seg"])
     close(fuse(coarse, fine, attention), EVAL["fused"])
-    close(model.infer(x)[:, :, ::4, ::4], EVAL["crop_full_hw4"])
+    close(model.logits(x)[:, :, ::4, ::4], EVAL["crop_full_hw4"])
 
 
 @torch.no_grad()
@@ -205,7 +205,7 @@ def test_stride_8_boxes_are_truncated_to_context_cells() -> None:
 def test_inference_takes_any_size(model: HRDA) -> None:
     model.eval()
     for height, width in ((75, 131), (40, 64)):
-        assert model.infer(torch.zeros(1, 3, height, width)).shape == (1, 19, height, width)
+        assert model.logits(torch.zeros(1, 3, height, width)).shape == (1, 19, height, width)
 
 
 @torch.no_grad()
@@ -256,7 +256,7 @@ def test_a_decoder_of_stride_32_takes_any_size(side: int) -> None:
     """The context has half the resolution, so images are padded to two of its cells."""
     wrapper = {"kind": "hrda"}
     model = build.segmentor({"kind": "tiny"}, {"kind": "deeplabv2"}, 5, wrapper=wrapper, crop=(128, 128)).eval()
-    assert model.infer(torch.zeros(1, 3, side, 64)).shape == (1, 5, side, 64)
+    assert model.logits(torch.zeros(1, 3, side, 64)).shape == (1, 5, side, 64)
 
 
 def test_an_encoder_whose_cells_do_not_fit_is_refused() -> None:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from parity.rule import DATA, public_shapes, segmentor
+from udaseg.core.step import Learner, Stage
+from udaseg.core.terms.cross_entropy import CrossEntropy
+from udaseg.core.views import Source
 from udaseg.engine.optim import parameter_groups
 from udaseg.models import weights
-from udaseg.uda.step import Learner, Stage
-from udaseg.uda.terms.segmentation import CrossEntropy
-from udaseg.uda.views import Source
 
 OFFICIAL = json.loads((DATA / "optim_daformer.json").read_text())
 

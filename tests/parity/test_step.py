@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from parity.rule import CLASSES, DATA, blocks, image, noisy, public_shapes, rule_segmentor, rule_state
+from udaseg.core import views
+from udaseg.core.context import Batch, Draws, Iteration, Loss
+from udaseg.core.step import Learner, Stage, Stepper, training_step
+from udaseg.core.teacher import Teacher
+from udaseg.core.terms.cross_entropy import CrossEntropy
+from udaseg.core.terms.feature_distance import FeatureDistance
+from udaseg.core.weighting import ConfidenceShare
 from udaseg.data.classes import CITYSCAPES
 from udaseg.engine.optim import adamw, parameter_groups
 from udaseg.models import weights
 from udaseg.models.blocks import DropPath
 from udaseg.models.frozen import Frozen
-from udaseg.models.segmentor import Look, Segmentor
-from udaseg.uda import views
-from udaseg.uda.step import Learner, Stage, Stepper, training_step
-from udaseg.uda.teacher import Teacher
-from udaseg.uda.terms.distillation import FeatureDistance
-from udaseg.uda.terms.segmentation import CrossEntropy
-from udaseg.uda.types import Batch, Draws, Iteration, Loss
-from udaseg.uda.weighting import ConfidenceShare
+from udaseg.models.segmentor import InferencePass, Segmentor
 
 REFERENCE = json.loads((DATA / "step_dacs.json").read_text())
 EXACT = json.loads((DATA / "step_dacs_f64.json").read_text())
@@ -109,13 +109,13 @@ def run(learner: Learner, teacher: Teacher, stepper: Stepper, t: int, record: Re
     record.choices = iter([value for kind, value in events if kind == "np.random.choice"])
     seen: dict[str, Any] = {"student": 0, "teacher": 0}
 
-    def predict(target: Tensor) -> Look:
+    def predict(target: Tensor) -> InferencePass:
         seen["ema_norm"] = norms(teacher.segmentor)
         seen["teacher"] += 1
         output = teacher.segmentor(target)
         seen["logits"] = output.predictions[0].logits.detach()
         size = target.shape[-2:]
-        return Look(nn.functional.interpolate(seen["logits"], size, mode="bilinear"), output.branches[0])
+        return InferencePass(nn.functional.interpolate(seen["logits"], size, mode="bilinear"), output.branches[0])
 
     hook = learner.segmentor.encoder.register_forward_pre_hook(lambda *_: seen.update(student=seen["student"] + 1))
     mixed = learner.stages["mixed"]

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from parity.rule import CLASSES, DATA, hrda_parts, image, noisy, public_shapes, rule_hrda
 from parity.test_step import THINGS, NoNormalisation, Recorded, deterministic, norms
+from udaseg.core import views
+from udaseg.core.context import Batch, Draws, Iteration
+from udaseg.core.masking import Blocks
+from udaseg.core.step import Learner, Stage, Stepper, training_step
+from udaseg.core.teacher import Teacher
+from udaseg.core.terms.cross_entropy import CrossEntropy
+from udaseg.core.terms.feature_distance import FeatureDistance
+from udaseg.core.weighting import ConfidenceShare
 from udaseg.data.classes import CITYSCAPES
 from udaseg.engine.optim import adamw, parameter_groups
 from udaseg.models import multires, weights
 from udaseg.models.frozen import Frozen
-from udaseg.models.segmentor import Box, Look, Segmentor
-from udaseg.uda import views
-from udaseg.uda.masking import Blocks
-from udaseg.uda.step import Learner, Stage, Stepper, training_step
-from udaseg.uda.teacher import Teacher
-from udaseg.uda.terms.distillation import FeatureDistance
-from udaseg.uda.terms.segmentation import CrossEntropy
-from udaseg.uda.types import Batch, Draws, Iteration
-from udaseg.uda.weighting import ConfidenceShare
+from udaseg.models.segmentor import Box, InferencePass, Segmentor
 
 REFERENCE = json.loads((DATA / "step_mic.json").read_text())
 EXACT = json.loads((DATA / "step_mic_f64.json").read_text())
@@ -91,7 +91,7 @@ def run(learner: Learner, teacher: Teacher, stepper: Stepper, t: int, patch: pyt
     draws.noise = torch.tensor(noise["values"]).view(2, 1, 8, 8)
     seen: dict[str, Any] = {"tiles": {"student": [], "teacher": [], "reference": []}, "views": {}}
 
-    def predict(target: Tensor) -> Look:
+    def predict(target: Tensor) -> InferencePass:
         seen["ema_norm"] = norms(teacher.segmentor)
         look = teacher.predict(target)
         seen["logits"] = look.logits

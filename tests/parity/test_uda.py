@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from parity.rule import DATA, blocks, noisy, randn, rng_for, uint8_noise
+from udaseg.core.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, colour_jitter, gaussian_blur, kernel_size
+from udaseg.core.context import Batch, Draws, Iteration, PseudoLabels, View
+from udaseg.core.masking import Blocks
+from udaseg.core.mixing import choose_classes, class_mask, class_slots, mix, present_classes
+from udaseg.core.teacher import Teacher
+from udaseg.core.terms.cross_entropy import cross_entropy, segmentation_loss
+from udaseg.core.terms.feature_distance import FeatureDistance, downscale_label
+from udaseg.core.weighting import ConfidenceShare
 from udaseg.data.loading import Normalise
 from udaseg.engine.optim import PolyWarmup
-from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD, Box, Encoded, Output, Prediction
-from udaseg.uda.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, colour_jitter, gaussian_blur, kernel_size
-from udaseg.uda.masking import Blocks
-from udaseg.uda.mixing import choose_classes, class_mask, class_slots, mix, present_classes
-from udaseg.uda.teacher import Teacher
-from udaseg.uda.terms.distillation import FeatureDistance, downscale_label
-from udaseg.uda.terms.segmentation import cross_entropy, segmentation_loss
-from udaseg.uda.types import Batch, Draws, Iteration, PseudoLabels, View
-from udaseg.uda.weighting import ConfidenceShare
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD, Box, Decoded, Encoded, Output
 
 PIECES = json.loads((DATA / "uda_pieces.json").read_text())
 THINGS = ("traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
@@ -235,8 +235,8 @@ def test_a_prediction_with_a_box_sees_its_part_of_the_label() -> None:
     label = labels(blocks("label/loss", (2, 96, 160), block=8, extra=6))
     weight = torch.from_numpy(rng_for("weight/loss").random((2, 96, 160), dtype=np.float32))
     logits, box = tensor("input/loss", 2, 19, 24, 40), Box(16, 64, 40, 120)
-    whole = Prediction(logits, coefficient=0.9)
-    part = Prediction(logits[..., 4:16, 10:30], box, 0.1)
+    whole = Decoded(logits, coefficient=0.9)
+    part = Decoded(logits[..., 4:16, 10:30], box, 0.1)
     both = segmentation_loss((whole, part), View(label, label, weight))
     expected = 0.9 * cross_entropy(logits, label, weight) + 0.1 * cross_entropy(
         logits[..., 4:16, 10:30], label[:, 16:64, 40:120], weight[:, 16:64, 40:120]
@@ -283,7 +283,7 @@ def distance(
         class_names=class_names,
         min_ratio=0.5,
     )
-    output = Output((Encoded((feature,), torch.zeros(2, 3, 8, 8)),), (Prediction(feature),))
+    output = Output((Encoded((feature,), torch.zeros(2, 3, 8, 8)),), (Decoded(feature),))
     loss = term(View(torch.zeros(2, 3, 128, 128), label), output, iteration())
     assert loss.present is not None
     return loss.value, loss.present

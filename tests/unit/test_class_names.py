@@ -9,11 +9,11 @@ import pytest
 from unit.data_files import camvid, cityscapes, gta5, labels, photo, save
 
 from udaseg import build
+from udaseg.config.recipe import Recipe
 from udaseg.data.classes import CAMVID, CITYSCAPES, IGNORE, match_classes
 from udaseg.data.index import load_index
 from udaseg.data.prepare import prepare
 from udaseg.errors import UserError
-from udaseg.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_a_described_data_set_in_a_benchmark(home: Path) -> None:
     field(home)
     data = build.load("source_only", benchmark="fields.yaml").recipe
     assert build.class_set(data).names == ("soil", "crop", "weed")
-    assert any("udaseg prepare" in p.message and "field.yaml" in p.message for p in build.absences(data))
+    assert any("udaseg prepare" in p.message and "field.yaml" in p.message for p in build.missing_prerequisites(data))
     prepare("field.yaml")
     assert set(np.unique(build.training_pairs(data)[0]["source_label"])) == {0, 1, 2}
     assert build.scorer(data)([[5, 0, 0], [0, 4, 0], [0, 4, 0]]) == pytest.approx(50.0)

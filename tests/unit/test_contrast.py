@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from udaseg import build
+from udaseg.addons.t2s import pairs
+from udaseg.addons.t2s.contrast import Contrast, dynamic_weights, info_nce, prototypes, split
+from udaseg.addons.t2s.pairs import Cells, negative_pools
+from udaseg.core.context import IGNORE, Batch, Draws, Iteration, PseudoLabels, View
+from udaseg.core.weighting import ConfidenceShare, ReweightedShare
 from udaseg.engine import trainer
 from udaseg.engine.profile import Passes
-from udaseg.models.segmentor import Encoded, Look, Maps, Output, Segmentor
-from udaseg.uda.terms import pairs
-from udaseg.uda.terms.contrast import Contrast, dynamic_weights, info_nce, prototypes, split
-from udaseg.uda.terms.pairs import Cells, negative_pools
-from udaseg.uda.types import IGNORE, Batch, Draws, Iteration, PseudoLabels, View
-from udaseg.uda.weighting import ConfidenceShare, ReweightedShare
+from udaseg.models.segmentor import Encoded, FeatureMaps, InferencePass, Output, Segmentor
 
 CPU = torch.device("cpu")
 T, F = True, False
@@ -180,8 +180,8 @@ def an_iteration(
     """A step whose images are their own features; the teacher's encoder is the identity."""
     batch = Batch(label[:, None].float() if source is None else source, label, target)
 
-    def predict(image: Tensor) -> Look:
-        return Look(image, Encoded((image,), image))
+    def predict(image: Tensor) -> InferencePass:
+        return InferencePass(image, Encoded((image,), image))
 
     return Iteration(
         0, batch, Draws(0, 0, CPU), Segmentor(nn.Identity(), nn.Identity()),
@@ -195,7 +195,7 @@ def a_term(classes: int = 2, channels: int = 2, **settings: Any) -> Contrast:
     defaults: dict[str, Any] = {"reweight": "none", "negative_sampling": "source", "n": 2, "m": 3}
     names = tuple("abcdefgh"[:classes])
     term = Contrast(
-        maps=Maps((8, 8), (channels,), (1,), (0,)), names=names, engine=lambda step: step.batch.source_image,
+        maps=FeatureMaps((8, 8), (channels,), (1,), (0,)), names=names, engine=lambda step: step.batch.source_image,
         **defaults | settings,
     )  # fmt: skip
     term.projector = term.twin = nn.Sequential()

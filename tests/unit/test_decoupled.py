@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from udaseg.models.segmentor import Box, Output, Prediction
-from udaseg.uda.terms.decoupled import ClassDecoupledCrossEntropy
-from udaseg.uda.terms.segmentation import cross_entropy
-from udaseg.uda.types import Batch, Draws, Iteration, Reduce, View, alone
+from udaseg.addons.omuda.class_decoupling import ClassDecoupledCrossEntropy
+from udaseg.core.context import Batch, Draws, Iteration, Reduce, View, alone
+from udaseg.core.terms.cross_entropy import cross_entropy
+from udaseg.models.segmentor import Box, Decoded, Output
 
 NAMES = ("road", "car", "bus")
 LABEL = torch.tensor([[[0, 0, 0, 1, 255]]])  # one row of five pixels
@@ -38,7 +38,7 @@ def term(**options: Any) -> ClassDecoupledCrossEntropy:
 def loss(
     part: ClassDecoupledCrossEntropy, logits: Tensor = LOGITS, label: Tensor = LABEL, weight: Tensor | None = None
 ) -> Tensor:
-    return part(View(label, label, weight), Output((), (Prediction(logits),)), iteration()).value
+    return part(View(label, label, weight), Output((), (Decoded(logits),)), iteration()).value
 
 
 def sure_of(label: Tensor, classes: int = 3) -> Tensor:
@@ -128,7 +128,7 @@ def test_predictions_count_by_their_coefficients_and_share_one_statistic() -> No
     label[:, :4, :4] = 2
     fused, detail = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
     box = Box(4, 8, 4, 8)
-    output = Output((), (Prediction(fused, coefficient=0.9), Prediction(detail, box, 0.1)))
+    output = Output((), (Decoded(fused, coefficient=0.9), Decoded(detail, box, 0.1)))
     part = term(momentum=0.0)
     found = part(View(label, label), output, iteration()).value
     beta = [1 - (fused.argmax(1) == label)[label == k].double().mean().item() for k in range(3)]
@@ -155,7 +155,7 @@ def test_two_ranks_equal_one_with_the_whole_batch() -> None:
             return total
 
         mine = slice(2 * rank, 2 * rank + 2)
-        view, output = View(label[mine], label[mine]), Output((), (Prediction(logits[mine]),))
+        view, output = View(label[mine], label[mine]), Output((), (Decoded(logits[mine]),))
         found[rank] = parts[rank](view, output, iteration(together, 2)).value
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]

@@ -14,16 +14,16 @@ import toy
 
 from udaseg import build
 from udaseg.commands.ablate import Watching, parse_seeds, status
+from udaseg.config.recipe import Recipe
 from udaseg.engine.runlog import RunFolder, held
 from udaseg.engine.trainer import Interrupted
 from udaseg.errors import Busy, UserError
 from udaseg.files import write_json, write_text
-from udaseg.recipe import Recipe
-from udaseg.studies import grid
-from udaseg.studies.executors import Ended, Local, Slurm, log_of, work, write_failure
-from udaseg.studies.grid import Cell, lay_out, look
-from udaseg.studies.results import Failure, Run, read_failure
-from udaseg.studies.study import Row, Study
+from udaseg.report import grid
+from udaseg.report.executors import Ended, Local, Slurm, log_of, work, write_failure
+from udaseg.report.grid import Cell, lay_out, look
+from udaseg.report.results import Failure, Run, read_failure
+from udaseg.report.study import Row, Study
 from udaseg.yamls import as_yaml
 
 STUDY = Study(
@@ -331,7 +331,7 @@ def test_children_share_cores_and_devices(tmp_path: Path, monkeypatch: pytest.Mo
         seen.append(env)
         return Running()
 
-    monkeypatch.setattr("udaseg.studies.executors.launch", launch)
+    monkeypatch.setattr("udaseg.report.executors.launch", launch)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     executor = Local(slots=4, devices=["3", "GPU-x"])

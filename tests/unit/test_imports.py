@@ -13,39 +13,39 @@ import pytest
 import udaseg
 
 ROOT = Path(udaseg.__file__).parent
-BASE = {"udaseg", "udaseg.errors", "udaseg.files", "udaseg.groups", "udaseg.ranges", "udaseg.yamls"}
+BASE = {"udaseg", "udaseg.errors", "udaseg.files", "udaseg.addons.omuda.foreground", "udaseg.ranges", "udaseg.yamls"}
 """What everything may import: version, the one exception, writing files, names of things, ranges, reading YAML."""
 
 ALLOWED: dict[str, set[str]] = {
     "udaseg.errors": set(),
     "udaseg.files": set(),
-    "udaseg.groups": set(),
+    "udaseg.addons.omuda.foreground": set(),
     "udaseg.ranges": set(),
     "udaseg.console": set(),
-    "udaseg.parts": set(),
-    "udaseg.recipe": {"udaseg.parts"},
+    "udaseg.config.parts": set(),
+    "udaseg.config.recipe": {"udaseg.config.parts"},
     "udaseg.yamls": set(),
     "udaseg.data": set(),
-    "udaseg.data.custom": {"udaseg.data", "udaseg.parts"},
+    "udaseg.data.custom": {"udaseg.data", "udaseg.config.parts"},
     "udaseg.models": set(),
     "udaseg.uda": {"udaseg.models"},
-    "udaseg.uda.terms": {
-        "udaseg.models.blocks", "udaseg.models.segmentor", "udaseg.models.rebuilder", "udaseg.uda.types",
+    "udaseg.core.terms": {
+        "udaseg.models.blocks", "udaseg.models.segmentor", "udaseg.addons.mrm.rebuilder", "udaseg.core.context",
     },
     "udaseg.evaluation": {"udaseg.models"},
     "udaseg.engine": {"udaseg.data.loading", "udaseg.models", "udaseg.uda", "udaseg.evaluation"},
-    "udaseg.studies": {
-        "udaseg.build", "udaseg.runs", "udaseg.recipe", "udaseg.parts", "udaseg.evaluation", "udaseg.data.classes",
+    "udaseg.report": {
+        "udaseg.build", "udaseg.engine.runs", "udaseg.config.recipe", "udaseg.config.parts", "udaseg.evaluation", "udaseg.data.classes",
         "udaseg.console", "udaseg.engine",
     },
     "udaseg.build": {
-        "udaseg.recipe", "udaseg.parts", "udaseg.data", "udaseg.models", "udaseg.uda", "udaseg.engine",
+        "udaseg.config.recipe", "udaseg.config.parts", "udaseg.data", "udaseg.models", "udaseg.uda", "udaseg.engine",
         "udaseg.evaluation",
     },
-    "udaseg.runs": {"udaseg.build", "udaseg.recipe", "udaseg.engine", "udaseg.models", "udaseg.console"},
+    "udaseg.engine.runs": {"udaseg.build", "udaseg.config.recipe", "udaseg.engine", "udaseg.models", "udaseg.console"},
     "udaseg.deploy": {
-        "udaseg.build", "udaseg.runs", "udaseg.data", "udaseg.models", "udaseg.evaluation", "udaseg.engine.device",
-        "udaseg.studies.figures",
+        "udaseg.build", "udaseg.engine.runs", "udaseg.data", "udaseg.models", "udaseg.evaluation", "udaseg.engine.device",
+        "udaseg.report.figures",
     },
     "udaseg.commands": {"udaseg"},
     "udaseg.api": {"udaseg"},
@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
 }  # fmt: skip
 """Package or module -> what it may import besides itself and BASE; the longest prefix of a module decides.
 
-``udaseg`` stands for everything. ``udaseg.uda.terms`` does not inherit what ``udaseg.uda`` may.
+``udaseg`` stands for everything. ``udaseg.core.terms`` does not inherit what ``udaseg.uda`` may.
 """
 HEAVY = ("torch", "torchvision", "numpy", "pydantic", "PIL", "yaml", "jinja2", "safetensors")
 
@@ -132,33 +132,33 @@ def test_nothing_is_imported_in_a_circle() -> None:
 
 def test_the_rules_can_be_broken() -> None:
     """So that a mistake in this file does not pass for order in the package."""
-    assert len(KNOWN) > 40 and GRAPH["udaseg.uda.step"] >= {"udaseg.models.segmentor", "udaseg.uda.types"}
+    assert len(KNOWN) > 40 and GRAPH["udaseg.core.step"] >= {"udaseg.models.segmentor", "udaseg.core.context"}
     for module, bad in (
         ("udaseg.data.dataset", "udaseg.models.mit"),
-        ("udaseg.data.dataset", "udaseg.uda.types"),
+        ("udaseg.data.dataset", "udaseg.core.context"),
         ("udaseg.models.mit", "udaseg.data.classes"),
-        ("udaseg.uda.step", "udaseg.data.loading"),
-        ("udaseg.uda.terms.segmentation", "udaseg.uda.step"),
-        ("udaseg.uda.terms.segmentation", "udaseg.models.mit"),
+        ("udaseg.core.step", "udaseg.data.loading"),
+        ("udaseg.core.terms.cross_entropy", "udaseg.core.step"),
+        ("udaseg.core.terms.cross_entropy", "udaseg.models.mit"),
         ("udaseg.engine.trainer", "udaseg.data.dataset"),
         ("udaseg.engine.trainer", "udaseg.build"),
-        ("udaseg.evaluation.evaluate", "udaseg.uda.types"),
+        ("udaseg.evaluation.evaluate", "udaseg.core.context"),
         ("udaseg.commands.train", "udaseg.cli"),
-        ("udaseg.recipe", "udaseg.build"),
+        ("udaseg.config.recipe", "udaseg.build"),
     ):
         assert forbidden(module, {bad}) == {bad}, (module, bad)
 
 
 def test_imports_are_found_however_they_are_written(tmp_path: Path) -> None:
-    known = {"udaseg.data", "udaseg.data.index", "udaseg.errors", "udaseg.uda.types", "udaseg.uda"}
+    known = {"udaseg.data", "udaseg.data.index", "udaseg.errors", "udaseg.core.context", "udaseg.uda"}
     path = tmp_path / "step.py"
     path.write_text(
         "from udaseg import data\nimport udaseg.errors as e\n\n\ndef late():\n    from udaseg.data.index import Index\n"
         "    from .types import View\n    from . import types\n",
         encoding="utf-8",
     )
-    found = imports("udaseg.uda.step", path, known)
-    assert found == {"udaseg.data", "udaseg.errors", "udaseg.data.index", "udaseg.uda.types"}
+    found = imports("udaseg.core.step", path, known)
+    assert found == {"udaseg.data", "udaseg.errors", "udaseg.data.index", "udaseg.core.context"}
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
@@ -169,6 +169,6 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 
 def test_recipes_need_no_torch() -> None:
     """A recipe can be flattened where torch is broken."""
-    code = "import sys, udaseg.recipe; udaseg.recipe.flatten('daformer'); print('torch' in sys.modules)"
+    code = "import sys, udaseg.config.recipe; udaseg.config.recipe.flatten('daformer'); print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from udaseg.uda.masking import MASKERS, Blocks, ContextAware, Grid
-from udaseg.uda.types import Draws
+from udaseg.core.context import Draws
+from udaseg.core.masking import MASKERS, Blocks, ContextAware, Grid
 
 CPU = torch.device("cpu")
 NAMES = ("road", "car")

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from toy import run
 
 from udaseg import build
+from udaseg.addons.mrm.rebuild import Rebuild, masked_mean, patches, restrained, spread
+from udaseg.addons.mrm.rebuilder import LayerNorm2d, Projector, Rebuilder, sine_positions
+from udaseg.core.context import Draws, Iteration, View
+from udaseg.core.step import clip_terms
+from udaseg.core.terms.cross_entropy import segmentation_loss
 from udaseg.engine import trainer
 from udaseg.engine.profile import CountingPhases, Passes
 from udaseg.errors import UserError
-from udaseg.models.rebuilder import LayerNorm2d, Projector, Rebuilder, sine_positions
-from udaseg.models.segmentor import Maps, Segmentor
-from udaseg.uda.step import clip_terms
-from udaseg.uda.terms.rebuild import Rebuild, masked_mean, patches, restrained, spread
-from udaseg.uda.terms.segmentation import segmentation_loss
-from udaseg.uda.types import Draws, Iteration, View
+from udaseg.models.segmentor import FeatureMaps, Segmentor
 
 CPU = torch.device("cpu")
 KEY = "views.mixed.terms.rebuild"
@@ -63,7 +63,7 @@ def a_view(size: int = 64, seed: int = 0) -> View:
 def term_of(student: Segmentor, **options: Any) -> Rebuild:
     torch.manual_seed(1)
     side = crop_of(student)
-    return Rebuild(maps=student.maps((side, side)), **{**SIZE, **options})
+    return Rebuild(maps=student.feature_maps((side, side)), **{**SIZE, **options})
 
 
 def an_iteration(student: Segmentor, teacher: Any = None) -> Iteration:
@@ -184,7 +184,7 @@ def test_widths_that_do_not_fit_are_refused() -> None:
 
 
 def drawn(iteration: int = 0, images: int = 64, **options: Any) -> Tensor:
-    maps = Maps((64, 64), (8,), (8,), (0,))
+    maps = FeatureMaps((64, 64), (8,), (8,), (0,))
     term = Rebuild(maps=maps, **{**SIZE, "grid": 16, **options})
     return term.draw(torch.zeros(images, 1), Draws(0, iteration, CPU))
 
@@ -252,7 +252,7 @@ def test_one_mask_for_all_maps_kept_places_as_they_were() -> None:
 def test_maps_that_the_decoder_does_not_read_are_not_rebuilt(decoder: str, levels: tuple[int, ...]) -> None:
     base = (*toy.SMALL, "model.encoder=mit_b0", f"model.decoder={decoder}")
     student = student_of(base=base)
-    assert student.maps((64, 64)).read == levels
+    assert student.feature_maps((64, 64)).read == levels
     term = term_of(student)
     assert term.rebuilder is not None and len(term.rebuilder.projectors) == len(levels)
     (branch,) = student(a_view().image).branches
@@ -263,7 +263,7 @@ def test_maps_that_the_decoder_does_not_read_are_not_rebuilt(decoder: str, level
 
 def test_under_hrda_maps_are_those_of_a_branch() -> None:
     student = student_of("hrda")
-    maps, branches = student.maps((128, 128)), student(a_view(128).image).branches
+    maps, branches = student.feature_maps((128, 128)), student(a_view(128).image).branches
     for branch in branches:
         assert branch.image.shape[-2:] == maps.image == (64, 64)
         assert [64 // stride for stride in maps.strides] == [x.shape[-1] for x in branch.features]
@@ -273,7 +273,7 @@ def test_under_hrda_maps_are_those_of_a_branch() -> None:
 @pytest.mark.parametrize("grid", [2, 3, 8, 16])
 def test_any_crop_and_grid(crop: tuple[int, int], grid: int) -> None:
     student = student_of()
-    term = Rebuild(maps=student.maps(crop), **{**SIZE, "grid": grid})
+    term = Rebuild(maps=student.feature_maps(crop), **{**SIZE, "grid": grid})
     view = View(torch.randn(1, 3, *crop), torch.zeros(1, *crop, dtype=torch.long))
     assert term(view, student(view.image), an_iteration(student)).value.isfinite()
 
@@ -607,7 +607,7 @@ def test_segmentor_and_inference_are_those_of_the_plain_recipe(streets: Path, na
     assert segmentor.state_dict().keys() == plain.state_dict().keys()
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        assert torch.equal(segmentor.infer(image), plain.infer(image))
+        assert torch.equal(segmentor.logits(image), plain.logits(image))
     assert setup.teacher is not None and setup.teacher.state_dict().keys() == {
         f"segmentor.{key}" for key in plain.state_dict()
     }
@@ -630,14 +630,14 @@ def test_a_run_resumes_exactly_and_exports_the_segmentor_only(streets: Path, mon
     assert all(torch.equal(value, other["learner"][key]) for key, value in one["learner"].items())
     weights = load_file("whole/weights.safetensors")
     assert weights and all(key.split(".")[0] in ("encoder", "decoder") for key in weights)
-    module, _ = build.load_package(Path("whole/weights.safetensors"))
+    module, _ = build.load_weights(Path("whole/weights.safetensors"))
     plain = build.segmentor_of(toy.load("dacs", base=toy.MIT).recipe)
     plain.load_state_dict(
         {k.removeprefix("segmentor."): v for k, v in one["learner"].items() if k.startswith("segmentor.")}
     )
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(module.eval().infer(image), plain.eval().infer(image))
+        assert torch.equal(module.eval().logits(image), plain.eval().logits(image))
 
 
 def failing_at(count: int, forward: Any, error: BaseException) -> Any:
@@ -701,7 +701,7 @@ def multiply_adds(**options: Any) -> dict[str, float]:
     """G of one 512 x 512 target image by phase, DACS with DeepLab-V2 on ResNet-101; counted on shapes alone."""
     with torch.device("meta"):
         student = build.segmentor_of(build.load("dacs_mrm").recipe)
-        term = Rebuild(maps=student.maps((512, 512)), **options)
+        term = Rebuild(maps=student.feature_maps((512, 512)), **options)
         view = View(torch.empty(1, 3, 512, 512), torch.zeros(1, 512, 512, dtype=torch.long), torch.ones(1, 512, 512))
     draws = SimpleNamespace(per_image=lambda *shape: torch.empty(shape, device="meta"))
     iteration: Any = SimpleNamespace(segmentor=student, draws=draws)

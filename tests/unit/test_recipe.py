@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from udaseg import build
-from udaseg.errors import UserError
-from udaseg.recipe import (
+from udaseg.config.recipe import (
     OVERRIDE,
     Loaded,
     benchmark_data,
@@ -26,6 +25,7 @@ from udaseg.recipe import (
     parse_override,
     shipped,
 )
+from udaseg.errors import UserError
 from udaseg.yamls import as_yaml, parse_yaml, read_yaml
 
 

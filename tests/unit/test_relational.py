@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from udaseg.addons.omuda.feature_distillation import RelationalDistillation, distillation, masked_squares, relations
+from udaseg.core.context import Batch, Draws, Iteration, Loss, View
 from udaseg.models.segmentor import Encoded, Output
-from udaseg.uda.terms.relational import RelationalDistillation, distillation, masked_squares, relations
-from udaseg.uda.types import Batch, Draws, Iteration, Loss, View
 
 NAMES = ("road", "car", "bus")
 STUDENT = [(0.0, 0.0), (3.0, 4.0), (0.0, 8.0)]  # lengths 5 (0-1), 8 (0-2), 5 (1-2)

@@ -19,11 +19,11 @@ from fake_runs import CLASSES, counts, write_log, write_run, write_start
 from udaseg import build
 from udaseg.errors import UserError
 from udaseg.files import write_free
-from udaseg.studies import charts, html, pages
-from udaseg.studies.grid import lay_out
-from udaseg.studies.results import curves, read, scan
-from udaseg.studies.study import Row, load_study
-from udaseg.studies.summary import (
+from udaseg.report import charts, html, pages
+from udaseg.report.grid import lay_out
+from udaseg.report.results import curves, read, scan
+from udaseg.report.study import Row, load_study
+from udaseg.report.summary import (
     Summary,
     age,
     families_table,
@@ -32,7 +32,7 @@ from udaseg.studies.summary import (
     study_table,
     summarise,
 )  # fmt: skip
-from udaseg.studies.tables import Cell, Table, blocks, comma_separated, latex, markdown
+from udaseg.report.tables import Cell, Table, blocks, comma_separated, latex, markdown
 from udaseg.yamls import as_yaml
 
 STUDY = """
@@ -525,7 +525,7 @@ def test_positions_in_an_ablation() -> None:
 
 
 def test_every_shipped_study_has_a_page_and_tables() -> None:
-    from udaseg.studies.study import studies
+    from udaseg.report.study import studies
 
     drawn = {}
     for name in studies():

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from udaseg import build
+from udaseg.config.recipe import Recipe, benchmark_data, parse_override, shipped
 from udaseg.data.classes import CITYSCAPES, PROTOCOLS
 from udaseg.errors import UserError
-from udaseg.recipe import Recipe, benchmark_data, parse_override, shipped
-from udaseg.studies.study import Row, Study, find, load_study, studies
+from udaseg.report.study import Row, Study, find, load_study, studies
 
 ALL = {name: load_study(name) for name in studies()}
 SHIPPED = {name: study for name, study in ALL.items() if study.source}
@@ -371,6 +371,6 @@ def test_what_several_names_have_is_refused_with_all_of_them(tmp_path: Path, mon
 
 
 def test_studies_need_no_torch() -> None:
-    code = "import sys, udaseg.studies.study as s; s.load_study('mrm_1_gta5'); print('torch' in sys.modules)"
+    code = "import sys, udaseg.report.study as s; s.load_study('mrm_1_gta5'); print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

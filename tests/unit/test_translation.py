@@ -13,17 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from udaseg import build
+from udaseg.addons.t2s import style_networks as styling
+from udaseg.addons.t2s import styles as augmentors
+from udaseg.addons.t2s.engines import FDA, ColorJitter, GaussianBlur, Untranslated
+from udaseg.core.augment import swap_amplitude
+from udaseg.core.context import Batch, Draws, Iteration
 from udaseg.data.images import read_image
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import resize_image
 from udaseg.engine import trainer
 from udaseg.errors import UserError
-from udaseg.models import styling
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD, Segmentor
-from udaseg.uda import augmentors
-from udaseg.uda.augment import swap_amplitude
-from udaseg.uda.translation import FDA, ColorJitter, GaussianBlur, Untranslated
-from udaseg.uda.types import Batch, Draws, Iteration
 
 CPU = torch.device("cpu")
 NORMALISE = Normalise(IMAGENET_MEAN, IMAGENET_STD)

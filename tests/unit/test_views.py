@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from udaseg.core.context import Batch, Draws, Iteration, PseudoLabels, View
+from udaseg.core.masking import Blocks
+from udaseg.core.views import Masked
 from udaseg.data.loading import Normalise
-from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD, Encoded, Look, Segmentor
-from udaseg.uda.masking import Blocks
-from udaseg.uda.types import Batch, Draws, Iteration, PseudoLabels, View
-from udaseg.uda.views import Masked
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD, Encoded, InferencePass, Segmentor
 
 CPU = torch.device("cpu")
 
@@ -31,9 +31,9 @@ def iteration(images: int = 2, t: int = 0) -> Iteration:
     pseudo = PseudoLabels(torch.full(shape, 7), torch.rand(shape), torch.full(shape, 0.25))
     asked: list[Tensor] = []
 
-    def predict(image: Tensor) -> Look:
+    def predict(image: Tensor) -> InferencePass:
         asked.append(image)
-        return Look(image, Encoded((image,), image))
+        return InferencePass(image, Encoded((image,), image))
 
     found = Iteration(
         t, Batch(source, torch.full(shape, 3), target), Draws(0, t, CPU), Segmentor(torch.nn.Identity(), None),  # type: ignore[arg-type]

@@ -17,10 +17,10 @@ from udaseg.commands.train import watching
 from udaseg.console import duration, out, table
 from udaseg.engine import checkpoint
 from udaseg.errors import UserError
-from udaseg.studies.executors import Executor, Inline, Local, Slurm, slurm_executor, work
-from udaseg.studies.grid import CELLS, Cell, Grid, costs, lay_out, look
-from udaseg.studies.results import Run
-from udaseg.studies.study import Study, load_study, studies
+from udaseg.report.executors import Executor, Inline, Local, Slurm, slurm_executor, work
+from udaseg.report.grid import CELLS, Cell, Grid, costs, lay_out, look
+from udaseg.report.results import Run
+from udaseg.report.study import Study, load_study, studies
 
 EXECUTORS = ("inline", "local", "slurm")
 HEARTBEAT = 300.0  # seconds between two lines that say how far everything is

@@ -13,17 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from udaseg import build, runs
+from udaseg import build
 from udaseg.commands.evaluate import data_section, domain_section, reporting
 from udaseg.console import Counting, out, table
 from udaseg.data.loading import Normalise
+from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.errors import UserError
 from udaseg.evaluation import analysis
 from udaseg.files import write_atomic, write_text
-from udaseg.models.package import Card
 from udaseg.models.segmentor import Segmentor
-from udaseg.studies import figures
+from udaseg.models.weights_file import WeightsMetadata
+from udaseg.report import figures
 
 
 class Subject(NamedTuple):
@@ -31,24 +32,24 @@ class Subject(NamedTuple):
 
     name: str
     module: Segmentor
-    card: Card
+    metadata: WeightsMetadata
     benchmark: str | None
     limit: int | None
 
     def cells(self, domain: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and labels of a domain's images, image by image."""
-        data = data_section(self.card, self.benchmark)
+        data = data_section(self.metadata, self.benchmark)
         section = domain_section(data, domain)
         device = next(self.module.parameters()).device
-        images = build.images_of(section, data.scale, self.card.classes, limit=self.limit)
-        normalise = Normalise(self.card.mean, self.card.std).to(device)
+        images = build.images_of(section, data.scale, self.metadata.classes, limit=self.limit)
+        normalise = Normalise(self.metadata.mean, self.metadata.std).to(device)
         numbers = autocast(choose_precision("auto", device), device)
         with Counting(f"{self.name}, {section.dataset} {section.split}") as progress:
             shown = reporting(images, progress)
             yield from analysis.cells_of(self.module, shown, normalise, device=device, autocast=numbers)
 
     def centres(self, domain: str) -> analysis.Centres:
-        return analysis.centres(self.cells(domain), len(self.card.classes))
+        return analysis.centres(self.cells(domain), len(self.metadata.classes))
 
 
 def subjects(paths: Sequence[Path], *, teacher: bool, benchmark: str | None, limit: int | None) -> list[Subject]:
@@ -57,9 +58,9 @@ def subjects(paths: Sequence[Path], *, teacher: bool, benchmark: str | None, lim
     set_up(device, choose_precision("auto", device), None)
     found = []
     for path in paths:
-        module, card = runs.load_student(path, teacher=teacher)
-        found.append(Subject(path.resolve().name, module.to(device).eval(), card, benchmark, limit))
-        if card.classes != found[0].card.classes:
+        module, metadata = runs.load_student(path, teacher=teacher)
+        found.append(Subject(path.resolve().name, module.to(device).eval(), metadata, benchmark, limit))
+        if metadata.classes != found[0].metadata.classes:
             raise UserError(f"{path} has other classes than {paths[0]}; only runs with the same can be compared")
     if len({subject.name for subject in found}) < len(found):
         found = [subject._replace(name=str(path)) for subject, path in zip(found, paths, strict=True)]
@@ -71,7 +72,7 @@ def similarity(paths: Sequence[Path], target: Path | None, **options: Any) -> No
     place = files(target, "similarity")
     found = subjects(paths, **options)
     values = {s.name: analysis.similarity(s.centres("source"), s.centres("validation")).tolist() for s in found}
-    report(place, found[0].card.classes, values, "similarity of source and target features")
+    report(place, found[0].metadata.classes, values, "similarity of source and target features")
 
 
 def discriminability(paths: Sequence[Path], target: Path | None, domain: str, **options: Any) -> None:
@@ -83,7 +84,7 @@ def discriminability(paths: Sequence[Path], target: Path | None, domain: str, **
         middle = subject.centres(domain)
         values[f"{subject.name} CCD"] = analysis.centre_distance(middle).tolist()
         values[f"{subject.name} PDD"] = analysis.pixel_distance(subject.cells(domain), middle).tolist()
-    report(place, found[0].card.classes, values, f"discriminability of {domain} features (less is better)")
+    report(place, found[0].metadata.classes, values, f"discriminability of {domain} features (less is better)")
 
 
 def tsne(paths: Sequence[Path], target: Path | None, pixels: int, seed: int, **options: Any) -> None:
@@ -95,7 +96,7 @@ def tsne(paths: Sequence[Path], target: Path | None, pixels: int, seed: int, **o
     place = files(target, "tsne")
     rows, pictures = [["run", "domain", "class", "x", "y"]], []
     for subject in subjects(paths, **options):
-        names, palette = subject.card.classes, subject.card.palette
+        names, palette = subject.metadata.classes, subject.metadata.palette
         parts = [analysis.sample(subject.cells(d), len(names), pixels, seed=seed) for d in ("source", "validation")]
         features = torch.cat([part[0] for part in parts]).numpy()
         points = TSNE(perplexity=min(30.0, (len(features) - 1) / 3), random_state=seed).fit_transform(features)

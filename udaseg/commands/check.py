@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from udaseg import build
-from udaseg import recipe as recipes
+from udaseg.config import recipe as recipes
+from udaseg.config.parts import Problem
+from udaseg.config.recipe import DomainSection, Loaded, Recipe
 from udaseg.console import out, table
 from udaseg.data import cache
 from udaseg.data.classes import ClassSet
@@ -20,9 +22,7 @@ from udaseg.data.index import Index
 from udaseg.data.transforms import keep_ratio_size
 from udaseg.errors import UserError
 from udaseg.files import write_free
-from udaseg.parts import Problem
-from udaseg.recipe import DomainSection, Loaded, Recipe
-from udaseg.studies import figures
+from udaseg.report import figures
 
 SHOWN = 6  # images of each domain
 TILE = (384, 216)

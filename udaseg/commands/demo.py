@@ -19,23 +19,24 @@ import torch
 from PIL import Image
 
 import udaseg
-from udaseg import build, runs
-from udaseg import recipe as recipes
+from udaseg import build
+from udaseg.config import recipe as recipes
+from udaseg.config.recipe import Loaded
 from udaseg.console import Counting, Watching, out, percent
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import data_home
 from udaseg.data.loading import evaluation_loader
 from udaseg.data.prepare import prepare
 from udaseg.data.streets import write_streets
+from udaseg.engine import runs
 from udaseg.engine.profile import time_steps
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
 from udaseg.evaluation.evaluate import evaluate, evaluating, predict, recompute_batchnorm
 from udaseg.files import write_atomic, write_text
 from udaseg.models.segmentor import Segmentor
-from udaseg.recipe import Loaded
-from udaseg.studies import figures, html
-from udaseg.studies.tables import Cell, Mark, Table, terminal
+from udaseg.report import figures, html
+from udaseg.report.tables import Cell, Mark, Table, terminal
 
 QUICK = ("train.iterations=40", "optimiser.warmup=10")
 SHOWN = 6  # validation images in the picture

@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from udaseg import build, runs
-from udaseg import recipe as recipes
+from udaseg import build
+from udaseg.config import recipe as recipes
+from udaseg.config.parts import suggest
+from udaseg.config.recipe import DataSection, DomainSection
 from udaseg.console import Counting, out, percent, table
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import dataset_spec
 from udaseg.data.loading import Normalise, evaluation_loader
+from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
 from udaseg.evaluation.evaluate import evaluate, recompute_batchnorm
-from udaseg.models.package import Card
-from udaseg.parts import suggest
-from udaseg.recipe import DataSection, DomainSection
+from udaseg.models.weights_file import WeightsMetadata
 
 
 @dataclass(frozen=True)
@@ -70,41 +71,44 @@ def measure(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measured:
     """A run or weights file on labelled images: of a split, of a benchmark, the first ``limit``."""
-    module, card = runs.load_student(path, teacher=teacher)
-    protocol = protocol or card.protocol
+    module, metadata = runs.load_student(path, teacher=teacher)
+    protocol = protocol or metadata.protocol
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol!r}: {suggest(protocol, PROTOCOLS)}")
-    data = data_section(card, benchmark)
+    data = data_section(metadata, benchmark)
     section = domain_section(data, domain).model_copy(update={"split": split} if split else {})
     device = choose_device("auto")
     precision = choose_precision("auto", device)
     set_up(device, precision, None)
     module.to(device).eval()
-    images = build.images_of(section, data.scale, card.classes, limit=limit)
+    images = build.images_of(section, data.scale, metadata.classes, limit=limit)
     groups = by_condition(images) if per_condition else {"all": images}  # each image is in one of them
-    normalise, look = Normalise(card.mean, card.std).to(device), build.inference(card.inference, card.crop)
+    normalise, look = (
+        Normalise(metadata.mean, metadata.std).to(device),
+        build.inference(metadata.inference, metadata.crop),
+    )
     if recompute_bn:
         recompute_batchnorm(module, unlabelled(data, normalise, device))
     counts: dict[str, Tensor] = {}
     for name, group in groups.items():
         counts[name] = evaluate(
-            module, reporting(group, progress), normalise, classes=len(card.classes), device=device,
+            module, reporting(group, progress), normalise, classes=len(metadata.classes), device=device,
             autocast=autocast(precision, device), inference=look,
         ).cpu()  # fmt: skip
     counts["all"] = torch.stack(list(counts.values())).sum(0)
-    network = "teacher" if teacher else (card.origin or {}).get("network", "student")
+    network = "teacher" if teacher else (metadata.origin or {}).get("network", "student")
     network += " + recomputed BatchNorm" if recompute_bn else ""
-    title = f"{network} of {card.recipe} on {section.dataset} {section.split} ({len(images)} images), {protocol}"
-    found = {name: scores(own.numpy(), card.classes, PROTOCOLS[protocol]) for name, own in counts.items()}
-    ignored = build.ignored_classes(section, card.classes)
+    title = f"{network} of {metadata.recipe} on {section.dataset} {section.split} ({len(images)} images), {protocol}"
+    found = {name: scores(own.numpy(), metadata.classes, PROTOCOLS[protocol]) for name, own in counts.items()}
+    ignored = build.ignored_classes(section, metadata.classes)
     left_out = f"classes of {section.dataset} that the model does not have, left out: {', '.join(ignored)}"
     return Measured(found, counts, protocol, title, left_out if ignored else "")
 
 
-def data_section(card: Card, benchmark: str | None) -> DataSection:
+def data_section(metadata: WeightsMetadata, benchmark: str | None) -> DataSection:
     """The data to evaluate on: a benchmark's, or those the model was trained with."""
     if benchmark is None:
-        return DataSection.model_validate({**card.data, "crop": (1, 1)})
+        return DataSection.model_validate({**metadata.data, "crop": (1, 1)})
     return recipes.benchmark_data(benchmark)
 
 

@@ -14,7 +14,7 @@ from udaseg.deploy import export as exporting
 from udaseg.deploy.files import title
 from udaseg.deploy.model import LEAST, load
 from udaseg.errors import UserError
-from udaseg.models.package import Card
+from udaseg.models.weights_file import WeightsMetadata
 
 
 def run(path: Path, *, form: exporting.Format, target: Path | None, size: str | None, teacher: bool) -> None:
@@ -24,23 +24,23 @@ def run(path: Path, *, form: exporting.Format, target: Path | None, size: str | 
     wanted = parse_size(size, LEAST, "--size") if size else None  # a wrong one is told before anything is loaded
     model = load(path, teacher=teacher, device="cpu")
     target = target or Path(title(path, teacher=teacher) + exporting.SUFFIX[form])
-    shape = wanted or usual_size(model.card)
-    images, what = samples(model.card, shape) if form != "safetensors" else ([], "")
+    shape = wanted or usual_size(model.metadata)
+    images, what = samples(model.metadata, shape) if form != "safetensors" else ([], "")
     check = exporting.export(model, target, form=form, size=shape, images=images)
     if check is not None:
-        show(check, model.card, f"{len(images)} {what}")
+        show(check, model.metadata, f"{len(images)} {what}")
     out.print(f"written {target}")
 
 
-def usual_size(card: Card) -> tuple[int, int]:
+def usual_size(metadata: WeightsMetadata) -> tuple[int, int]:
     """(w, h) that the network looks at in evaluation: a window, else the box of training, else a training crop."""
-    crop = (card.crop[1], card.crop[0]) if card.crop else (512, 512)
-    return crop if card.inference == "slide" else card.size or crop
+    crop = (metadata.crop[1], metadata.crop[0]) if metadata.crop else (512, 512)
+    return crop if metadata.inference == "slide" else metadata.size or crop
 
 
-def samples(card: Card, size: tuple[int, int]) -> tuple[list[Tensor], str]:
+def samples(metadata: WeightsMetadata, size: tuple[int, int]) -> tuple[list[Tensor], str]:
     """Two validation images if they are here, else generated ones; and which they are."""
-    data = data_section(card, None)
+    data = data_section(metadata, None)
     section = data.validation or data.source
     try:
         images = build.images_of(section, data.scale, labels=False, limit=2)
@@ -49,7 +49,7 @@ def samples(card: Card, size: tuple[int, int]) -> tuple[list[Tensor], str]:
         return exporting.generated(size), f"generated images ({section.dataset} is not here)"
 
 
-def show(check: exporting.Check, card: Card, images: str) -> None:
+def show(check: exporting.Check, metadata: WeightsMetadata, images: str) -> None:
     rows = [
         ["input", "uint8 RGB (batch, 3, height, width)"],
         ["shape", "any batch and size" if check.free else f"batch 1, {check.size[0]}x{check.size[1]} only"],
@@ -57,6 +57,6 @@ def show(check: exporting.Check, card: Card, images: str) -> None:
         ["largest difference of a logit", f"{check.difference:.2e} (largest logit {check.largest:.1f})"],
         ["pixels that change class", f"{100 * check.changed:.4f} %"],
     ]
-    if card.inference == "slide":
+    if metadata.inference == "slide":
         rows.append(["note", "the network is meant to look through windows of this size: slide them over the image"])
     table(("export", ""), rows, left=2)

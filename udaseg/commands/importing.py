@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from udaseg import build
+from udaseg.config.recipe import Recipe
 from udaseg.console import out as console
 from udaseg.errors import UserError
-from udaseg.models import package, weights
+from udaseg.models import weights, weights_file
 from udaseg.models.recognise import Network, one_network, recognise
-from udaseg.recipe import Recipe
 
 PUBLISHED = {False: ("DAFormer", 68.85), True: ("HRDA", 73.79)}
 """mIoU of the released GTA5 -> Cityscapes files (MiT-B5, DAFormer head), without HRDA and with it (baselines.md 8)."""
@@ -43,11 +43,11 @@ def run(
     parts = weights.segmentor_parts(recipe.model.encoder["kind"], recipe.model.decoder["kind"], hrda=found.hrda)
     report = weights.load_segmentor(module, weights.from_public(state, parts), file)
     origin = {"file": file.name, "sha256": report.sha256, "network": network}
-    card = dataclasses.replace(
-        build.card(recipe, classes, module), recipe=file.name, seed=None, iterations=None, origin=origin
+    metadata = dataclasses.replace(
+        build.metadata(recipe, classes, module), recipe=file.name, seed=None, iterations=None, origin=origin
     )
-    package.save(target, module, card)
-    show(card, report, target, published=score(recipe, teacher=teacher))
+    weights_file.save(target, module, metadata)
+    show(metadata, report, target, published=score(recipe, teacher=teacher))
 
 
 def free(out: Path | None, name: str) -> Path:
@@ -97,22 +97,31 @@ def score(recipe: Recipe, *, teacher: bool) -> tuple[str, float] | None:
     return PUBLISHED[recipe.model.wrapper is not None] if same else None
 
 
-def show(card: package.Card, report: weights.LoadReport, target: Path, *, published: tuple[str, float] | None) -> None:
+def show(
+    metadata: weights_file.WeightsMetadata,
+    report: weights.LoadReport,
+    target: Path,
+    *,
+    published: tuple[str, float] | None,
+) -> None:
     """What was recognised, left out and written, and the commands that come next."""
-    assert card.origin is not None
-    who = f"{card.origin['network']} of {report.path}"
+    assert metadata.origin is not None
+    who = f"{metadata.origin['network']} of {report.path}"
     console.print(f"{who} (sha256 {report.sha256[:12]}): {len(report.matched)} tensors, nothing missing")
     for name in ("encoder", "decoder", "wrapper"):
-        if part := getattr(card, name):
+        if part := getattr(metadata, name):
             settings = [f"{key} {value}" for key, value in part.items() if key != "kind" and value is not None]
             console.print(f"  {name}: {', '.join([part['kind'], *settings])}")
-    size = "native size" if card.size is None else f"{card.size[0]}x{card.size[1]}"
-    console.print(f"  {len(card.classes)} classes of {card.benchmark}; images at {size}, looked at: {card.inference}")
+    size = "native size" if metadata.size is None else f"{metadata.size[0]}x{metadata.size[1]}"
+    console.print(
+        f"  {len(metadata.classes)} classes of {metadata.benchmark}; images at {size}, looked at: {metadata.inference}"
+    )
     if report.unexpected:
         console.print(f"  left out, not part of the network: {', '.join(report.unexpected)}", style="yellow")
     console.print(f"written: {target}")
     if published:
         console.print(
-            f"published for this architecture's released file ({published[0]}, {card.benchmark}): {published[1]} mIoU"
+            f"published for this architecture's released file ({published[0]}, {metadata.benchmark}): "
+            f"{published[1]} mIoU"
         )
     console.print(f"next: udaseg evaluate {target}\n      udaseg predict {target} IMAGE")

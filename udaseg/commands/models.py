@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 import torch
 
 from udaseg import build
+from udaseg.config.parts import suggest
 from udaseg.console import out, table
 from udaseg.errors import UserError
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from udaseg.models.weights import official_file
 from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
-from udaseg.parts import suggest
 
 MOST = 40  # networks that are made to be counted; one takes about half a second
 LEGEND = """\

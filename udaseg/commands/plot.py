@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from udaseg import build, runs
+from udaseg import build
+from udaseg.config.parts import suggest
 from udaseg.console import Counting
 from udaseg.console import out as screen
 from udaseg.data.classes import PROTOCOLS, ClassSet
 from udaseg.data.loading import Normalise
+from udaseg.engine import runs
 from udaseg.engine.device import choose_device
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import count, scores
 from udaseg.evaluation.evaluate import evaluating, predict
 from udaseg.files import write_free
-from udaseg.parts import suggest
-from udaseg.studies import plots
-from udaseg.studies.figures import Pixels, colour
-from udaseg.studies.results import Run, curves, read
+from udaseg.report import plots
+from udaseg.report.figures import Pixels, colour
+from udaseg.report.results import Run, curves, read
 
 KINDS = ("curves", "classes", "confusion", "panels")
 FORMS = {".png": "png", ".pdf": "pdf"}
@@ -112,11 +113,11 @@ def predictions(
     one: Run, items: Any, which: Sequence[int], classes: ClassSet, only: Sequence[str]
 ) -> Iterator[tuple[int, np.ndarray, float]]:
     """(place, train ids (H, W), mIoU) of a run for each of the images."""
-    module, card = runs.load_student(one.folder)
-    if tuple(card.classes) != tuple(classes.names):
+    module, metadata = runs.load_student(one.folder)
+    if tuple(metadata.classes) != tuple(classes.names):
         raise UserError(f"{one.folder}: has other classes than the last run; plot them apart")
-    device, normalise = choose_device("auto"), Normalise(card.mean, card.std)
-    look = build.inference(card.inference, card.crop)
+    device, normalise = choose_device("auto"), Normalise(metadata.mean, metadata.std)
+    look = build.inference(metadata.inference, metadata.crop)
     with Counting(f"predicting, {one.folder.name}") as progress, evaluating(module.to(device)):
         for done, i in enumerate(which, 1):
             item = items[i]

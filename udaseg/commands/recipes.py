@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from udaseg import build
-from udaseg import recipe as recipes
+from udaseg.config import recipe as recipes
+from udaseg.config.recipe import Loaded
 from udaseg.console import out, table
 from udaseg.errors import UserError
-from udaseg.recipe import Loaded
-from udaseg.uda.terms import TERMS
+from udaseg.terms_table import TERMS
 
 
 def listing() -> None:

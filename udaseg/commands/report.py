@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import udaseg
+from udaseg.config.parts import suggest
 from udaseg.console import out as screen
 from udaseg.errors import UserError
 from udaseg.files import write_free
-from udaseg.parts import suggest
-from udaseg.studies import html, pages
-from udaseg.studies.results import Run, scan
-from udaseg.studies.summary import Summary, families_table, overview_table, study_table, summarise
-from udaseg.studies.tables import Table, comma_separated, latex, markdown, terminal
+from udaseg.report import html, pages
+from udaseg.report.results import Run, scan
+from udaseg.report.summary import Summary, families_table, overview_table, study_table, summarise
+from udaseg.report.tables import Table, comma_separated, latex, markdown, terminal
 
 TEXTS: dict[str, Callable[[Table], str]] = {"md": markdown, "latex": latex, "csv": comma_separated}
 FORMATS = ("terminal", *TEXTS, "html")

@@ -9,20 +9,21 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from udaseg import build, runs
+from udaseg import build
+from udaseg.config.parts import suggest
+from udaseg.config.recipe import DomainSection
 from udaseg.console import Counting, out
 from udaseg.data.classes import CITYSCAPES
 from udaseg.data.loading import Normalise, evaluation_loader
 from udaseg.data.servers import SERVERS, Server, check_prediction, encode, pack, prediction_names
+from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.errors import UserError
 from udaseg.evaluation.evaluate import evaluating, predict
 from udaseg.files import write_atomic, write_json
-from udaseg.models import package
-from udaseg.models.package import Card
+from udaseg.models import weights_file
 from udaseg.models.segmentor import Segmentor
-from udaseg.parts import suggest
-from udaseg.recipe import DomainSection
+from udaseg.models.weights_file import WeightsMetadata
 
 STAMP = "submit.json"
 """In the folder of predictions: what they were made with."""
@@ -35,18 +36,20 @@ def run(benchmark: str, path: Path, *, target: Path | None, teacher: bool, root:
         raise UserError(f"no server is known for {benchmark!r}; {suggest(name, SERVERS)}")
     server, target = SERVERS[name], target or default_target(name, path, teacher)
     refuse_target(target)
-    module, card = runs.load_student(path, teacher=teacher)
-    if card.classes != CITYSCAPES.names:
-        raise UserError(f"{path} predicts {', '.join(card.classes)}; {name} needs the 19 Cityscapes classes in order")
-    section = DomainSection(dataset=name, split="test", root=str(root) if root else None, size=card.size)
-    images: Any = build.images_of(section, 1, labels=False)  # card.size is scaled already
+    module, metadata = runs.load_student(path, teacher=teacher)
+    if metadata.classes != CITYSCAPES.names:
+        raise UserError(
+            f"{path} predicts {', '.join(metadata.classes)}; {name} needs the 19 Cityscapes classes in order"
+        )
+    section = DomainSection(dataset=name, split="test", root=str(root) if root else None, size=metadata.size)
+    images: Any = build.images_of(section, 1, labels=False)  # metadata.size is scaled already
     index = images.dataset.domain.index
     names = prediction_names(server, index)
     folder = target.with_name(target.name + ".partial")
-    made_with = {"size": card.size, "inference": card.inference, "crop": card.crop}
-    claim(folder, {"server": name, "images": str(index.root), "network": package.digest(module), **made_with})
+    made_with = {"size": metadata.size, "inference": metadata.inference, "crop": metadata.crop}
+    claim(folder, {"server": name, "images": str(index.root), "network": weights_file.digest(module), **made_with})
     files = [folder / name for name in names]
-    predict_missing(server, module, card, images, files)
+    predict_missing(server, module, metadata, images, files)
     with Counting("checking") as progress:
         for done, file in enumerate(files, 1):
             check_prediction(server, file)
@@ -54,7 +57,7 @@ def run(benchmark: str, path: Path, *, target: Path | None, teacher: bool, root:
     refuse_target(target)  # another program had hours to write it
     pack(server, files, target)
     tidy(folder, files)
-    out.print(f"{target}: {len(files)} predictions of {card.recipe}, {'teacher' if teacher else 'student'}.")
+    out.print(f"{target}: {len(files)} predictions of {metadata.recipe}, {'teacher' if teacher else 'student'}.")
     out.print(f"Upload it at {server.page}" + (f"\n{server.note}" if server.note else ""))
 
 
@@ -88,15 +91,17 @@ def claim(folder: Path, stamp: dict[str, Any]) -> None:
     write_json(file, stamp)
 
 
-def predict_missing(server: Server, module: Segmentor, card: Card, images: Subset[Any], files: list[Path]) -> None:
+def predict_missing(
+    server: Server, module: Segmentor, metadata: WeightsMetadata, images: Subset[Any], files: list[Path]
+) -> None:
     """Write the predictions that are not there yet, one image in memory at a time."""
     todo = [i for i, file in enumerate(files) if not file.is_file()]
     device = choose_device("auto")
     precision = choose_precision("auto", device)
     set_up(device, precision, None)
     module.to(device)
-    normalise = Normalise(card.mean, card.std).to(device)
-    cast, look = autocast(precision, device), build.inference(card.inference, card.crop)
+    normalise = Normalise(metadata.mean, metadata.std).to(device)
+    cast, look = autocast(precision, device), build.inference(metadata.inference, metadata.crop)
     loader = evaluation_loader(Subset(images, todo), workers=2)
     with evaluating(module), Counting("predicting") as progress:
         for done, (i, item) in enumerate(zip(todo, loader, strict=True), len(files) - len(todo) + 1):

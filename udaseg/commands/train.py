@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-from udaseg import build, runs
+from udaseg import build
+from udaseg.config.recipe import Loaded
 from udaseg.console import Watching, out, percent, table
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.loading import evaluation_loader
-from udaseg.engine import distributed
+from udaseg.engine import distributed, runs
 from udaseg.engine.profile import Profile
 from udaseg.engine.profile import profile as measure
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
-from udaseg.recipe import Loaded
 
 CHECKPOINTS = 3  # two rolling ones and, while it is written, a third
 

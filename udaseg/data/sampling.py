@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from udaseg.addons.omuda.foreground import THINGS, is_foreground
 from udaseg.errors import UserError
-from udaseg.groups import THINGS, is_foreground
 from udaseg.ranges import NotNegative, Share, Temperature
 
 Counts = npt.NDArray[np.int64]

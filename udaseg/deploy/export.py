@@ -1,8 +1,8 @@
 """A trained network as one file that runs without udaseg, checked against the network it was made from.
 
-The graph takes pixels (B, 3, h, w) uint8 RGB at the scale of training (the card's ``size``: fit the image into it) and
+The graph takes pixels (B, 3, h, w) uint8 RGB at the scale of training (fit the image into the metadata's ``size``) and
 gives logits (B, K, h, w) float32: normalisation and up-sampling are inside. Batch and image size are free where the
-network can be traced so; HRDA and window attention have one size. The card goes along as JSON under "udaseg".
+network can be traced so; HRDA and window attention have one size. The metadata goes along as JSON under "udaseg".
 
 Shapes: B images, K classes, h x w pixels as the network sees them.
 """
@@ -26,8 +26,8 @@ from udaseg.data.loading import Normalise
 from udaseg.deploy.model import Model
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
-from udaseg.models import package
-from udaseg.models.package import Card
+from udaseg.models import weights_file
+from udaseg.models.weights_file import WeightsMetadata
 
 Format = Literal["safetensors", "torch", "onnx"]
 SUFFIX: dict[Format, str] = {"safetensors": ".safetensors", "torch": ".pt2", "onnx": ".onnx"}
@@ -55,11 +55,11 @@ class Pixels(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.segmentor = model.segmentor
-        self.normalise = Normalise(model.card.mean, model.card.std)
+        self.normalise = Normalise(model.metadata.mean, model.metadata.std)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, h, w) uint8 -> (B, K, h, w)."""
-        return self.segmentor.infer(self.normalise(image))
+        return self.segmentor.logits(self.normalise(image))
 
 
 def export(
@@ -73,7 +73,7 @@ def export(
     if target.exists():
         raise UserError(f"{target} exists; choose another file with --out")
     if form == "safetensors":
-        package.save(target, model.segmentor, model.card)
+        weights_file.save(target, model.segmentor, model.metadata)
         return None
     if form == "onnx":
         require_onnx()
@@ -84,8 +84,8 @@ def export(
             )
     network = Pixels(model).eval()
     with quiet():
-        program, free = traced(network, size, free=model.card.wrapper is None and not windowed(network))
-        content, again = (as_onnx if form == "onnx" else as_torch)(program, described(model.card, free, size))
+        program, free = traced(network, size, free=model.metadata.wrapper is None and not windowed(network))
+        content, again = (as_onnx if form == "onnx" else as_torch)(program, described(model.metadata, free, size))
     check = compared(network, again, images, size, free)
     if check.changed > TOLERATED:
         raise UserError(f"the {form} export differs from the network: {100 * check.changed:.2f} % of the pixels change")
@@ -137,10 +137,10 @@ def require_onnx() -> None:
         raise UserError(f'--format onnx: {error}; install what it needs: pip install "udaseg[onnx]"') from None
 
 
-def described(card: Card, free: bool, size: tuple[int, int]) -> str:
-    """The card as JSON, with how to call the graph."""
+def described(metadata: WeightsMetadata, free: bool, size: tuple[int, int]) -> str:
+    """The metadata as JSON, with how to call the graph."""
     shape = "any" if free else f"batch 1, {size[0]}x{size[1]}"
-    return json.dumps({**asdict(card), "input": INPUT, "output": OUTPUT, "shape": shape})
+    return json.dumps({**asdict(metadata), "input": INPUT, "output": OUTPUT, "shape": shape})
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from udaseg.deploy.inputs import RECORD, Source, find
 from udaseg.deploy.model import Model, Prediction, load
 from udaseg.errors import UserError
 from udaseg.files import write_atomic, write_json
-from udaseg.models import package
+from udaseg.models import weights_file
 
 Kind = Literal["index", "color", "overlay", "probabilities"]
 SUFFIX: dict[Kind, str] = {"index": ".png", "color": ".png", "overlay": ".jpg", "probabilities": ".npz"}
@@ -56,7 +56,7 @@ def predict(
     sources = find([inputs] if isinstance(inputs, (str, Path)) else inputs)
     folder = Path(out) if out is not None else default_folder(Path(weights), teacher=teacher)
     model = load(weights, teacher=teacher, device=device)
-    claim(folder, package.digest(model.segmentor), sources)
+    claim(folder, weights_file.digest(model.segmentor), sources)
     results: list[Result] = []
     for source in sources:
         results.append(_one(model, source, folder, wanted, progress))

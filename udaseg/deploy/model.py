@@ -21,18 +21,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from udaseg import build, runs
+from udaseg import build
 from udaseg.data.images import Bytes
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import MEAN_COLOUR, keep_ratio_size, pad, resize_image
 from udaseg.deploy.pictures import as_rgb
+from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.evaluation.evaluate import evaluating
 from udaseg.evaluation.inference import Inference
-from udaseg.models.package import Card
 from udaseg.models.segmentor import Segmentor, upsample
+from udaseg.models.weights_file import WeightsMetadata
 from udaseg.models.windows import grid, slide_down
-from udaseg.studies.figures import colour
+from udaseg.report.figures import colour
 
 LARGE = 2**22
 """Pixels; beyond it an image that is not rescaled is looked at through windows. Two images of Cityscapes."""
@@ -70,17 +71,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Model:
-    """A network on its device, and the card that says how it wants to be used."""
+    """A network on its device, and the metadata that says how it wants to be used."""
 
     segmentor: Segmentor
-    card: Card
+    metadata: WeightsMetadata
     device: torch.device
 
     def predict(self, image: Image.Image | Bytes | str | Path, *, probabilities: bool = False) -> Prediction:
         """Classes of every pixel of a picture: a file, a Pillow image, or an RGB array (H, W, 3) uint8."""
         picture = as_rgb(image)
         label = np.empty(picture.shape[:2], np.uint8)
-        shares = np.empty((len(self.card.classes), *label.shape), np.float16) if probabilities else None
+        shares = np.empty((len(self.metadata.classes), *label.shape), np.float16) if probabilities else None
         top = 0
         with evaluating(self.segmentor):
             for logits in self._logits(picture):
@@ -89,37 +90,37 @@ class Model:
                 if shares is not None:
                     shares[:, top:bottom] = logits.softmax(0).half().cpu().numpy()
                 top = bottom
-        return Prediction(picture, label, self.card.classes, self.card.palette, shares)
+        return Prediction(picture, label, self.metadata.classes, self.metadata.palette, shares)
 
     def _logits(self, picture: Bytes) -> Iterator[Tensor]:
         """(K, r, W) float32 of an image (H, W, 3), strips of rows from the top."""
-        native, card = picture.shape[:2], self.card
-        width, height = fitted((native[1], native[0]), card.size)
+        native, metadata = picture.shape[:2], self.metadata
+        width, height = fitted((native[1], native[0]), metadata.size)
         seen = pad(resize_image(picture, (width, height)), (LEAST, LEAST), MEAN_COLOUR)
         image = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None]
-        if card.size is None and width * height > LARGE:
-            window = card.crop or WINDOW
+        if metadata.size is None and width * height > LARGE:
+            window = metadata.crop or WINDOW
             boxes = grid(image.shape[-2:], window, [side // 2 for side in window])
             for band in slide_down(lambda tile: self._look(tile, Inference()), image, boxes, tiles=3):
                 yield band[0, :, :, :width]
         else:
-            logits = self._look(image, build.inference(card.inference, card.crop))
+            logits = self._look(image, build.inference(metadata.inference, metadata.crop))
             yield from strips(logits[0, :, :height, :width], native)
 
     def _look(self, image: Tensor, inference: Inference) -> Tensor:
         """Logits (B, K, h, w) of pixels (B, 3, h, w) uint8."""
-        normalise = Normalise(self.card.mean, self.card.std).to(self.device)
+        normalise = Normalise(self.metadata.mean, self.metadata.std).to(self.device)
         with autocast(choose_precision("auto", self.device), self.device)():
             return inference(self.segmentor, normalise(image.to(self.device))).float()
 
 
 def load(path: str | Path, *, teacher: bool = False, device: str = "auto") -> Model:
     """The network of a weights file or a run folder; ``teacher`` needs the folder."""
-    segmentor, card = runs.load_student(Path(path), teacher=teacher)
+    segmentor, metadata = runs.load_student(Path(path), teacher=teacher)
     place = choose_device(device)
     set_up(place, choose_precision("auto", place), None)
     torch.backends.cudnn.benchmark = False  # pictures differ in size, and each new one would be timed for seconds
-    return Model(segmentor.to(place).eval(), card, place)
+    return Model(segmentor.to(place).eval(), metadata, place)
 
 
 def fitted(native: tuple[int, int], box: tuple[int, int] | None) -> tuple[int, int]:

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from udaseg.core.step import Learner
 from udaseg.models.segmentor import Encoder
-from udaseg.uda.step import Learner
 
 
 def parameter_groups(

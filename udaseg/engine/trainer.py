@@ -19,6 +19,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from udaseg.core.context import Batch, Draws, Iteration, Loss, PseudoLabelRule, Reduce, alone, untimed
+from udaseg.core.step import Learner, Stepper, training_step
+from udaseg.core.teacher import Teacher
 from udaseg.data.loading import Normalise, to_device
 from udaseg.engine import checkpoint
 from udaseg.engine.distributed import Ranks
@@ -28,9 +31,6 @@ from udaseg.engine.runlog import RunFolder
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
 from udaseg.models.segmentor import Segmentor
-from udaseg.uda.step import Learner, Stepper, training_step
-from udaseg.uda.teacher import Teacher
-from udaseg.uda.types import Batch, Draws, Iteration, Loss, PseudoLabeller, Reduce, alone, untimed
 
 COLLAPSED = 0.95  # share of one class among the pseudo-labels
 EXPLODED = 100.0  # times a loss of at least 1 in the first row
@@ -42,7 +42,7 @@ class Setup:
 
     learner: Learner
     teacher: Teacher | None
-    labeller: PseudoLabeller | None
+    labeller: PseudoLabelRule | None
     stepper: Stepper
     schedule: PolyWarmup
     batches: Callable[[int, int], Iterator[dict[str, Tensor]]]  # (first iteration, past the last) -> raw batches

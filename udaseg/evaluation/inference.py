@@ -26,6 +26,6 @@ class Inference:
     def __call__(self, segmentor: Segmentor, image: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) -> logits (B, K, H, W); windows are averaged in logit space."""
         if self.window is None:
-            return segmentor.infer(image)
+            return segmentor.logits(image)
         boxes = grid(image.shape[-2:], self.window, [side // 2 for side in self.window])
-        return slide(segmentor.infer, image, boxes, tiles=self.batch)
+        return slide(segmentor.logits, image, boxes, tiles=self.batch)

@@ -25,7 +25,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from udaseg.models.segmentor import Box, Encoded, Encoder, Look, Maps, Prediction, Segmentor, upsample
+from udaseg.models.segmentor import Box, Decoded, Encoded, Encoder, FeatureMaps, InferencePass, Segmentor, upsample
 from udaseg.models.windows import crop, grid, slide
 from udaseg.ranges import Share
 
@@ -61,7 +61,7 @@ class HRDA(Segmentor):
         self.detail_weight = detail_weight
         self.window_batch = window_batch
         self.joint = not any(isinstance(module, _BatchNorm) for module in encoder.modules())
-        maps = super().maps(crop)
+        maps = super().feature_maps(crop)
         multiple = cast(Encoder, encoder).multiple
         cell = math.lcm(maps.strides[maps.read[0]], multiple)  # of sides that maps cover exactly
         if CELL % cell:
@@ -83,7 +83,7 @@ class HRDA(Segmentor):
             features = tuple(self.encoder(context)), tuple(self.encoder(detail))
         return Encoded(features[0], context), Encoded(features[1], detail, box)
 
-    def decode(self, branches: tuple[Encoded, ...]) -> tuple[Prediction, ...]:
+    def decode(self, branches: tuple[Encoded, ...]) -> tuple[Decoded, ...]:
         """Fused logits (B, K, H / o, W / o) and the detail's (B, K, h / o, w / o)."""
         context, detail = branches
         assert detail.box is not None
@@ -93,21 +93,21 @@ class HRDA(Segmentor):
         inside = attention * box_mask(attention, detail.box, 2 * cell)
         fused = fuse(coarse, on_canvas(fine, detail.box, coarse.shape[-2:], cell), inside)
         share = self.detail_weight
-        parts = [Prediction(fine, detail.box, share)]
+        parts = [Decoded(fine, detail.box, share)]
         whole = tuple(2 * side for side in context.image.shape[-2:])
         if detail.image.shape[-2:] == whole:  # HRDA's ablation: then the context has a loss, too
-            parts.append(Prediction((1 - inside) * coarse, None, share))
-        return Prediction(fused, coefficient=1 - share * len(parts)), *parts
+            parts.append(Decoded((1 - inside) * coarse, None, share))
+        return Decoded(fused, coefficient=1 - share * len(parts)), *parts
 
-    def maps(self, crop: tuple[int, int]) -> Maps:
+    def feature_maps(self, crop: tuple[int, int]) -> FeatureMaps:
         """Of the context; the detail has the same size where it is half of the crop."""
-        return super().maps((crop[0] // 2, crop[1] // 2))
+        return super().feature_maps((crop[0] // 2, crop[1] // 2))
 
     def context(self, image: Tensor) -> Tensor:
         """The image at half its resolution."""
         return half(image)
 
-    def look(self, image: Tensor) -> Look:
+    def infer(self, image: Tensor) -> InferencePass:
         """Detail from overlapping windows (stride half a window), attention everywhere."""
         height, width = image.shape[-2:]
         padded = F.pad(image, (0, -width % self.unit, 0, -height % self.unit))
@@ -119,7 +119,7 @@ class HRDA(Segmentor):
         cell = pixels.shape[-1] // coarse.shape[-1]
         fine = slide(lambda tile: self.decoder(tuple(self.encoder(tile))), padded, boxes, cell=cell, tiles=tiles)
         fused = fuse(coarse, fine, self.attention(context).sigmoid())
-        return Look(upsample(fused, padded.shape[-2:])[..., :height, :width], Encoded(context, pixels))
+        return InferencePass(upsample(fused, padded.shape[-2:])[..., :height, :width], Encoded(context, pixels))
 
 
 def half(image: Tensor) -> Tensor:

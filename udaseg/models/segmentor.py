@@ -47,7 +47,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Decoded:
     """Logits (B, K, h, w) at any resolution for ``box`` of the view (None: all of it), and their share in the loss."""
 
     logits: Tensor
@@ -60,10 +60,10 @@ class Output:
     """What one student pass gives: ``branches[0]`` shows the whole view, ``predictions[0]`` is the final one."""
 
     branches: tuple[Encoded, ...]
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[Decoded, ...]
 
 
-class Maps(NamedTuple):
+class FeatureMaps(NamedTuple):
     """The feature maps of a branch at training size, for parts that are built to their measure.
 
     ``image``: (height, width) of the pixels that go into the encoder. ``channels`` and ``strides`` of every map, finest
@@ -76,7 +76,7 @@ class Maps(NamedTuple):
     read: tuple[int, ...]
 
 
-class Look(NamedTuple):
+class InferencePass(NamedTuple):
     """A pass without loss: logits (B, K, H, W) at the image's own size, and the context they were made from."""
 
     logits: Tensor
@@ -117,9 +117,9 @@ class Segmentor(nn.Module):
         """The only pass over these pixels: image (B, 3, H, W), normalised -> branches."""
         return (Encoded(tuple(self.encoder(image)), image),)
 
-    def decode(self, branches: tuple[Encoded, ...]) -> tuple[Prediction, ...]:
+    def decode(self, branches: tuple[Encoded, ...]) -> tuple[Decoded, ...]:
         """Branches (as encoded, or with features that a term has rebuilt) -> predictions."""
-        return (Prediction(self.decoder(branches[0].features)),)
+        return (Decoded(self.decoder(branches[0].features)),)
 
     def forward(self, image: Tensor, *, context_only: bool = False) -> Output:
         """One pass over an image (B, 3, H, W), normalised; ``context_only``: no detail, no predictions."""
@@ -129,24 +129,24 @@ class Segmentor(nn.Module):
         branches = self.encode(image)
         return Output(branches, self.decode(branches))
 
-    def maps(self, crop: tuple[int, int]) -> Maps:
+    def feature_maps(self, crop: tuple[int, int]) -> FeatureMaps:
         """What a branch is made of at a training crop of (height, width)."""
         channels, strides = tuple(self.encoder.channels), tuple(self.encoder.strides)  # type: ignore[arg-type]
         every = range(len(channels))
-        return Maps(crop, channels, strides, tuple(every[i] for i in getattr(self.decoder, "reads", every)))
+        return FeatureMaps(crop, channels, strides, tuple(every[i] for i in getattr(self.decoder, "reads", every)))
 
     def context(self, image: Tensor) -> Tensor:
         """The pixels that the first branch sees of an image."""
         return image
 
-    def look(self, image: Tensor) -> Look:
+    def infer(self, image: Tensor) -> InferencePass:
         """What the teacher and the evaluation look at."""
         output = self(image)
-        return Look(upsample(output.predictions[0].logits, image.shape[-2:]), output.branches[0])
+        return InferencePass(upsample(output.predictions[0].logits, image.shape[-2:]), output.branches[0])
 
-    def infer(self, image: Tensor) -> Tensor:
+    def logits(self, image: Tensor) -> Tensor:
         """The logits of ``look``."""
-        return self.look(image).logits
+        return self.infer(image).logits
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:

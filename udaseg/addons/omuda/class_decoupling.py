@@ -1,0 +1,95 @@
+"""Class decoupling masking (OMUDA eq. 13-15): cross-entropy averaged class by class, classes weighed by reliability.
+
+It needs the student's prediction on the view, which a weighting rule for pseudo-labels never sees; so it is a term that
+takes the place of ``cross_entropy`` on a view, whichever it is. In a mixed image pasted pixels count like all others.
+
+What the paper leaves open, decided here: eq. 15's sum over the classes present is divided by the sum of their beta, so
+that it has the size of a plain cross-entropy; beta comes from a running mean over iterations. As printed beta is one
+minus the agreement, so hard classes weigh *more*; the text says that unreliable ones are weighed down, which is
+``beta: agreement``. The view's pixel weights multiply as in ``cross_entropy``: they do not change what is divided by.
+
+Shapes: B images, K classes, H x W pixels of the view. Counts are over all ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.core.context import IGNORE, Iteration, Loss, View
+from udaseg.core.terms.cross_entropy import cross_entropy, inside
+from udaseg.models.segmentor import Output, upsample
+from udaseg.ranges import Momentum
+
+
+class ClassDecoupledCrossEntropy(nn.Module):
+    """Sum over classes k of beta_k / sum(beta) x mean cross-entropy of the pixels labelled k.
+
+    agreement_k: share of those pixels that the student predicts as k, too (by its final prediction), a running mean
+    with ``momentum`` over the iterations in which k occurs; 0: this batch alone. ``beta``: disagreement (1 - agreement,
+    as printed) or agreement. Where all beta are 0 the loss is 0.
+    """
+
+    needs_target = False
+    total: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        *,
+        names: tuple[str, ...],
+        beta: Literal["disagreement", "agreement"] = "disagreement",
+        momentum: Momentum = 0.99,
+    ) -> None:
+        super().__init__()
+        self.reading = beta
+        self.momentum = momentum
+        self.register_buffer("total", torch.zeros(len(names)))  # decayed sum of agreements
+        self.register_buffer("seen", torch.zeros(len(names)))  # decayed number of iterations with the class
+
+    def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
+        losses, beta = [], None
+        for p in output.predictions:
+            label = inside(view.label, p.box)
+            logits = upsample(p.logits, label.shape[-2:])
+            pixels = iteration.reduce(class_counts(label, len(self.seen)))
+            if beta is None:
+                beta = self.update(logits.detach(), label, pixels, iteration)
+            share = class_shares(beta, pixels) * iteration.world * label.numel()
+            weight = per_pixel(share, label)
+            if view.weight is not None:
+                weight = weight * inside(view.weight, p.box)
+            losses.append(p.coefficient * cross_entropy(logits, label, weight))
+        return Loss(torch.stack(losses).sum())
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, label: Tensor, pixels: Tensor, iteration: Iteration) -> Tensor:
+        """Book this iteration's agreement; beta (K,) in 0..1 of the classes with ``pixels``."""
+        agreed = torch.where(logits.argmax(dim=1) == label, label, IGNORE)
+        agreement = iteration.reduce(class_counts(agreed, len(pixels))) / pixels.clamp(min=1)
+        rate = torch.where(pixels > 0, self.momentum, 1.0)
+        self.total.mul_(rate).add_((1 - rate) * agreement)
+        self.seen.mul_(rate).add_(1 - rate)
+        mean = self.total / torch.where(self.seen > 0, self.seen, 1)
+        return mean if self.reading == "agreement" else 1 - mean
+
+
+def class_counts(label: Tensor, classes: int) -> Tensor:
+    """Pixels of each class in (B, H, W): (K,) int64."""
+    slots = torch.where(label == IGNORE, classes, label).flatten()
+    counts = torch.zeros(classes + 1, dtype=torch.int64, device=label.device)
+    return counts.scatter_add_(0, slots, torch.ones_like(slots))[:classes]
+
+
+def class_shares(beta: Tensor, pixels: Tensor) -> Tensor:
+    """(K,): what one pixel of each class weighs, so that the classes present together weigh 1 (or 0 if beta is 0)."""
+    present = torch.where(pixels > 0, beta, 0)
+    total = present.sum()
+    return present / pixels.clamp(min=1) / torch.where(total > 0, total, 1)
+
+
+def per_pixel(share: Tensor, label: Tensor) -> Tensor:
+    """(B, H, W): each pixel's class's share, 0 where it is ignored."""
+    return torch.cat([share, share.new_zeros(1)])[torch.where(label == IGNORE, len(share), label)]

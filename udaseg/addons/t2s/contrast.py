@@ -1,0 +1,218 @@
+"""Pulling target to source by contrast (T2S-DA, Wang et al.; equation numbers are its own).
+
+B images, K classes, C channels and h x w cells of the last map, D projected channels, N cells, Q slots for queries, m
+negatives a query. Queries are the student's features of the view the term stands on: on ``stylised`` pseudo-target is
+pulled (the method), on ``source`` or ``target`` it is those (rows of table 7). Keys are the teacher's features; all is
+looked at through the context, so a multi-resolution segmentor needs no special case. Labels and confidence come to the
+map's size by nearest sampling; ignored cells are neither queries nor keys.
+
+Choices, the paper being silent: queries are drawn without replacement and go round when a class has fewer cells; the
+loss of a class is the mean over its queries (``reduction`` "sum" is as printed); prototypes, shares and confidences are
+those of the batch over all ranks, the percentile of eq. 14 and the negatives those of the rank.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from udaseg.addons.t2s.pairs import (
+    Cells,
+    Slots,
+    ceil_share,
+    cells,
+    class_counts,
+    members,
+    nearest,
+    negative_pools,
+    one_hot,
+    pick,
+    slots,
+    unreliable,
+    wanted_queries,
+)
+from udaseg.core.context import Iteration, Loss, PseudoLabels, Reduce, View, alone
+from udaseg.models.blocks import ConvBNReLU
+from udaseg.models.segmentor import FeatureMaps, Output
+from udaseg.ranges import NotNegative, Share
+
+
+class Contrast(nn.Module):
+    """InfoNCE or MSE between the view's features and the class prototypes of ``key``.
+
+    ``n``: base number of queries a class; ``query_sampling``: cbqs by the share of the class, ceqs alike. ``m``:
+    negatives a query; ``negative_sampling``: denps half of the key's domain, half unreliable target, sps from both
+    together, source from the key's domain only. ``alpha``: unreliable share of the target. ``reweight``: dynamic
+    weights of classes with exponent ``beta``. ``engine``: what makes the image of key "stylised". The projector has two
+    blocks of ``kernel`` x ``kernel`` convolutions to ``width`` channels.
+    """
+
+    reads_predictions = False
+
+    def __init__(
+        self,
+        *,
+        maps: FeatureMaps,
+        names: tuple[str, ...],
+        engine: Callable[[Iteration], Tensor],
+        key: Literal["source", "stylised", "target"] = "source",
+        objective: Literal["infonce", "mse"] = "infonce",
+        temperature: PositiveFloat = 0.2,
+        n: PositiveInt = 128,
+        query_sampling: Literal["cbqs", "ceqs"] = "cbqs",
+        m: PositiveInt = 1024,
+        negative_sampling: Literal["denps", "sps", "source"] = "denps",
+        alpha: Share = 0.5,
+        reweight: Literal["dynamic", "none"] = "dynamic",
+        beta: NotNegative = 0.5,
+        reduction: Literal["mean", "sum"] = "mean",
+        width: PositiveInt = 256,
+        kernel: PositiveInt = 3,
+    ) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel}: an odd number is expected")
+        self.classes = len(names)
+        self.engine, self.key = engine, key
+        self.temperature = temperature if objective == "infonce" else None
+        self.n, self.balanced = n, query_sampling == "cbqs"
+        self.m, self.negative_sampling, self.alpha = m, negative_sampling, alpha
+        self.beta = beta if reweight == "dynamic" else None
+        self.sums = reduction == "sum"
+        self.projector = nn.Sequential(
+            ConvBNReLU(maps.channels[-1], to=width, kernel=kernel), ConvBNReLU(width, to=width, kernel=kernel)
+        )
+        self.twin = copy.deepcopy(self.projector).requires_grad_(False)
+
+    @staticmethod
+    def needs_target(settings: Mapping[str, Any]) -> bool:
+        """False with all of: key source, no target among the negatives, no re-weighting (domain generalisation)."""
+        negatives = settings["objective"] == "infonce" and settings["negative_sampling"] != "source"
+        return settings["key"] == "target" or negatives or settings["reweight"] == "dynamic"
+
+    @staticmethod
+    def teacher_passes(settings: Mapping[str, Any]) -> int:
+        """The target's features come from the pass that labels it."""
+        return int(settings.get("key") != "target")
+
+    def twins(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        yield self.twin, self.projector
+
+    def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
+        queries = cells(self.projector(output.branches[0].features[-1]), view.label)
+        with torch.no_grad():
+            keys, target = self.keys(iteration), self.target_cells(iteration)
+        with torch.autocast(queries.features.device.type, enabled=False):
+            return self.pull(queries, keys, target, iteration)
+
+    def keys(self, iteration: Iteration) -> Cells:
+        """The teacher's projected features of the key's domain."""
+        batch = iteration.batch
+        if self.key == "source":
+            return cells(self.twin(iteration.source_features), batch.source_label)
+        if self.key == "target":
+            return cells(self.twin(iteration.target_features), iteration.pseudo_labels.label)
+        pixels = iteration.segmentor.context(self.engine(iteration))
+        return cells(self.twin(iteration.teacher_features(pixels)[-1]), batch.source_label)
+
+    def target_cells(self, iteration: Iteration) -> Cells | None:
+        """The teacher's projected features of the target, if negatives are among them."""
+        if self.temperature is None or self.negative_sampling == "source":
+            return None
+        return cells(self.twin(iteration.target_features), iteration.pseudo_labels.label)
+
+    def pull(self, queries: Cells, keys: Cells, target: Cells | None, iteration: Iteration) -> Loss:
+        """Eq. 5: (1 / K) sum over classes of weight x mean (or sum) of the pair losses."""
+        reduce = iteration.reduce
+        own = class_counts(queries.label, self.classes)
+        everywhere = reduce(own)
+        wanted = wanted_queries(everywhere, self.n, self.balanced)
+        here = ceil_share(wanted * own, everywhere)  # this rank's, by its share of the cells
+        chosen = slots(here, self.classes * (self.n + 1))
+        positive, known = prototypes(keys, self.classes, reduce)
+        losses = self.pair_losses(queries, positive, chosen, keys, target, iteration)
+        mean = torch.zeros_like(known).index_add(0, chosen.row, losses * chosen.used) / here.clamp(min=1)
+        share = iteration.world * own / everywhere.clamp(min=1)
+        scale = self.class_weights(iteration) * known * share * (wanted if self.sums else 1)
+        return Loss((scale * mean).sum() / self.classes, (known * everywhere).sum() > 0)
+
+    def pair_losses(
+        self, queries: Cells, positive: Tensor, chosen: Slots, keys: Cells, target: Cells | None, iteration: Iteration
+    ) -> Tensor:
+        """(Q,) eq. 4 or the squared distance of each query and its class's prototype."""
+        belongs = one_hot(queries.label, self.classes)
+        pool = members(belongs, iteration.draws.per_image(belongs.shape[1]))
+        features = F.normalize(queries.features, dim=1)
+        query = features[pick(pool, chosen.row, chosen.number[:, None])[:, 0]]
+        if self.temperature is None:
+            return (query - positive[chosen.row]).square().sum(dim=1)
+        with torch.no_grad():
+            against, negative, valid = self.negatives(chosen, keys, target, iteration)
+        return info_nce(query, positive[chosen.row], against, negative, valid, self.temperature)
+
+    def negatives(
+        self, chosen: Slots, keys: Cells, target: Cells | None, iteration: Iteration
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised features (M, D) to draw from, the cells drawn (Q, m), and whether there were any (Q,)."""
+        features, label, doubtful = keys.features, None, None
+        if target is not None:
+            features, label = torch.cat([features, target.features]), target.label
+            confidence = nearest(iteration.pseudo_labels.confidence, iteration.target_features.shape[-2:])
+            doubtful = unreliable(confidence, self.alpha)
+        found = negative_pools(keys.label, label, doubtful, self.classes, self.negative_sampling == "denps")
+        pools = [members(pool, iteration.draws.per_image(pool.shape[1])) for pool in found]
+        drawn = []
+        for pool, number in zip(pools, split(self.m, len(pools)), strict=True):
+            start = iteration.draws.per_image(len(chosen.row)) * pool.size[chosen.row]
+            position = start.long()[:, None] + torch.arange(number, device=start.device)
+            drawn.append(pick(pool, chosen.row, position))
+        return F.normalize(features, dim=1), torch.cat(drawn, dim=1), pools[0].size[chosen.row] > 0
+
+    def class_weights(self, iteration: Iteration) -> Tensor:
+        """(K,) with sum 1: eq. 17, or all alike."""
+        if self.beta is None:
+            return torch.full((self.classes,), 1 / self.classes, device=iteration.batch.source_label.device)
+        return dynamic_weights(iteration.pseudo_labels, self.classes, self.beta, iteration.reduce)
+
+
+def prototypes(keys: Cells, classes: int, reduce: Reduce = alone) -> tuple[Tensor, Tensor]:
+    """Eq. 10, 11: normalised mean feature of each class, (K, D), and 1.0 where the class has any, (K,)."""
+    belongs = one_hot(keys.label, classes).float()
+    total, count = reduce(belongs @ keys.features), reduce(belongs.sum(dim=1))
+    return F.normalize(total / count.clamp(min=1)[:, None], dim=1), (count > 0).float()
+
+
+def info_nce(
+    query: Tensor, positive: Tensor, against: Tensor, negative: Tensor, valid: Tensor, temperature: float
+) -> Tensor:
+    """Eq. 4 for queries and their positives (Q, D), all normalised; ``negative`` (Q, m) are rows of ``against`` (M, D).
+
+    Where ``valid`` (Q,) is False there are no negatives and the loss is 0.
+    """
+    agreement = (query * positive).sum(dim=1, keepdim=True) / temperature
+    apart = (query @ against.T).gather(1, negative) / temperature
+    apart = apart.masked_fill(~valid[:, None], -torch.inf)
+    return (torch.cat([agreement, apart], dim=1).logsumexp(dim=1, keepdim=True) - agreement)[:, 0]
+
+
+def dynamic_weights(pseudo: PseudoLabels, classes: int, beta: float, reduce: Reduce = alone) -> Tensor:
+    """Eq. 17, 18: (K,) with sum 1, larger where the teacher is less sure of a class; one it never predicts has
+    confidence 0 [choice]."""
+    label, confidence = pseudo.label.flatten(), pseudo.confidence.flatten().float()
+    zeros = torch.zeros(classes, device=label.device)
+    total = reduce(zeros.scatter_add(0, label, confidence))
+    count = reduce(zeros.scatter_add(0, label, torch.ones_like(confidence)))
+    doubt = (1 - total / count.clamp(min=1)).clamp(min=1e-6)  # all classes certain: all alike
+    weight = (doubt / doubt.max()) ** beta
+    return weight / weight.sum()
+
+
+def split(number: int, parts: int) -> list[int]:
+    """As equal as possible, the larger first."""
+    return [(number + parts - 1 - i) // parts for i in range(parts)]

@@ -1,0 +1,82 @@
+"""Feature distance to the frozen ImageNet encoder (DAFormer eq. 8-11; baselines.md 5.2).
+
+B images, K classes, C channels, h x w cells of the last feature map. The student's features are those of the view's one
+pass; the frozen encoder looks at exactly the pixels that pass saw, so a multi-resolution segmentor needs no special
+case (its first branch is the reduced image). Kept on purpose: the ignore label is a class of its own in the majority
+vote of a cell. What differs: no cell of a wanted class gives 0 with zero gradient and is logged as n/a (the public code
+logs NaN).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.core.context import IGNORE, Iteration, Loss, View
+from udaseg.models.segmentor import Output
+from udaseg.ranges import Share
+
+
+class FeatureDistance(nn.Module):
+    """Mean L2 distance over the cells in which a class of ``class_names`` covers at least ``min_ratio``.
+
+    ``class_names`` None: all cells (the variant without a class list).
+    """
+
+    needs_target = False
+    wanted: Tensor
+
+    def __init__(
+        self,
+        *,
+        reference: nn.Module,
+        names: tuple[str, ...],
+        class_names: tuple[str, ...] | None = None,
+        min_ratio: Share = 0.75,
+    ) -> None:
+        super().__init__()
+        if class_names and not set(class_names) & set(names):
+            raise ValueError(f"class_names {list(class_names)}: no class is called so; there are {', '.join(names)}")
+        self.reference = reference
+        self.min_ratio = min_ratio
+        wanted = [class_names is None or name in class_names for name in names]
+        self.register_buffer("wanted", torch.tensor([*wanted, class_names is None]), persistent=False)
+
+    def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
+        context = output.branches[0]
+        target = iteration.reference_features(self.reference, context.image)
+        cells = wanted_cells(view.label, target.shape[-2:], self.wanted, self.min_ratio)
+        distance = distance_map(context.features[-1].float(), target)
+        count = iteration.reduce(cells.sum()) / iteration.world
+        return Loss((distance * cells).sum() / count.clamp(min=1), count > 0)
+
+
+def wanted_cells(label: Tensor, size: torch.Size, wanted: Tensor, min_ratio: float) -> Tensor:
+    """(B, h, w) float: 1 where a wanted class covers at least ``min_ratio`` of the cell.
+
+    Label (B, H, W); ``wanted`` (K + 1,) bool, the last for cells without such a class.
+    """
+    classes = downscale_label(label, label.shape[-1] // size[1], len(wanted) - 1, min_ratio)
+    return wanted[torch.where(classes == IGNORE, len(wanted) - 1, classes)].float()
+
+
+def distance_map(student: Tensor, reference: Tensor) -> Tensor:
+    """L2 norm over channels, (B, h, w); the gradient at distance 0 is 0, not NaN."""
+    return torch.linalg.vector_norm(student - reference, dim=1)
+
+
+def downscale_label(label: Tensor, factor: int, classes: int, min_ratio: float) -> Tensor:
+    """Majority class of each factor x factor cell, (B, H, W) -> (B, H // factor, W // factor).
+
+    255 where the ignore label wins or the winner covers less than ``min_ratio``; ties go to the lowest class.
+    """
+    batch, height, width = label.shape
+    rows, columns = height // factor, width // factor
+    slots = torch.where(label == IGNORE, classes, label)[:, : rows * factor, : columns * factor]
+    cells = slots.reshape(batch, rows, factor, columns, factor).transpose(2, 3).reshape(batch, rows, columns, -1)
+    votes = torch.zeros(batch, rows, columns, classes + 1, device=label.device)
+    votes.scatter_add_(3, cells, torch.ones_like(cells, dtype=votes.dtype))
+    lowest_first = votes * (classes + 2) - torch.arange(classes + 1, device=label.device)
+    winner = lowest_first.argmax(dim=3)
+    most = votes.amax(dim=3)
+    return torch.where((winner == classes) | (most < min_ratio * factor**2), IGNORE, winner)

@@ -1,0 +1,168 @@
+"""A training run from recipe to result, in its folder: start, continue, refuse, finish."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from udaseg import build
+from udaseg.config.recipe import Loaded, checked, difference
+from udaseg.engine import checkpoint
+from udaseg.engine.runlog import RunFolder
+from udaseg.engine.trainer import Cadence, Progress, Trainer
+from udaseg.errors import UserError
+from udaseg.files import write_json, write_text
+from udaseg.models import weights_file
+from udaseg.models.segmentor import Segmentor
+from udaseg.yamls import as_yaml, read_yaml
+
+BEFORE_A_RUN = {".lock", "output.log", "failure.json"}
+"""What a folder may hold in which no run has begun: one that was refused (``udaseg.report.grid``)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run lies, and whether this call had anything left to do."""
+
+    folder: Path
+    already_finished: bool
+
+
+def default_folder(loaded: Loaded) -> Path:
+    """``runs/<recipe>-<benchmark>-seed<N>``: the same command always means the same folder."""
+    recipe = loaded.recipe
+    parts = [recipe.name, *([recipe.benchmark] if recipe.benchmark else []), f"seed{recipe.seed}"]
+    return Path("runs") / "-".join(parts)
+
+
+def read_recipe(folder: Path) -> Loaded:
+    """The recipe of a run folder."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run folder (it has no recipe.yaml)")
+    tree = read_yaml(path)
+    return checked(tree, {(key,): str(path) for key in tree}, build.SOCKETS)
+
+
+def train(loaded: Loaded, folder: Path, watch: Callable[[Loaded], Progress], *, resume: bool = False) -> Outcome:
+    """Train to the end in ``folder``: from the start, or on from its newest checkpoint.
+
+    An unfinished run of the same recipe goes on; a finished one is left alone; another recipe is refused with the
+    difference; a folder that is not a run is refused. ``resume``: there must be something to continue.
+    """
+    claim(loaded, folder, resume)
+    if (folder / "result.json").is_file():
+        return Outcome(folder, True)
+    built = build.training(loaded)
+    run = RunFolder(folder, writes=built.setup.ranks.first, tensorboard=loaded.recipe.runtime.tensorboard)
+    run.lock()
+    try:
+        if run.result.is_file():  # another process finished it while this one was being built
+            return Outcome(folder, True)
+        if run.writes and not run.recipe.is_file():
+            write_text(run.recipe, as_yaml(loaded.tree))
+        run.stamp(fingerprint=loaded.recipe.fingerprint(), **built.stamp)
+        progress = watch(loaded) if run.writes else _silent()
+        for text in built.warnings:
+            progress.note(f"warning: {text}")
+            run.say(f"warning: {text}")
+        runtime, evaluation = loaded.recipe.runtime, loaded.recipe.evaluation
+        cadence = Cadence(runtime.log_every, evaluation.every, runtime.checkpoint_minutes)
+        trainer = Trainer(built.setup, run, cadence, progress)
+        trainer.train()
+        finish(loaded, trainer, run)
+    finally:
+        run.unlock()
+    return Outcome(folder, False)
+
+
+def _silent() -> Progress:
+    from udaseg.console import Silent
+
+    return Silent()
+
+
+def claim(loaded: Loaded, folder: Path, resume: bool) -> None:
+    """Refuse everything that would lose or mix up work: only a run of this recipe, or none, may be in the folder."""
+    if (folder / "recipe.yaml").is_file():
+        before = read_recipe(folder)
+        if before.recipe.fingerprint() != loaded.recipe.fingerprint():
+            hide = {"name", "runtime"}
+            lines = difference(before.recipe.model_dump(exclude=hide), loaded.recipe.model_dump(exclude=hide))
+            raise UserError(
+                f"{folder} holds a run of another recipe:\n  "
+                + "\n  ".join(lines)
+                + "\nChoose another folder with --out, or "
+                "use the recipe it was started with."
+            )
+        return
+    if resume:
+        raise UserError(f"--resume: there is no run in {folder}; leave --resume out to start one")
+    if folder.exists() and any(entry.name not in BEFORE_A_RUN for entry in folder.iterdir()):
+        raise UserError(f"{folder} exists and is not a run folder; choose another with --out")
+
+
+def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
+    """The student's weights and the raw counts of its last iteration; what they mean is computed when asked for."""
+    if not run.writes:
+        return
+    trainer.setup.save_weights(run.weights, trainer.setup.learner.segmentor)
+    recipe = loaded.recipe
+    result: dict[str, Any] = {
+        "recipe": recipe.name,
+        "benchmark": recipe.benchmark,
+        "seed": recipe.seed,
+        "fingerprint": recipe.fingerprint(),
+        "iterations": trainer.done,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "classes": list(build.class_set(recipe).names),
+        "protocol": recipe.data.protocol,
+        "network": "student",
+        "selection": "last iteration",
+        "validation": trainer.validation and {k: trainer.validation[k] for k in ("iteration", "confusion")},
+        "oracle_selection": trainer.best and {k: trainer.best[k] for k in ("iteration", "confusion")},
+    }
+    write_json(run.result, result, indent=None)
+    run.say("finished")
+
+
+def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weights_file.WeightsMetadata]:
+    """A segmentor from a weights file, or from a run folder: its final weights, else its newest checkpoint."""
+    if path.is_file():
+        if teacher:
+            raise UserError(f"{path}: a weights file holds one network; give the run folder for --teacher")
+        return build.load_weights(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder or weights file")
+    if (path / "weights.safetensors").is_file() and not teacher:
+        return build.load_weights(path / "weights.safetensors")
+    recipe = read_recipe(path).recipe
+    newest = checkpoint.newest(path / "checkpoints")
+    if newest is None:
+        raise UserError(f"{path}: no checkpoint yet; train it first: udaseg train --resume --out {path}")
+    state = checkpoint.load(newest)
+    if teacher and state["teacher"] is None:
+        raise UserError(f"{path}: recipe {recipe.name!r} has no teacher; leave out --teacher")
+    module = build.segmentor_of(recipe)
+    prefix, tensors = "segmentor.", state["teacher" if teacher else "learner"]
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    weights_file.restore(module, own, newest)
+    return module, build.metadata(recipe, build.class_set(recipe), module)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json of a finished run."""
+    path = folder / "result.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: has no result yet; finish it: udaseg train --resume --out {folder}")
+    try:
+        result = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        result = {}
+    if not {"classes", "protocol", "validation", "oracle_selection"} <= result.keys():
+        raise UserError(f"{path}: damaged; delete it and finish the run again: udaseg train --resume --out {folder}")
+    return result

@@ -1,0 +1,95 @@
+"""Our weights file: a safetensors file that says in its header what is needed to use it.
+
+The header's ``udaseg`` entry is JSON: the parts of the model, class names and palette, normalisation, the size images
+had in training, and where the weights come from. Loading runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from udaseg.errors import UserError
+from udaseg.files import write_atomic
+
+PUBLIC = "A public checkpoint becomes a weights file with `udaseg import FILE`."
+
+
+@dataclass(frozen=True)
+class WeightsMetadata:
+    """What a weights file says of itself.
+
+    ``size``: (width, height) images were resized into, None for native. ``crop``: (height, width) of a training crop;
+    ``inference`` "slide" moves a window of that size over an image, "whole" looks at it at once. ``origin``: of an
+    imported file name and sha256 of the public checkpoint and which of its networks this is.
+    """
+
+    encoder: dict[str, Any]
+    decoder: dict[str, Any]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: tuple[int, int] | None
+    recipe: str
+    benchmark: str | None
+    protocol: str
+    seed: int | None
+    iterations: int | None
+    data: dict[str, Any] = field(default_factory=dict)
+    wrapper: dict[str, Any] | None = None
+    crop: tuple[int, int] | None = None
+    inference: Literal["whole", "slide"] = "whole"
+    origin: dict[str, str] | None = None
+
+
+def save(path: Path, module: nn.Module, metadata: WeightsMetadata) -> None:
+    """Write the module's tensors and the metadata, atomically."""
+    content = to_bytes(_tensors(module), metadata={"udaseg": json.dumps(asdict(metadata))})
+    write_atomic(path, lambda file: file.write(content))
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 of the module's tensors: the same weights have the same one, whatever file they come from."""
+    return hashlib.sha256(to_bytes(_tensors(module))).hexdigest()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def read(path: Path) -> tuple[WeightsMetadata, Mapping[str, Tensor]]:
+    """WeightsMetadata and tensors of a file that ``save`` wrote."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("udaseg")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}). {PUBLIC}") from None
+    if header is None:
+        raise UserError(f"{path}: has no udaseg header; it is not a weights file written by `udaseg train`. {PUBLIC}")
+    try:
+        content = json.loads(header)
+        content["classes"] = tuple(content["classes"])
+        content["palette"] = tuple(tuple(colour) for colour in content["palette"])
+        for key in ("size", "crop"):
+            content[key] = tuple(content[key]) if content.get(key) else None
+        return WeightsMetadata(**content), tensors
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: its udaseg header is damaged or of another version of udaseg ({error})") from None
+
+
+def restore(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load the tensors, all of them and nothing else."""
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit the network it is for: {str(error).splitlines()[-1].strip()}") from None

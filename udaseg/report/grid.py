@@ -1,0 +1,189 @@
+"""The runs that a study takes, where they lie, and how far each has come.
+
+A cell is a row with a seed. Its run lies in ``<out>/<recipe>-<benchmark>-seed<N>-<12 digits of its fingerprint>``: rows
+of one study or of several with the same fingerprint share it, and whatever changes what is computed (a row's settings,
+an override, a smaller size) makes it another. So nothing is computed twice, and nothing is mixed up.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from udaseg import build
+from udaseg.config.parts import suggest
+from udaseg.config.recipe import Loaded, Recipe, parse_override
+from udaseg.engine.runs import read_recipe, read_result
+from udaseg.errors import UserError
+from udaseg.report.results import Run, read
+from udaseg.report.study import Row, Study, own_option
+
+CELLS = Path("runs/cells")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``command``: the arguments of `udaseg` that train it."""
+
+    row: Row
+    seed: int
+    loaded: Loaded
+    folder: Path
+    command: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}, seed {self.seed}"
+
+    @property
+    def iterations(self) -> int:
+        return self.loaded.recipe.train.iterations
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``left_out``: row -> why it cannot run."""
+
+    cells: list[Cell] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def runs(self) -> list[Cell]:
+        """One cell for each run."""
+        return list({cell.folder: cell for cell in reversed(self.cells)}.values())[::-1]
+
+
+# --- which runs ----------------------------------------------------------------------------------------------------
+
+
+def lay_out(
+    study: Study,
+    *,
+    out: Path = CELLS,
+    seeds: Sequence[int] | None = None,
+    only: str | None = None,
+    benchmark: str | None = None,
+    overrides: Sequence[str] = (),
+    empty: bool = False,
+) -> Grid:
+    """The cells of a study, row by row; overrides lie on top of the rows'. UserError where no row can run, unless it
+    may be ``empty``.
+
+    Settings of a term that only some rows have leave the others alone: they would add the term to the control.
+    """
+    for text in overrides:
+        if option := own_option(text):
+            raise UserError(f"override {text!r}: a grid has {option} for that")
+    grid = Grid()
+    target = benchmark or study.benchmark
+    having = {row.name: terms_of(row, target) for row in study.rows}
+    every = set[tuple[str, ...]]().union(*having.values())
+    for row in chosen(study.rows, only):
+        if row.recipe is None:
+            continue
+        own = [text for text in overrides if term_in(text) not in every - having[row.name]]
+        try:
+            grid.cells.extend([cell(row, seed, out, target, own) for seed in (study.seeds if seeds is None else seeds)])
+        except UserError as error:
+            grid.left_out[row.name] = str(error)
+    if not (grid.cells or empty):
+        reasons = [f"  {name}: {why}" for name, why in grid.left_out.items()]
+        raise UserError("\n".join(["no row of this study can run:", *(reasons or ["  they are published numbers"])]))
+    return grid
+
+
+def terms_of(row: Row, benchmark: str) -> set[tuple[str, ...]]:
+    """("views", view, "terms", term) of a row's own recipe; none where it has no (valid) one."""
+    try:
+        recipe = build.load(row.recipe, benchmark=benchmark, overrides=row.overrides).recipe if row.recipe else None
+    except UserError:
+        recipe = None
+    views = recipe.views.items() if recipe else ()
+    return {("views", view, "terms", term) for view, stage in views for term in stage.terms}
+
+
+def term_in(override: str) -> tuple[str, ...]:
+    """The part of an override's key that names a term, as in ``terms_of``."""
+    return parse_override(override)[0][:4]
+
+
+def chosen(rows: Sequence[Row], only: str | None) -> list[Row]:
+    """The row of that name, or all rows with it in their name."""
+    if only is None:
+        return list(rows)
+    found = [row for row in rows if only in (row.name, row.label)]
+    found = found or [row for row in rows if only.casefold() in row.name.casefold()]
+    if not found:
+        raise UserError(f"--only {only!r}: no such row; {suggest(only, [row.name for row in rows])}")
+    return found
+
+
+def cell(row: Row, seed: int, out: Path, benchmark: str, overrides: Sequence[str]) -> Cell:
+    """A row with a seed; UserError for what is wrong with its recipe."""
+    assert row.recipe is not None
+    settings = [*row.overrides, *overrides]
+    loaded = build.load(row.recipe, benchmark=benchmark, overrides=[*settings, f"seed={seed}"])
+    folder = folder_of(loaded.recipe, out)
+    options = ("--recipe", row.recipe, "--benchmark", benchmark, "--seed", str(seed), "--out", str(folder))
+    return Cell(row, seed, loaded, folder, ("train", *options, *settings))
+
+
+def folder_of(recipe: Recipe, out: Path) -> Path:
+    """Where the run of a recipe lies or, under whatever recipe's name, lies already."""
+    digits = recipe.fingerprint()[:12]
+    there = sorted(out.glob(f"*-{digits}"))
+    return there[0] if there else out / f"{recipe.name}-{recipe.benchmark}-seed{recipe.seed}-{digits}"
+
+
+def look(cell: Cell) -> Run:
+    """A cell's run as it stands; another recipe's result in its place is damage."""
+    run = read(cell.folder)
+    if run.state == "finished" and run.fingerprint != cell.loaded.recipe.fingerprint():
+        return replace(run, state="damaged", problem="holds a run of another recipe; move it away")
+    return run
+
+
+# --- what it costs -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a whole run."""
+
+    hours: float
+    gigabytes: float
+
+
+def costs(cells: Iterable[Cell], out: Path) -> dict[Path, Cost]:
+    """Run folder -> cost, from finished runs of the same recipe at the same sizes; those without any are left out."""
+    measured: dict[tuple[Any, ...], list[Cost]] = {}
+    for path in sorted(out.glob("*/result.json")):
+        try:
+            recipe = read_recipe(path.parent).recipe
+            measured.setdefault(kind_of(recipe), []).append(measure(path.parent, recipe))
+        except (UserError, ValueError, KeyError, IndexError, OSError):  # damaged, or in several parts
+            continue
+    found = {}
+    for cell in cells:
+        if known := measured.get(kind_of(cell.loaded.recipe)):
+            hours = statistics.median(cost.hours for cost in known) * cell.iterations
+            found[cell.folder] = Cost(hours, statistics.median(cost.gigabytes for cost in known))
+    return found
+
+
+def kind_of(recipe: Recipe) -> tuple[Any, ...]:
+    """Runs of a kind take the same time an iteration."""
+    return (recipe.name, recipe.benchmark, build.training_crop(recipe), recipe.train.batch, str(recipe.model.encoder))
+
+
+def measure(folder: Path, recipe: Recipe) -> Cost:
+    """Hours *an iteration* and disk of a finished run; ValueError if it was trained in several parts."""
+    (stamp,) = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    finished = datetime.strptime(read_result(folder)["finished"], "%Y-%m-%dT%H:%M:%S%z")
+    seconds = (finished - datetime.strptime(stamp["time"], "%Y-%m-%dT%H:%M:%S%z")).total_seconds()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Cost(seconds / 3600 / recipe.train.iterations, size / 1e9)

@@ -1,0 +1,288 @@
+"""Run folders -> what was measured in them. A folder that cannot be read is a run that says what is wrong.
+
+Nothing is written. A thousand folders take seconds: of a finished run only ``result.json`` is parsed, of a recipe only
+its head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
+
+from udaseg import build
+from udaseg.config.recipe import TrainSection
+from udaseg.data.classes import PROTOCOLS
+from udaseg.engine.runlog import held
+from udaseg.engine.runs import read_recipe
+from udaseg.errors import UserError
+from udaseg.evaluation.confusion import Scores, scores
+from udaseg.yamls import parse_yaml
+
+State = Literal["finished", "running", "interrupted", "failed", "damaged", "missing"]
+Counts = npt.NDArray[np.float64]
+OF_A_RUN = {"recipe.yaml", "result.json", "metrics.jsonl", "failure.json"}
+INSIDE = {"checkpoints", "debug", "tensorboard"}
+TAIL = 2**17  # bytes at the end of metrics.jsonl that hold a whole row
+
+
+class Validation(BaseModel):
+    iteration: NonNegativeInt
+    confusion: list[list[NonNegativeInt]]
+
+    def counts(self) -> Counts:
+        return np.array(self.confusion, np.float64)
+
+
+class ResultFile(BaseModel):
+    """What is needed of ``result.json``."""
+
+    recipe: str
+    benchmark: str | None
+    seed: NonNegativeInt
+    fingerprint: str
+    iterations: NonNegativeInt
+    classes: list[str]
+    protocol: str
+    validation: Validation | None
+    oracle_selection: Validation | None
+
+    @model_validator(mode="after")
+    def fits(self) -> ResultFile:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {self.protocol!r}")
+        size = len(self.classes)
+        for found in (self.validation, self.oracle_selection):
+            if found and [len(row) for row in found.confusion] != [size] * size:
+                raise ValueError(f"counts that are not {size} x {size}")
+        return self
+
+
+class Failure(BaseModel):
+    """What is kept of a run that failed, in its folder's ``failure.json`` (a bare run's has no message: ``phase``)."""
+
+    kind: str
+    message: str = ""
+    iteration: int = 0
+    time: str = ""
+    log: str = ""
+    phase: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message or f'in phase {self.phase}'}" if self.message or self.phase else self.kind
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """``problem``: of a damaged run. ``reached``: the last iteration in its log. ``changed``: seconds since 1970.
+
+    ``family``: equal for runs that differ in nothing but their seed. ``counts`` are those of the last iteration,
+    ``oracle`` of the one that was best on the validation split.
+    """
+
+    folder: Path
+    state: State
+    problem: str = ""
+    failure: Failure | None = None
+    recipe: str = ""
+    benchmark: str = ""
+    seed: int | None = None
+    reached: int = 0
+    total: int | None = None
+    changed: float = 0.0
+    fingerprint: str = ""
+    family: str = ""
+    protocol: str = "all"
+    classes: tuple[str, ...] = ()
+    counts: Counts | None = field(default=None, repr=False)
+    oracle: Counts | None = field(default=None, repr=False)
+
+    def scores(self, protocol: str | None = None, *, oracle: bool = False) -> Scores:
+        """IoU of the protocol's classes (None: the run's own protocol); no classes where nothing was validated."""
+        counts = self.oracle if oracle else self.counts
+        if counts is None:
+            return Scores((), ())
+        return scores(counts, self.classes, PROTOCOLS[protocol or self.protocol])
+
+
+def scan(root: Path) -> list[Run]:
+    """All runs in a folder and the folders in it, the folder itself included, by path. UserError if there is none."""
+    if not root.is_dir():
+        raise UserError(f"--runs {root}: no such folder; give the one that holds the run folders")
+    found: list[Run] = []
+
+    def unreadable(error: OSError) -> None:
+        found.append(Run(Path(error.filename), "damaged", f"cannot be looked into: {error.strerror}"))
+
+    for place, folders, files in os.walk(root, onerror=unreadable):
+        folders[:] = [name for name in folders if name not in INSIDE and not name.startswith(".")]
+        if OF_A_RUN.intersection(files):
+            found.append(read(Path(place)))
+    return sorted(found, key=lambda run: run.folder)
+
+
+def read(folder: Path) -> Run:
+    """One run, whatever its condition."""
+    changed = 0.0
+    try:
+        changed = max((path.stat().st_mtime for name in OF_A_RUN if (path := folder / name).is_file()), default=0.0)
+        if (folder / "result.json").is_file():
+            return finished(folder, changed)
+        return unfinished(folder, changed)
+    except OSError as error:
+        problem = f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
+    except ValidationError as error:
+        problem = f"result.json: {first_problem(error)}; delete it and the run can be finished again"
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = f"recipe.yaml: {' '.join(str(error).split())}"
+    return Run(folder, "damaged", problem, changed=changed)
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with a result in a few words."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join([*(str(step) for step in problem["loc"]), problem["msg"]])
+
+
+def finished(folder: Path, changed: float) -> Run:
+    result = ResultFile.model_validate_json((folder / "result.json").read_bytes())
+    return Run(
+        folder, "finished", recipe=result.recipe, benchmark=result.benchmark or "", seed=result.seed,
+        reached=result.iterations, total=result.iterations, changed=changed, fingerprint=result.fingerprint,
+        family=family(sections(folder)), protocol=result.protocol, classes=tuple(result.classes),
+        counts=result.validation.counts() if result.validation else None,
+        oracle=result.oracle_selection.counts() if result.oracle_selection else None,
+    )  # fmt: skip
+
+
+def unfinished(folder: Path, changed: float) -> Run:
+    """A run that has not begun, goes on, was interrupted, or failed."""
+    failure = read_failure(folder / "failure.json")
+    state: State = "running" if held(folder) else "failed" if failure else "interrupted"
+    failure = failure if state == "failed" else None
+    if not (folder / "recipe.yaml").is_file() and (state != "interrupted" or not changed):  # refused, or not begun
+        return Run(folder, "missing" if state == "interrupted" else state, failure=failure, changed=changed)
+    parts = sections(folder)
+    head = {key: parse_yaml(parts.get(key, f"{key}: null"))[key] for key in ("name", "benchmark", "seed", "train")}
+    total = (head["train"] or {}).get("iterations", TrainSection().iterations)
+    return Run(
+        folder, state, failure=failure, recipe=str(head["name"]), benchmark=str(head["benchmark"] or ""),
+        seed=int(head["seed"] or 0), reached=reached(folder), total=int(total), changed=changed, family=family(parts),
+    )  # fmt: skip
+
+
+def read_failure(path: Path) -> Failure | None:
+    if not path.is_file():
+        return None
+    try:
+        return Failure.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return Failure(kind="unknown", message="failure.json cannot be read")
+
+
+def sections(folder: Path) -> dict[str, str]:
+    """Top-level key -> its part of recipe.yaml, as text."""
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    parts = re.split(r"^(?=[^\s#])", text, flags=re.MULTILINE)
+    return {part.partition(":")[0]: part for part in parts if part}
+
+
+def family(parts: dict[str, str]) -> str:
+    """Identifies the recipe but for its seed; its name and ``runtime`` change nothing that is computed."""
+    kept = sorted(text for key, text in parts.items() if key not in ("seed", "name", "runtime"))
+    return hashlib.sha256("".join(kept).encode()).hexdigest()
+
+
+def reached(folder: Path) -> int:
+    """The last iteration in the log; 0 without one."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = file.read().splitlines()
+    return next((row["iteration"] for line in reversed(lines) for row in readable([line])), 0)
+
+
+def readable(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """The rows of a log that are whole."""
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+            yield row
+
+
+# --- curves --------------------------------------------------------------------------------------------------------
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """(iteration, value) of each loss term, and of the mIoU (%) of the run's protocol."""
+
+    losses: dict[str, Points]
+    miou: Points
+
+    @property
+    def loss(self) -> Points:
+        """The sum of all terms where all were measured."""
+        rows: dict[float, list[float]] = {}
+        for points in self.losses.values():
+            for x, y in points:
+                rows.setdefault(x, []).append(y)
+        return [(x, sum(values)) for x, values in sorted(rows.items()) if len(values) == len(self.losses)]
+
+
+def curves(run: Run) -> Curves:
+    """The log of a run; rows that cannot be read are left out."""
+    path = run.folder / "metrics.jsonl"
+    try:
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+    except OSError:
+        lines = []
+    classes, protocol = judged_by(run)
+    losses: dict[str, Points] = {}
+    miou: Points = []
+    for row in readable(lines):
+        for name, value in row["losses"].items() if isinstance(row.get("losses"), dict) else ():
+            if isinstance(value, int | float) and math.isfinite(value):
+                losses.setdefault(name, []).append((row["iteration"], value))
+        value = mean_of(row.get("validation"), classes, protocol)
+        if math.isfinite(value):
+            miou.append((row["iteration"], value))
+    return Curves(losses, miou)
+
+
+def judged_by(run: Run) -> tuple[tuple[str, ...], str]:
+    """Classes and protocol of a run: its result's or, without one, its recipe's."""
+    if run.classes:
+        return run.classes, run.protocol
+    try:
+        recipe = read_recipe(run.folder).recipe
+        return tuple(build.class_set(recipe).names), recipe.data.protocol
+    except (UserError, OSError):
+        return (), run.protocol
+
+
+def mean_of(confusion: Any, classes: Sequence[str], protocol: str) -> float:
+    """mIoU (%) of a row's counts; NaN where there are none that fit."""
+    try:
+        counts = np.array(confusion, np.float64)
+    except (TypeError, ValueError):
+        return math.nan
+    fits = counts.shape == (len(classes), len(classes))
+    return scores(counts, classes, PROTOCOLS[protocol]).miou if fits else math.nan

@@ -1,0 +1,311 @@
+"""Tables of studies and of run folders: pure functions of what was published and of what the runs counted."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from udaseg.config.recipe import benchmark_data
+from udaseg.console import duration
+from udaseg.data.classes import PROTOCOLS
+from udaseg.report.grid import CELLS, lay_out
+from udaseg.report.results import Run
+from udaseg.report.study import Row, Study, load_study
+from udaseg.report.tables import Cell, Mark, Table
+
+ORACLES = {"oracle"}
+"""Recipes that see the target's labels: compared with nothing."""
+PUBLISHED, REPRODUCED, DIFFERENCE = "published", "reproduced", "difference"
+
+
+class Stat(NamedTuple):
+    """Mean and sample standard deviation (None for a single value) over seeds."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a study as it stands: its finished runs, and the study's seeds that have none."""
+
+    row: Row
+    runs: tuple[Run, ...]
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A study with its runs. ``options``: what was changed on the command line, as words of a command. ``place``: the
+    folder where a grid has left most of its runs; ``failed``: did some of them fail?"""
+
+    name: str
+    study: Study
+    entries: tuple[Entry, ...]
+    left_out: dict[str, str]
+    protocol: str
+    options: tuple[str, ...] = ()
+    place: Path | None = None
+    failed: bool = False
+
+    @property
+    def as_published(self) -> bool:
+        """Do the runs compute what the published numbers are of? ``runtime`` changes nothing of it."""
+        return all(text.startswith("runtime.") for text in self.options)
+
+
+def summarise(
+    name: str, runs: Iterable[Run], *, benchmark: str | None = None, overrides: Sequence[str] = ()
+) -> Summary:
+    """A study by name with those of the runs that are its cells, found by fingerprint (the newest, if several are).
+
+    Runs with other seeds than the study's count, too.
+    """
+    study = load_study(name)
+    benchmark = None if benchmark == study.benchmark else benchmark
+    runs = sorted(runs, key=lambda run: run.changed)
+    grid = lay_out(study, benchmark=benchmark, overrides=overrides, empty=not (benchmark or overrides))
+    done = {run.fingerprint: run for run in runs if run.state == "finished"}
+    others = sorted({run.seed for run in done.values() if run.seed is not None} - set(study.seeds))
+    recipes = {cell.row.name: cell.loaded.recipe for cell in grid.cells}
+    entries = []
+    for row in study.rows:
+        recipe, found = recipes.get(row.name), {}
+        if recipe is not None:
+            prints = {seed: recipe.model_copy(update={"seed": seed}).fingerprint() for seed in [*study.seeds, *others]}
+            found = {seed: done[text] for seed, text in prints.items() if text in done}
+        missing = [seed for seed in study.seeds if recipe is not None and seed not in found]
+        entries.append(Entry(row, tuple(found.values()), tuple(missing)))
+    names = {cell.folder.name for cell in grid.cells}
+    cells = [run for run in runs if run.folder.name in names]
+    places = [run.folder.parent for run in cells]
+    return Summary(
+        name, study, tuple(entries), grid.left_out,
+        study.protocol or benchmark_data(benchmark or study.benchmark).protocol,
+        (*(["--benchmark", benchmark] if benchmark else []), *overrides),
+        statistics.mode(places) if places else None,
+        any(run.state == "failed" for run in cells),
+    )  # fmt: skip
+
+
+def over_seeds(values: Iterable[float]) -> Stat | None:
+    """Of the values that are defined; None if none is."""
+    found = [value for value in values if math.isfinite(value)]
+    if not found:
+        return None
+    return Stat(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+
+
+def measured(runs: Sequence[Run], column: str, protocol: str) -> Stat | None:
+    """A column of the table over the seeds; None for one that is printed only."""
+    if column in ("mIoU", "mIoU*"):
+        return over_seeds(run.scores(protocol if column == "mIoU" else "synthia13").miou for run in runs)
+    per_class = [dict(zip(s.names, s.iou, strict=True)) for s in (run.scores("all") for run in runs)]
+    return over_seeds(iou[column] for iou in per_class if column in iou)
+
+
+def stats(summary: Summary, entry: Entry, what: str, columns: Sequence[str]) -> list[Stat | None]:
+    """Columns of an entry, published or reproduced; None where there is no number."""
+    if what == REPRODUCED:
+        return [measured(entry.runs, column, summary.protocol) for column in columns]
+    values = dict(zip(summary.study.columns, entry.row.published or (), strict=False))
+    stds = dict(zip(summary.study.columns, entry.row.std or (), strict=False))
+    return [Stat(value, std if isinstance(std := stds.get(column), float) else None)
+            if isinstance(value := values.get(column), float) else None for column in columns]  # fmt: skip
+
+
+# --- a study's table -----------------------------------------------------------------------------------------------
+
+
+def study_table(summary: Summary, *, runs: Path = Path("runs")) -> Table:
+    """Methods x columns; a method has a line for what is published, what was reproduced, and the difference.
+
+    Best and second are marked in each column among what can be compared: lines of one kind in one group, without those
+    that were trained with the target's labels.
+    """
+    study, grouped = summary.study, any(row.group for row in summary.study.rows)
+    blocks = [lines_of(entry, summary) for entry in summary.entries]
+    for what in (PUBLISHED, REPRODUCED):
+        comparable = [what == REPRODUCED or is_iou(column) for column in study.columns]
+        for group in {row.group for row in study.rows}:
+            mark([b[what] for e, b in zip(summary.entries, blocks, strict=True)
+                  if what in b and e.row.group == group and e.row.recipe not in ORACLES], comparable)  # fmt: skip
+    rows = [
+        (*([Cell(text=entry.row.group)] if grouped else []), Cell(text=entry.row.label), Cell(text=what),
+         Cell(len(entry.runs), digits=0) if what == REPRODUCED else Cell(), *cells)
+        for entry, block in zip(summary.entries, blocks, strict=True)
+        for what, cells in block.items()
+    ]  # fmt: skip
+    return Table(
+        title=study.title,
+        header=(*(["group"] if grouped else []), "method", "", "seeds", *study.columns),
+        rows=tuple(rows),
+        left=2 + grouped,
+        lead=lead(summary),
+        notes=tuple(notes(summary)),
+        commands=tuple(commands(summary, runs)),
+    )
+
+
+def lines_of(entry: Entry, summary: Summary) -> dict[str, list[Cell]]:
+    """What -> cells."""
+    columns = summary.study.columns
+    printed, ours = (stats(summary, entry, what, columns) for what in (PUBLISHED, REPRODUCED))
+    found: dict[str, list[Cell]] = {}
+    if entry.row.published is not None:
+        found[PUBLISHED] = [as_printed(*pair) for pair in zip(entry.row.published, printed, strict=True)]
+    if entry.runs or not found:
+        found[REPRODUCED] = [Cell(text="-") if s is None else Cell(s.mean, s.std) for s in ours]
+    if summary.as_published and any(p and s for p, s in zip(printed, ours, strict=True)):
+        found[DIFFERENCE] = [
+            Cell(s.mean - p.mean, signed=True) if p and s else Cell() for p, s in zip(printed, ours, strict=True)
+        ]
+    return found
+
+
+def as_printed(value: float | str | None, stat: Stat | None) -> Cell:
+    """A published cell with no digit less than the paper has."""
+    if stat is None:
+        return Cell(text=str(value) if value is not None else "-")
+    return Cell(stat.mean, stat.std, digits=1 if round(stat.mean, 1) == stat.mean else None)
+
+
+def mark(lines: Sequence[list[Cell]], comparable: Sequence[bool]) -> None:
+    """Put the marks of the columns that can be compared into lines that can be; equal as shown is equal."""
+    for i in [i for i, yes in enumerate(comparable) if yes]:
+        shown = {place: float(line[i].number()) for place, line in enumerate(lines) if line[i].value is not None}
+        if len(shown) < 2:
+            continue
+        best, *others = sorted(set(shown.values()), reverse=True)
+        marks: dict[float, Mark] = {best: "best", **({others[0]: "second"} if others and len(shown) > 2 else {})}
+        for place, value in shown.items():
+            lines[place][i] = replace(lines[place][i], mark=marks.get(value, ""))
+
+
+def is_iou(column: str) -> bool:
+    """The more the better; other published columns may be of any kind."""
+    return column.startswith("mIoU") or any(column in names for names in PROTOCOLS.values())
+
+
+def lead(summary: Summary) -> str:
+    """Where the published numbers are from, and what the columns mean."""
+    source, benchmark = summary.study.source, summary.study.benchmark
+    published = f"Published: {source.paper}, {source.table}. " if source else ""
+    means = f"mIoU over {summary.protocol}" + (", mIoU* over synthia13" if "mIoU*" in summary.study.columns else "")
+    settings = " ".join(text for text in summary.options if not text.startswith("runtime."))
+    ours = "" if summary.as_published else f" Reproduced with {settings}."
+    return f"{published}{benchmark}, IoU in %, {means}, student at the last iteration.{ours}"
+
+
+def notes(summary: Summary) -> list[str]:
+    found = []
+    if not summary.as_published and any(entry.row.published for entry in summary.entries):
+        found.append("The published numbers are of other settings than the reproduced ones: no differences.")
+    if any(entry.runs for entry in summary.entries):
+        found.append("Reproduced: mean ± sample standard deviation over the seeds counted.")
+    found += [f"Cannot be run ({why}): {rows}." for why, rows in together(summary.left_out.items())]
+    missing = [(e.row.name, f"seed{'s'[:len(e.missing) > 1]} {', '.join(map(str, e.missing))}")
+               for e in summary.entries if e.missing]  # fmt: skip
+    return found + [f"Missing ({seeds}): {rows}." for seeds, rows in together(missing)]
+
+
+def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(row, what it has) -> what several have, and these rows in one text."""
+    found: dict[str, list[str]] = {}
+    for row, what in pairs:
+        found.setdefault(what, []).append(row)
+    return [(what, "; ".join(rows)) for what, rows in found.items()]
+
+
+def commands(summary: Summary, runs: Path) -> list[str]:
+    """What fills the missing cells: one command that goes through the whole study, or one a row where that would
+    train again what lies elsewhere than a grid looks for it."""
+    missing = [entry for entry in summary.entries if entry.missing]
+    place = summary.place or (CELLS if runs == CELLS.parent else runs)
+    finished = [run for entry in summary.entries for run in entry.runs]
+    found_there = all(r.folder.parent == place and r.folder.name.endswith(r.fingerprint[:12]) for r in finished)
+    wanted = [(entry.row.name, list(entry.missing)) for entry in missing]
+    if len(missing) > 1 and found_there:
+        wanted = [("", sorted({seed for entry in missing for seed in entry.missing}))]
+    return [
+        shlex.join(["udaseg", "ablate", summary.name, *summary.options, *(["--only", only] if only else []),
+                    "--seeds", ",".join(map(str, seeds)), *(["--out", str(place)] if place != CELLS else []),
+                    *(["--retry"] if summary.failed else [])])
+        for only, seeds in wanted
+    ]  # fmt: skip
+
+
+# --- all runs of a folder ------------------------------------------------------------------------------------------
+
+
+def overview_table(runs: Sequence[Run], root: Path, *, now: float | None = None) -> Table:
+    """A line for each run, by recipe, benchmark and seed."""
+    now = time.time() if now is None else now
+    ordered = sorted(runs, key=lambda run: (run.recipe, run.benchmark, run.family, run.seed or 0))
+    return Table(
+        title=f"Runs in {root}",
+        header=("run", "recipe", "benchmark", "state", "seed", "iterations", "mIoU", "oracle sel.", "age"),
+        rows=tuple(overview_row(run, root, now) for run in ordered),
+        left=4,
+        lead="mIoU in % of each run's own protocol, student at the last iteration. oracle sel.: the best iteration on "
+        "the validation split, chosen with target labels.",
+        notes=tuple(
+            f"{run.state}: {run.folder}: {run.problem or run.failure}" for run in ordered if run.problem or run.failure
+        ),
+    )
+
+
+def overview_row(run: Run, root: Path, now: float) -> tuple[Cell, ...]:
+    steps = "" if run.total is None else str(run.total) if run.reached == run.total else f"{run.reached}/{run.total}"
+    return (
+        Cell(text=str(run.folder.relative_to(root))), Cell(text=run.recipe), Cell(text=run.benchmark),
+        Cell(text=run.state), Cell(run.seed, digits=0) if run.seed is not None else Cell(), Cell(text=steps),
+        miou_cell(run), miou_cell(run, oracle=True), Cell(text=age(now - run.changed) if run.changed else ""),
+    )  # fmt: skip
+
+
+def miou_cell(run: Run, *, oracle: bool = False) -> Cell:
+    value = run.scores(oracle=oracle).miou
+    return Cell(value) if math.isfinite(value) else Cell(text="-" if run.state == "finished" else "")
+
+
+def age(seconds: float) -> str:
+    """How long ago, for the eye."""
+    return f"{seconds / 86400:.0f} d" if seconds >= 2 * 86400 else duration(max(seconds, 0.0))
+
+
+def families(runs: Iterable[Run]) -> list[list[Run]]:
+    """Finished runs of equal recipes, where there are several seeds (of each the newest run)."""
+    found: dict[tuple[str, str, str], dict[int | None, Run]] = {}
+    for run in sorted(runs, key=lambda run: run.changed):
+        if run.state == "finished":
+            found.setdefault((run.recipe, run.benchmark, run.family), {})[run.seed] = run
+    several = [(key, list(of_seeds.values())) for key, of_seeds in found.items() if len(of_seeds) > 1]
+    return [of_seeds for _, of_seeds in sorted(several, key=lambda pair: pair[0])]
+
+
+def families_table(runs: Iterable[Run], root: Path) -> Table | None:
+    """Means over seeds, None if no recipe has two; one run's folder tells which recipe it is."""
+
+    def mean(of_seeds: Sequence[Run], *, oracle: bool = False) -> Cell:
+        found = over_seeds(run.scores(oracle=oracle).miou for run in of_seeds)
+        return Cell(*found) if found else Cell(text="-")
+
+    rows = [
+        (Cell(text=first.recipe), Cell(text=first.benchmark), Cell(text=first.protocol),
+         Cell(text=str(first.folder.relative_to(root))), Cell(first.total, digits=0), Cell(len(of_seeds), digits=0),
+         mean(of_seeds), mean(of_seeds, oracle=True))
+        for of_seeds in families(runs)
+        for first in of_seeds[:1]
+    ]  # fmt: skip
+    if not rows:
+        return None
+    header = ("recipe", "benchmark", "protocol", "one of the runs", "iterations", "seeds", "mIoU", "oracle sel.")
+    lead = "Mean ± sample standard deviation over seeds of recipes that differ in nothing else."
+    return Table("Means over seeds", header, tuple(rows), 4, lead)
