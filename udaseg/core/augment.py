@@ -1,5 +1,5 @@
-"""Colour jitter and blur with the semantics of kornia 0.5.8 (baselines.md 3.4, 3.5), for whole batches on the device;
-the exchange of amplitudes of FDA.
+"""Colour jitter and blur with the semantics of kornia 0.5.8 for whole batches on the device (docs/fidelity.md,
+"Class mix and colour augmentation").
 
 B images, 3 channels, H x W pixels. torchvision's and newer kornia's jitter are *different* augmentations: here
 brightness is additive, contrast is a plain product without centring, saturation and hue act in HSV.
@@ -11,25 +11,15 @@ out carry less than 1e-10 of the mass).
 from __future__ import annotations
 
 import math
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.core.context import Draws
+from udaseg.core.context import Normalisation, StepRng
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 SIGMA = (0.15, 1.15)
 _MAX_RADIUS = 8
-
-
-class Normalisation(Protocol):
-    """Between normalised images and RGB in [0, 1]."""
-
-    def undo(self, image: Tensor) -> Tensor: ...
-
-    def redo(self, image: Tensor) -> Tensor: ...
 
 
 class ColourAugment:
@@ -43,22 +33,22 @@ class ColourAugment:
         self.jitter_probability = jitter_probability
         self.blur_probability = blur_probability
 
-    def __call__(self, image: Tensor, draws: Draws, *, together: bool = False) -> Tensor:
+    def __call__(self, image: Tensor, rng: StepRng, *, together: bool = False) -> Tensor:
         """Normalised (B, 3, H, W) -> the same. ``together``: the batch shares order and sigma (MIC's masked view)."""
         count = image.shape[0]
-        if self.strength > 0 and draws.decide(self.jitter_probability):
-            order, factors = draw_jitter(draws, count, self.strength, together)
+        if self.strength > 0 and rng.decide(self.jitter_probability):
+            order, factors = draw_jitter(rng, count, self.strength, together)
             image = self.normalise.redo(colour_jitter(self.normalise.undo(image), order, factors))
-        if draws.decide(self.blur_probability):
-            sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws.per_image(count)
+        if rng.decide(self.blur_probability):
+            sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * rng.per_image(count)
             image = gaussian_blur(image, sigma[:1].expand(count) if together else sigma)
         return image
 
 
-def draw_jitter(draws: Draws, images: int, strength: float, together: bool = False) -> tuple[Tensor, Tensor]:
+def draw_jitter(rng: StepRng, images: int, strength: float, together: bool = False) -> tuple[Tensor, Tensor]:
     """Order and factors of the four operations, each (B, 4); factors ~ U(1-s, 1+s), for hue ~ U(-s, s)."""
-    order = draws.per_image(images, 4).argsort(dim=1)
-    factors = strength * (2 * draws.per_image(images, 4) - 1)
+    order = rng.per_image(images, 4).argsort(dim=1)
+    factors = strength * (2 * rng.per_image(images, 4) - 1)
     factors[:, :HUE] += 1
     return (order[:1].expand(images, 4) if together else order), factors
 
@@ -133,17 +123,3 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     flat = F.conv2d(flat, rows[:, None, :, None], groups=batch * channels)
     flat = F.conv2d(flat, columns[:, None, None, :], groups=batch * channels)
     return flat.view(batch, channels, height, width)
-
-
-def swap_amplitude(source: Tensor, style: Tensor, beta: float) -> Tensor:
-    """T2S-DA eq. 6-8 for (B, C, H, W): phase of ``source``, amplitude of ``style`` where both frequencies are at most
-    floor(beta * min(H, W)), of ``source`` elsewhere. Half spectra are enough: images are real and the window symmetric.
-    """
-    height, width = source.shape[-2:]
-    widest = int(beta * min(height, width))
-    spectrum, other = torch.fft.rfft2(source.float()), torch.fft.rfft2(style.float())
-    row = torch.arange(height, device=source.device)
-    low = torch.minimum(row, height - row)[:, None] <= widest
-    low = low & (torch.arange(width // 2 + 1, device=source.device) <= widest)
-    swapped = torch.polar(other.abs(), spectrum.angle())
-    return torch.fft.irfft2(torch.where(low, swapped, spectrum), s=(height, width))

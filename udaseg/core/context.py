@@ -1,28 +1,27 @@
-"""The nouns of a training step.
+"""What a training step works with: its data, its random numbers and what its networks say.
 
-Shapes: B images of this rank, H x W pixels of the crop, K classes. Labels are train ids 0..K-1, or 255 = ignore.
-Everything here is free of gradients: only what a view's single student pass produces has a graph, and it lives for one
-view (architecture.md, "The training step").
+Shapes: B images of this process, H x W pixels of the crop, K classes. Labels are train ids 0..K-1, or 255 = ignore.
+Everything here is free of gradients: only what a view's single student pass produces has a graph, and that graph lives
+for one view.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from udaseg.errors import UserError
-from udaseg.models.segmentor import InferencePass, Output, Segmentor
+from udaseg.models.segmentor import Encoded, FeatureMaps, InferencePass, Segmentor
 
 IGNORE = 255
-Needs = bool | Callable[[Mapping[str, Any]], bool]
-"""Does a part need a target domain? By itself, or with these settings."""
+Product = TypeVar("Product")
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,14 @@ class Batch:
     """Normalised float images (B, 3, H, W) and int64 labels (B, H, W); the target has no labels.
 
     ``target_valid``: (B, H, W), 1 where the target can be trusted, 0 in its unreliable margins; None means everywhere.
-    ``source_translated``: the source crop from a folder of translated images, where a recipe names one.
+    ``extras``: what the loader adds for single components (``Needs.extras``), uint8 (B, 3, H, W), not normalised.
     """
 
     source_image: Tensor
     source_label: Tensor
     target_image: Tensor | None = None
     target_valid: Tensor | None = None
-    source_translated: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def target(self) -> Tensor:
@@ -46,20 +45,20 @@ class Batch:
         return self.target_image
 
 
+class View(NamedTuple):
+    """What the student sees at once: image (B, 3, H, W), label (B, H, W), pixel weight (B, H, W) or None for 1."""
+
+    image: Tensor
+    label: Tensor
+    weight: Tensor | None = None
+
+
 class PseudoLabels(NamedTuple):
     """What the teacher says of the target crop, each (B, H, W): class, its probability 0..1, and weight in the loss."""
 
     label: Tensor
     confidence: Tensor
     weight: Tensor
-
-
-class View(NamedTuple):
-    """What the student looks at once: image (B, 3, H, W), label (B, H, W), pixel weight (B, H, W) or None for 1."""
-
-    image: Tensor
-    label: Tensor
-    weight: Tensor | None = None
 
 
 class Loss(NamedTuple):
@@ -73,40 +72,59 @@ class Loss(NamedTuple):
     present: Tensor | None = None
 
 
-class Term(Protocol):
-    """A loss on one view. Owns its parameters and buffers; ``needs_target`` lets a recipe without target be refused.
+class Normalisation(Protocol):
+    """Normalises images; ``undo`` and ``redo`` go between normalised images and RGB in [0, 1]."""
 
-    Optional: ``reads_predictions`` False (features of the context are enough), ``teacher_passes`` (settings -> passes
-    of the teacher's encoder that it adds to a step), ``twins()`` ((average, student) modules that follow the teacher's
-    rule).
+    def __call__(self, image: Tensor) -> Tensor: ...
+
+    def undo(self, image: Tensor) -> Tensor: ...
+
+    def redo(self, image: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a component's constructor gets: the run that it is built for.
+
+    ``classes``: names in the order of their train ids. ``feature_maps``: of the student at training size.
+    ``synthetic_source``: the source images are rendered. ``crop_margins``: (top, bottom) rows of every target crop in
+    which pseudo-labels do not count.
     """
 
-    @property
-    def needs_target(self) -> Needs: ...
-
-    def __call__(self, view: View, output: Output, iteration: Iteration) -> Loss: ...
-
-
-class ViewBuilder(Protocol):
-    """Makes a view from the batch, without gradient."""
+    classes: tuple[str, ...]
+    normalise: Normalisation
+    feature_maps: FeatureMaps | None = None
+    synthetic_source: bool = True
+    crop_margins: tuple[int, int] = (0, 0)
 
     @property
-    def needs_target(self) -> Needs: ...
-
-    def __call__(self, iteration: Iteration) -> View: ...
-
-
-class PseudoLabelRule(Protocol):
-    """The weighting rule: the teacher's logits on the target -> pseudo-labels with their weights."""
-
-    def __call__(self, logits: Tensor, iteration: Iteration) -> PseudoLabels: ...
+    def maps(self) -> FeatureMaps:
+        """The student's feature maps, for components built to their measure."""
+        assert self.feature_maps is not None
+        return self.feature_maps
 
 
-class Draws:
+class Reduce(Protocol):
+    """Sum or maximum of a detached tensor over all processes; the identity on one."""
+
+    def __call__(self, value: Tensor, operation: str = "sum") -> Tensor: ...
+
+
+def alone(value: Tensor, operation: str = "sum") -> Tensor:
+    """``Reduce`` for a single process."""
+    return value
+
+
+def untimed(phase: str) -> AbstractContextManager[None]:
+    """A phase that nobody times."""
+    return nullcontext()
+
+
+class StepRng:
     """The random numbers of one iteration: a function of (seed, iteration) alone.
 
-    Numbers for single images are drawn for the whole batch over all ranks and then cut, so that a run gives the same
-    numbers on one device and on eight. Nothing is carried from one iteration to the next: resuming is exact.
+    Numbers for single images are drawn for the whole batch over all processes and then cut, so that a run gives the
+    same numbers on one device and on eight. Nothing is carried from one iteration to the next: resuming is exact.
     """
 
     def __init__(self, seed: int, iteration: int, device: torch.device, *, rank: int = 0, world: int = 1) -> None:
@@ -130,87 +148,69 @@ class Draws:
         return drawn[self.rank * images : (self.rank + 1) * images]
 
 
-class Reduce(Protocol):
-    """Sum or maximum of a detached tensor over all ranks; the identity on one."""
+class TeacherNetwork(Protocol):
+    """The teacher, as a step uses it: an inference pass, and the encoder's maps, finest first."""
 
-    def __call__(self, value: Tensor, operation: str = "sum") -> Tensor: ...
+    def infer(self, image: Tensor) -> InferencePass: ...
 
-
-def alone(value: Tensor, operation: str = "sum") -> Tensor:
-    """``Reduce`` for a single process."""
-    return value
-
-
-def untimed(phase: str) -> AbstractContextManager[None]:
-    """A phase that nobody times."""
-    return nullcontext()
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]: ...
 
 
 @dataclass
-class Iteration:
-    """One step's data, random numbers and shared gradient-free products, each computed at most once.
+class StepContext:
+    """One step's data, random numbers and networks; their gradient-free products are computed at most once.
 
-    ``notes``: detached device scalars a part wants in the log. ``phase``: context manager around a named piece of work
-    (profiling, and the word in an out-of-memory message).
+    ``notes``: detached device scalars that a component wants in the log. ``phase``: context manager around a named
+    piece of work (profiling, and the word in an out-of-memory message).
     """
 
-    index: int
+    iteration: int
     batch: Batch
-    draws: Draws
+    rng: StepRng
     segmentor: Segmentor
-    predict_target: Callable[[Tensor], InferencePass] | None = None
-    labeller: PseudoLabelRule | None = None
+    teacher: TeacherNetwork | None = None
+    pseudo_label_rule: Callable[[Tensor, StepContext], PseudoLabels] | None = None
+    pretrained_encoder: nn.Module | None = None
     reduce: Reduce = alone
     world: int = 1
     phase: Callable[[str], AbstractContextManager[None]] = untimed
-    encode_by_teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
-    _reference: tuple[Tensor, Tensor] | None = None
-    _encoded: list[tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
-
-    def reference_features(self, reference: Callable[[Tensor], Sequence[Tensor]], image: Tensor) -> Tensor:
-        """The frozen encoder's last map (B, C, h, w) of ``image`` (the same tensor, not equal numbers), in float32.
-
-        Looked at once, however many terms of a view ask.
-        """
-        if self._reference is None or self._reference[0] is not image:
-            with torch.no_grad():
-                self._reference = image, reference(image)[-1].float()
-        return self._reference[1]
-
-    @cached_property
-    def _target(self) -> tuple[PseudoLabels, Tensor]:
-        """The teacher's only look at the target crop in this step."""
-        assert self.predict_target is not None and self.labeller is not None
-        with self.phase("teacher"), torch.no_grad():
-            look = self.predict_target(self.batch.target)
-            return self.labeller(look.logits, self), look.context.features[-1]
-
-    @cached_property
-    def pseudo_labels(self) -> PseudoLabels:
-        """What the teacher says of the target crop."""
-        return self._target[0]
+    _products: dict[tuple[str, int], tuple[Tensor, object]] = field(default_factory=dict)
 
     @property
-    def target_features(self) -> Tensor:
-        """The teacher's last map (B, C, h, w) of the target's context, from the pass that gave the pseudo-labels."""
-        return self._target[1]
-
-    @cached_property
-    def source_features(self) -> Tensor:
-        """The teacher's last map (B, C, h, w) of the source's context."""
-        return self.teacher_features(self.segmentor.context(self.batch.source_image))[-1]
+    def pseudo_labels(self) -> PseudoLabels:
+        """What the teacher says of the target crop."""
+        return self._labelling[0]
 
     def teacher_features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The teacher's maps of exactly these pixels (an ``Encoded.image``), finest first; at most one pass an image.
+        """The teacher's maps (B, C, h, w) of an image's context; of the target, from the pass that labelled it."""
+        if image is self.batch.target_image:
+            return self._labelling[1].features
+        return self.features("teacher", self.once("context", image, self.segmentor.context))
+
+    def features(self, network: str, image: Tensor) -> tuple[Tensor, ...]:
+        """Maps (B, C, h, w) of exactly these pixels, finest first, by the "teacher" or the "pretrained" encoder.
 
         UserError where there is no teacher because no view looks at the target.
         """
-        if self.encode_by_teacher is None:
-            raise UserError("features of the teacher: the recipe has none, as no view needs a target")
-        for seen, features in self._encoded:
-            if seen is image:
-                return features
+        encode = self.pretrained_encoder if network == "pretrained" else self.teacher and self.teacher.encode
+        if encode is None:
+            raise UserError(f"features of the {network}: the recipe has none, as no view needs a target")
+        with self.phase(network):
+            return self.once(network, image, encode)
+
+    def once(self, network: str, image: Tensor, compute: Callable[[Tensor], Product]) -> Product:
+        """``compute(image)`` without gradient, once in a step for each network and image (the same tensor)."""
+        key = network, id(image)
+        if key not in self._products:
+            with torch.no_grad():
+                self._products[key] = image, compute(image)  # the image is kept, so that its id stays its own
+        return self._products[key][1]  # type: ignore[return-value]
+
+    @cached_property
+    def _labelling(self) -> tuple[PseudoLabels, Encoded]:
+        """The teacher's only pass over the target crop in this step."""
+        assert self.teacher is not None and self.pseudo_label_rule is not None
         with self.phase("teacher"), torch.no_grad():
-            self._encoded.append((image, self.encode_by_teacher(image)))
-        return self._encoded[-1][1]
+            inference = self.teacher.infer(self.batch.target)
+            return self.pseudo_label_rule(inference.logits, self), inference.context

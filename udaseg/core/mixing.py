@@ -1,4 +1,4 @@
-"""ClassMix as DACS and its descendants use it (baselines.md 3.2, 3.3).
+"""ClassMix as DACS and its descendants use it (docs/fidelity.md, "Class mix and colour augmentation").
 
 B images, H x W pixels, K classes; slot K stands for the ignore label, which counts as a class.
 

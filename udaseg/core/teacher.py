@@ -1,4 +1,4 @@
-"""The mean teacher (baselines.md section 4).
+"""The mean teacher (docs/fidelity.md, "Pseudo-labels and teacher").
 
 Traps kept on purpose: the average covers *parameters* only; BatchNorm buffers of the teacher are never copied, they
 follow its own passes over the target. While it labels, the teacher is in train mode, so that BatchNorm uses the
@@ -32,19 +32,19 @@ class Teacher(nn.Module):
         self.train()
 
     @torch.no_grad()
-    def update(self, student: Segmentor, iteration: int, twins: Iterable[tuple[nn.Module, nn.Module]] = ()) -> None:
+    def update(self, student: Segmentor, iteration: int, ema_pairs: Iterable[tuple[nn.Module, nn.Module]] = ()) -> None:
         """Called at the start of iteration t = 0, 1, ..., before any forward pass.
 
-        ``twins``: (average, student) modules of terms that go the same way.
+        ``ema_pairs``: (average, student) modules of terms that follow the same rule.
         """
         rate = min(1.0 - 1.0 / (iteration + 1), self.alpha)
-        for average, followed in ((self.segmentor, student), *twins):
+        for average, followed in ((self.segmentor, student), *ema_pairs):
             parameters: list[Tensor] = list(average.parameters())
             torch._foreach_mul_(parameters, rate)  # not lerp: it rounds otherwise than the public code
             torch._foreach_add_(parameters, list(followed.parameters()), alpha=1.0 - rate)
 
     @torch.no_grad()
-    def predict(self, image: Tensor) -> InferencePass:
+    def infer(self, image: Tensor) -> InferencePass:
         """One pass over the image (B, 3, H, W): logits at its own size, and the features they were made from."""
         return self.segmentor.infer(image)
 

@@ -1,26 +1,35 @@
-"""Which image comes next: uniformly, by Rare Class Sampling, or with foreground and background apart.
+"""Which image comes next: uniformly, or by Rare Class Sampling.
 
-Source: DAFormer, section 3.3 (Rare Class Sampling), with the constants of the public code (baselines 2.5); OMUDA, eq. 3
-to 5 and Table V (`context_aware`, `fixed_ratio`). What differs: a class that occurs but in no image with enough pixels
-is left out of the draw instead of failing when drawn; a class's frequency is its share of the *labelled* pixels, as in
-the public code of Rare Class Sampling (both papers print: of all pixels).
+Source: DAFormer, section 3.3 (Rare Class Sampling), with the constants of the public code (docs/fidelity.md, "Crops and
+sampling"). What differs: a class that occurs but in no image with enough pixels is left out of the draw instead of
+failing when drawn; a class's frequency is its share of the *labelled* pixels, as in the public code (the paper prints:
+of all pixels).
 
 N images, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from abc import abstractmethod
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from udaseg.addons.omuda.foreground import THINGS, is_foreground
+from udaseg.component import Component
 from udaseg.errors import UserError
-from udaseg.ranges import NotNegative, Share, Temperature
+from udaseg.ranges import NotNegative, Temperature
 
 Counts = npt.NDArray[np.int64]
+
+
+class LabelStatistics(NamedTuple):
+    """What a sampler's constructor gets: pixels of each class in each image, (N, K) at native resolution, the names of
+    the classes, and how many pixels make an image count for a class (it needs **more**)."""
+
+    counts: Counts
+    classes: tuple[str, ...]
+    min_pixels: int
 
 
 class Choice(NamedTuple):
@@ -31,35 +40,34 @@ class Choice(NamedTuple):
     min_pixels: float = 0.0
 
 
-class Sampler(Protocol):
-    """`draw` uses only the given generator: the same state gives the same choice."""
+class Sampler(Component):
+    """Chooses labelled images. The constructor gets `LabelStatistics` and, keyword-only, its settings."""
 
-    def draw(self, rng: np.random.Generator) -> Choice: ...
+    def __init__(self, statistics: LabelStatistics) -> None: ...
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """The next image; uses only the given generator: the same state gives the same choice."""
 
 
-class Uniform:
-    """Every image alike, with replacement; `counts` (N,K) gives their number, `min_pixels` is not used."""
+class Uniform(Sampler):
+    """Every image alike, with replacement."""
 
-    def __init__(self, *, counts: Counts, min_pixels: int = 0) -> None:
-        self.images = len(counts)
+    def __init__(self, statistics: LabelStatistics) -> None:
+        self.images = len(statistics.counts)
 
     def draw(self, rng: np.random.Generator) -> Choice:
         return Choice(int(rng.integers(self.images)))
 
 
-class ClassThenImage:
-    """A class by its probability (K,), then one of its images, uniformly."""
+class ClassThenImage(Sampler):
+    """A class by its probability (K,), then one of its images, uniformly; `min_crop_ratio` 0 checks no crop."""
 
-    def __init__(
-        self,
-        probabilities: npt.NDArray[np.floating],
-        images: list[npt.NDArray[np.intp]],
-        min_pixels: int,
-        min_crop_ratio: float,
-    ) -> None:
-        """`images` of each class; ratio 0 checks no crop."""
-        self.probabilities, self.images = probabilities, images
-        self.wanted_pixels, self.checked = min_pixels * min_crop_ratio, min_crop_ratio > 0
+    def set_up(self, statistics: LabelStatistics, probabilities: npt.NDArray[np.floating], min_crop_ratio: float) -> None:
+        """`probabilities` (K,): 0 for every class that no image has enough pixels of."""
+        self.probabilities = probabilities
+        self.images = [np.flatnonzero(column > statistics.min_pixels) for column in statistics.counts.T]
+        self.wanted_pixels, self.checked = statistics.min_pixels * min_crop_ratio, min_crop_ratio > 0
         self._cumulative = np.cumsum(probabilities, dtype=np.float64)
 
     def draw(self, rng: np.random.Generator) -> Choice:
@@ -68,97 +76,33 @@ class ClassThenImage:
         return Choice(image, wanted, self.wanted_pixels) if self.checked else Choice(image)
 
 
-def rare_class(
-    *, counts: Counts, min_pixels: int, temperature: Temperature = 0.01, min_crop_ratio: NotNegative = 0.5
-) -> ClassThenImage:
+class RareClass(ClassThenImage):
     """Draw a class with P(c) = softmax((1 - f_c) / T), then an image that has more than `min_pixels` of it.
 
-    `counts` (N,K) at native resolution; `temperature=inf` draws classes uniformly, ratio 0 checks no crop. Raises
-    UserError for a value out of range and when no image has enough pixels of any class.
-    """
-    if not temperature > 0 or min_crop_ratio < 0:
-        raise UserError(
-            f"rare_class: temperature is {temperature} (must be > 0), min_crop_ratio {min_crop_ratio} (>= 0)."
-        )
-    images, drawable = images_of_classes("rare_class", counts, min_pixels)
-    probabilities = class_probabilities(counts.sum(axis=0), temperature, drawable)
-    return ClassThenImage(probabilities, images, min_pixels, min_crop_ratio)
-
-
-def context_aware(
-    *,
-    counts: Counts,
-    min_pixels: int,
-    names: tuple[str, ...],
-    foreground: tuple[str, ...] = THINGS,
-    foreground_temperature: Temperature = 0.7,
-    background_temperature: Temperature = 1.0,
-    foreground_share: Share = 0.5,
-    min_crop_ratio: NotNegative = 0.5,
-) -> ClassThenImage:
-    """OMUDA: foreground or background, then a class by that group's own softmax((1 - f_c) / T), then an image.
-
-    The paper has two distributions and does not say how they are joined: ``foreground_share`` of the draws are
-    foreground. A group without a class to draw leaves all draws to the other one. Crops are checked as by
-    `rare_class`. ``foreground``: names of classes; those that do not exist here mean nothing. `counts` (N,K) at native
-    resolution, `names` K. UserError when no image has enough pixels of any class.
-    """
-    group = np.array(is_foreground(names, foreground))
-    images, drawable = images_of_classes("context_aware", counts, min_pixels)
-    probabilities = np.zeros(len(names))
-    for inside, temperature, share in (
-        (group, foreground_temperature, foreground_share),
-        (~group, background_temperature, 1 - foreground_share),
-    ):
-        if (inside & drawable).any():
-            within = class_probabilities(counts.sum(axis=0), temperature, inside & drawable)
-            probabilities += (share if (~inside & drawable).any() else 1.0) * within
-    return ClassThenImage(probabilities, images, min_pixels, min_crop_ratio)
-
-
-class FixedRatio:
-    """A fixed share of the draws are images with foreground, all alike; the others are any image (OMUDA, Table V).
-
-    An image has foreground if it holds more than `min_pixels` of a class in ``foreground``. The paper does not define
-    its "fixed sampling ratio".
+    `temperature=inf` draws classes uniformly. UserError when no image has enough pixels of any class.
     """
 
     def __init__(
-        self,
-        *,
-        counts: Counts,
-        min_pixels: int,
-        names: tuple[str, ...],
-        foreground: tuple[str, ...] = THINGS,
-        foreground_share: Share = 0.5,
+        self, statistics: LabelStatistics, *, temperature: Temperature = 0.01, min_crop_ratio: NotNegative = 0.5
     ) -> None:
-        """`counts` (N,K), `names` K. UserError when no image has foreground."""
-        self.images, self.share = len(counts), foreground_share
-        self.foreground = np.flatnonzero((counts[:, is_foreground(names, foreground)] > min_pixels).any(axis=1))
-        if not len(self.foreground):
+        if not temperature > 0 or min_crop_ratio < 0:
             raise UserError(
-                f"fixed_ratio: no image has more than {min_pixels} pixels of a foreground class; lower min_pixels."
+                f"rare_class: temperature is {temperature} (must be > 0), min_crop_ratio {min_crop_ratio} (>= 0)."
             )
-
-    def draw(self, rng: np.random.Generator) -> Choice:
-        """An image, with replacement."""
-        if rng.random() < self.share:
-            return Choice(int(rng.choice(self.foreground)))
-        return Choice(int(rng.integers(self.images)))
+        drawable = drawable_classes("rare_class", statistics)
+        probabilities = class_probabilities(statistics.counts.sum(axis=0), temperature, drawable)
+        self.set_up(statistics, probabilities, min_crop_ratio)
 
 
-def images_of_classes(
-    sampler: str, counts: Counts, min_pixels: int
-) -> tuple[list[npt.NDArray[np.intp]], npt.NDArray[np.bool_]]:
-    """For each class the images with more than `min_pixels` of it, and whether there are any; UserError if nowhere."""
-    images = [np.flatnonzero(column > min_pixels) for column in counts.T]
-    drawable = np.array([len(some) > 0 for some in images])
+def drawable_classes(sampler: str, statistics: LabelStatistics) -> npt.NDArray[np.bool_]:
+    """(K,): has any image more than `min_pixels` of the class? UserError if no class has such an image."""
+    drawable = (statistics.counts > statistics.min_pixels).any(axis=0)
     if not drawable.any():
         raise UserError(
-            f"{sampler}: no image has more than {min_pixels} pixels of any class; "
+            f"{sampler}: no image has more than {statistics.min_pixels} pixels of any class; "
             "lower min_pixels or check the labels with `udaseg prepare`."
         )
-    return images, drawable
+    return drawable
 
 
 def class_probabilities(pixels: Counts, temperature: float, drawable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
@@ -169,9 +113,4 @@ def class_probabilities(pixels: Counts, temperature: float, drawable: npt.NDArra
     return (weights / weights.sum(dtype=np.float32)).astype(np.float32)
 
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "uniform": Uniform,
-    "rare_class": rare_class,
-    "context_aware": context_aware,
-    "fixed_ratio": FixedRatio,
-}
+SAMPLERS = {"uniform": Uniform, "rare_class": RareClass}

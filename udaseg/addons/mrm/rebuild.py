@@ -1,4 +1,4 @@
-"""Masked representation modelling (MRM, Zhou et al.; addons.md section 1) and every ablation of its paper.
+"""Masked representation modelling (MRM, Zhou et al.; eq. 6 and 7 are ``Rebuild.masked``) and every ablation of its paper.
 
 The features of the view's one student pass are masked on a grid, rebuilt from what is left, decoded once more and asked
 for the view's labels, with the view's weights and the segmentor's own coefficients (eq. 4). The domain is the view that
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from udaseg.addons.mrm.rebuilder import Projector, Rebuilder
-from udaseg.core.context import Draws, Iteration, Loss, View
-from udaseg.core.terms.cross_entropy import segmentation_loss
-from udaseg.models.segmentor import Decoded, Encoded, FeatureMaps, Output, Segmentor
-from udaseg.ranges import Share
+from udaseg.plugin import (
+    BuildContext,
+    Decoded,
+    Encoded,
+    FeatureMaps,
+    Loss,
+    Needs,
+    Output,
+    Segmentor,
+    Settings,
+    Share,
+    StepContext,
+    StepRng,
+    Term,
+    View,
+    segmentation_loss,
+)
 
 Mode = Annotated[
     Literal["off", "mask_only", "rebuild"],
@@ -38,7 +51,7 @@ Mode = Annotated[
 Objective = Literal["classification", "feature_teacher", "feature_student", "pixel_regression"]
 
 
-class Rebuild(nn.Module):
+class Rebuild(Term):
     """Loss on what masked features (``position`` latent) or pixels (input) still say.
 
     ``embed_dim``, ``blocks``, ``heads``, ``grid``: the Rebuilder's. ``mode``: ``mask_only`` puts 0 into masked places.
@@ -48,12 +61,10 @@ class Rebuild(nn.Module):
     parameters; ``clip``: largest norm of their gradient.
     """
 
-    needs_target = False
-
     def __init__(
         self,
+        context: BuildContext,
         *,
-        maps: FeatureMaps,
         embed_dim: PositiveInt = 512,
         blocks: PositiveInt = 2,
         heads: PositiveInt = 16,
@@ -70,7 +81,8 @@ class Rebuild(nn.Module):
         learning_rate: PositiveFloat = 2e-4,
         clip: PositiveFloat | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(context)
+        maps = context.maps
         self.off = mode == "off" or position == "none"
         if not self.off and (mode, position) != ("rebuild", "latent") and objective != "classification":
             raise ValueError(f"objective {objective}: only with mode=rebuild and position=latent")
@@ -93,46 +105,46 @@ class Rebuild(nn.Module):
                 maps.channels[-1], projectors=projectors, embed_dim=embed_dim, blocks=blocks, heads=heads, grid=grid
             )
 
-    @staticmethod
-    def more_passes(settings: dict[str, Any]) -> str | None:
-        """Whose further pass these settings cost: student, teacher or nobody's."""
+    @classmethod
+    def needs_with(cls, settings: Settings) -> Needs:
+        """One more pass: of the student over masked pixels, or of the teacher over the mixed image."""
         if settings["mode"] == "off" or settings["position"] == "none":
-            return None
+            return Needs()
         if settings["position"] == "input":
-            return "student"
-        return "teacher" if settings["objective"] == "feature_teacher" else None
+            return Needs(passes={"student": 1})
+        return Needs(passes={"teacher": 1}) if settings["objective"] == "feature_teacher" else Needs()
 
-    def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
+    def forward(self, view: View, output: Output, context: StepContext) -> Loss:
         if self.off:
             return Loss(0 * output.predictions[0].logits.float().mean(), torch.zeros((), device=view.image.device) > 0)
         if self.objective == "classification":
-            return Loss(segmentation_loss(self.second_look(view, output, iteration), view))
+            return Loss(segmentation_loss(self.decode_again(view, output, context), view))
         rebuilt = [branch for branch in output.branches if self.rebuilds(branch, output)]
-        return Loss(torch.stack([self.regression(branch, iteration) for branch in rebuilt]).mean())
+        return Loss(torch.stack([self.regression(branch, context) for branch in rebuilt]).mean())
 
     def rebuilds(self, branch: Encoded, output: Output) -> bool:
         """Is this branch one that ``resolution`` asks for? The only one of a plain segmentor always is."""
         wanted = "context" if branch is output.branches[0] else "detail"
         return len(output.branches) == 1 or self.resolution in ("both", wanted)
 
-    def second_look(self, view: View, output: Output, iteration: Iteration) -> tuple[Decoded, ...]:
-        """What the student says without the masked places."""
-        segmentor = iteration.segmentor
+    def decode_again(self, view: View, output: Output, context: StepContext) -> tuple[Decoded, ...]:
+        """Predictions from masked features (or pixels)."""
+        segmentor = context.segmentor
         with restrained(segmentor, self.train_encoder, self.train_decoder, frozen_bn=self.frozen_bn):
             if self.pixel_token is not None:
-                keep = spread(self.draw(view.image, iteration.draws), view.image)
+                keep = spread(self.draw(view.image, context.rng), view.image)
                 return segmentor(torch.where(keep, view.image, self.pixel_token)).predictions
             branches = tuple(
-                replace(branch, features=self.masked(branch, iteration)) if self.rebuilds(branch, output) else branch
+                replace(branch, features=self.masked(branch, context)) if self.rebuilds(branch, output) else branch
                 for branch in self.detached(output.branches)
             )
-            said = segmentor.decode(branches)
+            predictions = segmentor.decode(branches)
         plain = len(branches) == 1 or self.resolution != "context"
-        return said if plain else tuple(p for p in said if p.box is None)
+        return predictions if plain else tuple(p for p in predictions if p.box is None)
 
-    def masked(self, branch: Encoded, iteration: Iteration) -> tuple[Tensor, ...]:
+    def masked(self, branch: Encoded, context: StepContext) -> tuple[Tensor, ...]:
         """The maps with the places of one mask rebuilt or, without a Rebuilder, 0 (eq. 6, 7)."""
-        keep, features = self.draw(branch.image, iteration.draws), list(branch.features)
+        keep, features = self.draw(branch.image, context.rng), list(branch.features)
         offsets = [features[i].new_zeros(()) for i in self.read]
         if self.rebuilder is not None:
             offsets = self.rebuilder(features[-1], keep, [features[i].shape[-2:] for i in self.read])
@@ -140,11 +152,11 @@ class Rebuild(nn.Module):
             features[i] = torch.where(spread(keep, features[i]), features[i], offset)
         return tuple(features)
 
-    def regression(self, branch: Encoded, iteration: Iteration) -> Tensor:
+    def regression(self, branch: Encoded, context: StepContext) -> Tensor:
         """Error at masked places: the square on normalised pixels of patches, or smooth-L1 on features."""
         assert self.rebuilder is not None
         (branch,) = self.detached((branch,))
-        keep, targets = self.draw(branch.image, iteration.draws), self.targets(branch, iteration)
+        keep, targets = self.draw(branch.image, context.rng), self.targets(branch, context)
         found = self.rebuilder(branch.features[-1], keep, [target.shape[-2:] for target in targets])
         error = F.mse_loss if self.objective == "pixel_regression" else F.smooth_l1_loss
         losses = [
@@ -153,12 +165,12 @@ class Rebuild(nn.Module):
         ]
         return torch.stack(losses).mean()
 
-    def targets(self, branch: Encoded, iteration: Iteration) -> tuple[Tensor, ...]:
+    def targets(self, branch: Encoded, context: StepContext) -> tuple[Tensor, ...]:
         """What is to be rebuilt: patches of pixels, or the maps that the decoder reads; without gradient."""
         if self.objective == "pixel_regression":
             return (patches(branch.image, self.grid, self.patch),)
         teacher = self.objective == "feature_teacher"
-        maps = iteration.teacher_features(branch.image) if teacher else branch.features
+        maps = context.features("teacher", branch.image) if teacher else branch.features
         return tuple(maps[i].detach() for i in self.read)
 
     def detached(self, branches: tuple[Encoded, ...]) -> tuple[Encoded, ...]:
@@ -167,9 +179,9 @@ class Rebuild(nn.Module):
             return branches
         return tuple(replace(branch, features=tuple(x.detach() for x in branch.features)) for branch in branches)
 
-    def draw(self, image: Tensor, draws: Draws) -> Tensor:
+    def draw(self, image: Tensor, rng: StepRng) -> Tensor:
         """(B, 1, g, g) bool, True where kept."""
-        drawn = draws.per_image(image.shape[0], 1, self.grid, self.grid)
+        drawn = rng.per_image(image.shape[0], 1, self.grid, self.grid)
         if self.exact:
             ranks = drawn.flatten(1).argsort(dim=1).argsort(dim=1).view_as(drawn)
             return ranks >= round(self.mask_ratio * self.grid**2)

@@ -1,8 +1,8 @@
 """The Rebuilder: fills masked places of feature maps in from the places that are left (MRM, section 3.3).
 
-Training only: it belongs to a loss term, so it is never exported and has no moving average. Source: addons.md section
-1, steps 1 to 5. The paper does not print: initialisation of the transposed convolutions (PyTorch's own here), what
-happens at ratios that are no power of two (the nearest one, then bilinear).
+Training only: it belongs to a loss term, so it is never exported and has no moving average. What the paper prints, and
+what it leaves open, is in docs/assumptions.md: initialisation of the transposed convolutions (PyTorch's own here), ratios
+that are no power of two (the nearest one, then bilinear).
 
 Shapes: B images, C channels of the last map, D embedding, g x g cells of the grid, N = g g tokens.
 """
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.blocks import resize
+from udaseg.plugin import resize
 
 
 class Rebuilder(nn.Module):

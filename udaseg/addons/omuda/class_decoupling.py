@@ -1,4 +1,4 @@
-"""Class decoupling masking (OMUDA eq. 13-15): cross-entropy averaged class by class, classes weighed by reliability.
+"""Class decoupling masking, CDM (OMUDA eq. 13-15): cross-entropy averaged class by class, classes weighed by reliability.
 
 It needs the student's prediction on the view, which a weighting rule for pseudo-labels never sees; so it is a term that
 takes the place of ``cross_entropy`` on a view, whichever it is. In a mixed image pasted pixels count like all others.
@@ -16,15 +16,24 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from udaseg.core.context import IGNORE, Iteration, Loss, View
-from udaseg.core.terms.cross_entropy import cross_entropy, inside
-from udaseg.models.segmentor import Output, upsample
-from udaseg.ranges import Momentum
+from udaseg.plugin import (
+    IGNORE,
+    BuildContext,
+    Loss,
+    Momentum,
+    Output,
+    StepContext,
+    Term,
+    View,
+    cross_entropy,
+    inside,
+    upsample,
+)
 
 
-class ClassDecoupledCrossEntropy(nn.Module):
+class ClassDecoupledCrossEntropy(Term):
     """Sum over classes k of beta_k / sum(beta) x mean cross-entropy of the pixels labelled k.
 
     agreement_k: share of those pixels that the student predicts as k, too (by its final prediction), a running mean
@@ -32,32 +41,31 @@ class ClassDecoupledCrossEntropy(nn.Module):
     as printed) or agreement. Where all beta are 0 the loss is 0.
     """
 
-    needs_target = False
     total: Tensor
     seen: Tensor
 
     def __init__(
         self,
+        context: BuildContext,
         *,
-        names: tuple[str, ...],
         beta: Literal["disagreement", "agreement"] = "disagreement",
         momentum: Momentum = 0.99,
     ) -> None:
-        super().__init__()
+        super().__init__(context)
         self.reading = beta
         self.momentum = momentum
-        self.register_buffer("total", torch.zeros(len(names)))  # decayed sum of agreements
-        self.register_buffer("seen", torch.zeros(len(names)))  # decayed number of iterations with the class
+        self.register_buffer("total", torch.zeros(len(context.classes)))  # decayed sum of agreements
+        self.register_buffer("seen", torch.zeros(len(context.classes)))  # decayed number of iterations with the class
 
-    def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
+    def forward(self, view: View, output: Output, context: StepContext) -> Loss:
         losses, beta = [], None
         for p in output.predictions:
             label = inside(view.label, p.box)
             logits = upsample(p.logits, label.shape[-2:])
-            pixels = iteration.reduce(class_counts(label, len(self.seen)))
+            pixels = context.reduce(class_counts(label, len(self.seen)))
             if beta is None:
-                beta = self.update(logits.detach(), label, pixels, iteration)
-            share = class_shares(beta, pixels) * iteration.world * label.numel()
+                beta = self.update(logits.detach(), label, pixels, context)
+            share = class_shares(beta, pixels) * context.world * label.numel()
             weight = per_pixel(share, label)
             if view.weight is not None:
                 weight = weight * inside(view.weight, p.box)
@@ -65,10 +73,10 @@ class ClassDecoupledCrossEntropy(nn.Module):
         return Loss(torch.stack(losses).sum())
 
     @torch.no_grad()
-    def update(self, logits: Tensor, label: Tensor, pixels: Tensor, iteration: Iteration) -> Tensor:
+    def update(self, logits: Tensor, label: Tensor, pixels: Tensor, context: StepContext) -> Tensor:
         """Book this iteration's agreement; beta (K,) in 0..1 of the classes with ``pixels``."""
         agreed = torch.where(logits.argmax(dim=1) == label, label, IGNORE)
-        agreement = iteration.reduce(class_counts(agreed, len(pixels))) / pixels.clamp(min=1)
+        agreement = context.reduce(class_counts(agreed, len(pixels))) / pixels.clamp(min=1)
         rate = torch.where(pixels > 0, self.momentum, 1.0)
         self.total.mul_(rate).add_((1 - rate) * agreement)
         self.seen.mul_(rate).add_(1 - rate)

@@ -1,4 +1,4 @@
-"""Feature distillation masking (OMUDA eq. 8-12): how the images of a batch lie to one another, on foreground.
+"""Feature distillation masking, FDM (OMUDA eq. 8-12): how the images of a batch lie to one another, on foreground.
 
 A sample is a whole feature map of a source image, and so is the difference of two of them; the mask M keeps its
 foreground cells (those of the anchor image i, by the ratio rule of DAFormer's feature distance). The frozen ImageNet
@@ -18,57 +18,76 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from udaseg.addons.omuda.foreground import THINGS, is_foreground
-from udaseg.core.context import Iteration, Loss, View
-from udaseg.core.terms.feature_distance import wanted_cells
-from udaseg.models.segmentor import Output
-from udaseg.ranges import Share
+from udaseg.addons.omuda.foreground import THINGS, foreground_mask
+from udaseg.plugin import (
+    BuildContext,
+    Loss,
+    Needs,
+    Output,
+    Plan,
+    Settings,
+    Share,
+    StepContext,
+    Term,
+    View,
+    wanted_cells,
+)
 
 ANGLE_IMAGES = 3  # a batch with fewer has no triplets
 
 
-class RelationalDistillation(nn.Module):
+class RelationalDistillation(Term):
     """L_KD = L_D + L_A between neck and frozen encoder on cells that ``foreground`` classes cover by ``min_ratio``.
 
     ``neck``: the encoder's last map, or the decoder's fused map, for which the decoder runs a second time (and its
-    BatchNorm counts those features twice). ``foreground``: names that do not exist here mean nothing.
+    BatchNorm counts those features twice). ``foreground``: unknown names are skipped.
     """
 
-    needs_target = False
+    needs = Needs(pretrained_encoder=True)
     wanted: Tensor
 
     def __init__(
         self,
+        context: BuildContext,
         *,
-        reference: nn.Module,
-        names: tuple[str, ...],
         foreground: tuple[str, ...] = THINGS,
         min_ratio: Share = 0.75,
         neck: Literal["last", "fused"] = "last",
     ) -> None:
-        super().__init__()
-        self.reference = reference
+        super().__init__(context)
         self.min_ratio = min_ratio
         self.neck = neck
-        self.register_buffer("wanted", torch.tensor([*is_foreground(names, foreground), False]), persistent=False)
+        self.register_buffer("wanted", torch.tensor([*foreground_mask(context.classes, foreground), False]), persistent=False)
 
-    def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
-        context = output.branches[0]
-        target = iteration.reference_features(self.reference, context.image)
-        neck = context.features[-1]
-        if self.neck == "fused":
-            neck = iteration.segmentor.decoder.fused(context.features)  # type: ignore[operator]
+    @classmethod
+    def problems(cls, settings: Settings, plan: Plan) -> list[tuple[str, str]]:
+        if settings["neck"] == "fused" and not plan.decoder.fuses:
+            return [("neck", "the decoder fuses no maps; allowed: last, or a decoder that fuses them as it")]
+        return []
+
+    @classmethod
+    def warnings(cls, settings: Settings, plan: Plan) -> list[str]:
+        if plan.images >= ANGLE_IMAGES:
+            return []
+        lost = "no angles" if plan.images > 1 else "nothing to compare"
+        images = f"{plan.images} image(s) a process"
+        return [f"relational_distillation has {lost} with {images}: train.batch is too small"]
+
+    def forward(self, view: View, output: Output, context: StepContext) -> Loss:
+        branch = output.branches[0]
+        target = context.features("pretrained", branch.image)[-1].float()
+        neck = branch.features[-1] if self.neck == "last" else context.segmentor.decoder.fused(branch.features)
         cells = wanted_cells(view.label, target.shape[-2:], self.wanted, self.min_ratio)
         own = F.interpolate(cells[:, None], neck.shape[-2:])[:, 0]  # nearest
         return Loss(distillation(neck.float(), own, target, cells), cells.any() & (len(cells) > 1))
 
 
-def distillation(student: Tensor, student_mask: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+def distillation(student: Tensor, student_mask: Tensor, pretrained: Tensor, mask: Tensor) -> Tensor:
     """eq. 9, 11, 12: features (B, C, h, w) and masks (B, h, w) in {0, 1} of both sides -> scalar."""
     lengths, angles = relations(student, student_mask)
-    wanted_lengths, wanted_angles = relations(reference, mask)
+    wanted_lengths, wanted_angles = relations(pretrained, mask)
     apart = F.smooth_l1_loss(lengths, wanted_lengths, reduction="sum")
     return apart + F.smooth_l1_loss(angles, wanted_angles, reduction="sum")
 

@@ -11,9 +11,9 @@ THINGS = (
 )  # fmt: skip
 
 
-def is_foreground(names: tuple[str, ...], foreground: tuple[str, ...]) -> list[bool]:
-    """For each class whether it is among ``foreground``, whose other names mean nothing here; ValueError if all do."""
-    found = [name in foreground for name in names]
-    if not any(found):
-        raise ValueError(f"foreground {list(foreground)}: no class is called so; there are {', '.join(names)}")
-    return found
+def foreground_mask(classes: tuple[str, ...], foreground: tuple[str, ...]) -> list[bool]:
+    """Boolean per class: is it foreground? Unknown names are skipped; ValueError if all are unknown."""
+    mask = [name in foreground for name in classes]
+    if not any(mask):
+        raise ValueError(f"foreground {list(foreground)}: no class is called so; there are {', '.join(classes)}")
+    return mask

@@ -1,0 +1,22 @@
+"""T2S-DA (Wang et al.): features of stylised source images are pulled to source prototypes; domain generalisation."""
+
+from __future__ import annotations
+
+from udaseg.addons.t2s.contrast import Contrast
+from udaseg.addons.t2s.engines import FDA, ColorJitter, GaussianBlur, Offline, Stylised, Untranslated
+from udaseg.addons.t2s.reweighting import ReweightedShare
+from udaseg.addons.t2s.styles import Augmentors
+
+COMPONENTS = {
+    "view": {"stylised": Stylised},
+    "term": {"contrast": Contrast},
+    "pseudo_labels": {"reweighted_share": ReweightedShare},
+    "engine": {
+        "fda": FDA,
+        "color_jitter": ColorJitter,
+        "gaussian_blur": GaussianBlur,
+        "offline": Offline,
+        "augmentors": Augmentors,
+        "none": Untranslated,
+    },
+}

@@ -2,8 +2,8 @@
 
 B images, K classes, C channels and h x w cells of the last map, D projected channels, N cells, Q slots for queries, m
 negatives a query. Queries are the student's features of the view the term stands on: on ``stylised`` pseudo-target is
-pulled (the method), on ``source`` or ``target`` it is those (rows of table 7). Keys are the teacher's features; all is
-looked at through the context, so a multi-resolution segmentor needs no special case. Labels and confidence come to the
+pulled (the method), on ``source`` or ``target`` it is those (rows of table 7). Keys are the teacher's features; all
+features are those of the context branch, so a multi-resolution segmentor needs no special case. Labels and confidence come to the
 map's size by nearest sampling; ignored cells are neither queries nor keys.
 
 Choices, the paper being silent: queries are drawn without replacement and go round when a class has fewer cells; the
@@ -14,8 +14,8 @@ those of the batch over all ranks, the percentile of eq. 14 and the negatives th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,27 @@ from udaseg.addons.t2s.pairs import (
     unreliable,
     wanted_queries,
 )
-from udaseg.core.context import Iteration, Loss, PseudoLabels, Reduce, View, alone
-from udaseg.models.blocks import ConvBNReLU
-from udaseg.models.segmentor import FeatureMaps, Output
-from udaseg.ranges import NotNegative, Share
+from udaseg.plugin import (
+    BuildContext,
+    ConvBNReLU,
+    Default,
+    Loss,
+    Needs,
+    NotNegative,
+    Output,
+    PseudoLabels,
+    Reduce,
+    Settings,
+    Share,
+    StepContext,
+    Term,
+    TranslationEngine,
+    View,
+    alone,
+)
 
 
-class Contrast(nn.Module):
+class Contrast(Term):
     """InfoNCE or MSE between the view's features and the class prototypes of ``key``.
 
     ``n``: base number of queries a class; ``query_sampling``: cbqs by the share of the class, ceqs alike. ``m``:
@@ -57,10 +71,8 @@ class Contrast(nn.Module):
 
     def __init__(
         self,
+        context: BuildContext,
         *,
-        maps: FeatureMaps,
-        names: tuple[str, ...],
-        engine: Callable[[Iteration], Tensor],
         key: Literal["source", "stylised", "target"] = "source",
         objective: Literal["infonce", "mse"] = "infonce",
         temperature: PositiveFloat = 0.2,
@@ -74,11 +86,12 @@ class Contrast(nn.Module):
         reduction: Literal["mean", "sum"] = "mean",
         width: PositiveInt = 256,
         kernel: PositiveInt = 3,
+        engine: Annotated[TranslationEngine, Default("fda")],
     ) -> None:
-        super().__init__()
+        super().__init__(context)
         if kernel % 2 == 0:
             raise ValueError(f"kernel {kernel}: an odd number is expected")
-        self.classes = len(names)
+        self.classes = len(context.classes)
         self.engine, self.key = engine, key
         self.temperature = temperature if objective == "infonce" else None
         self.n, self.balanced = n, query_sampling == "cbqs"
@@ -86,99 +99,102 @@ class Contrast(nn.Module):
         self.beta = beta if reweight == "dynamic" else None
         self.sums = reduction == "sum"
         self.projector = nn.Sequential(
-            ConvBNReLU(maps.channels[-1], to=width, kernel=kernel), ConvBNReLU(width, to=width, kernel=kernel)
+            ConvBNReLU(context.maps.channels[-1], to=width, kernel=kernel), ConvBNReLU(width, to=width, kernel=kernel)
         )
-        self.twin = copy.deepcopy(self.projector).requires_grad_(False)
+        self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
-    @staticmethod
-    def needs_target(settings: Mapping[str, Any]) -> bool:
-        """False with all of: key source, no target among the negatives, no re-weighting (domain generalisation)."""
+    @classmethod
+    def needs_with(cls, settings: Settings) -> Needs:
+        """No target with all of: key source, no target among the negatives, no re-weighting (domain generalisation).
+
+        The target's features come from the pass that labels it, all others from one more of the teacher.
+        """
         negatives = settings["objective"] == "infonce" and settings["negative_sampling"] != "source"
-        return settings["key"] == "target" or negatives or settings["reweight"] == "dynamic"
+        target = settings["key"] == "target" or negatives or settings["reweight"] == "dynamic"
+        return Needs(target=target, passes={} if settings["key"] == "target" else {"teacher": 1})
 
-    @staticmethod
-    def teacher_passes(settings: Mapping[str, Any]) -> int:
-        """The target's features come from the pass that labels it."""
-        return int(settings.get("key") != "target")
+    @classmethod
+    def unused(cls, settings: Settings) -> frozenset[str]:
+        return frozenset() if settings["key"] == "stylised" else frozenset({"engine"})
 
-    def twins(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        yield self.twin, self.projector
+    def ema_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        yield self.teacher_projector, self.projector
 
-    def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
+    def forward(self, view: View, output: Output, context: StepContext) -> Loss:
         queries = cells(self.projector(output.branches[0].features[-1]), view.label)
         with torch.no_grad():
-            keys, target = self.keys(iteration), self.target_cells(iteration)
+            keys, target = self.keys(context), self.target_cells(context)
         with torch.autocast(queries.features.device.type, enabled=False):
-            return self.pull(queries, keys, target, iteration)
+            return self.pull(queries, keys, target, context)
 
-    def keys(self, iteration: Iteration) -> Cells:
+    def keys(self, context: StepContext) -> Cells:
         """The teacher's projected features of the key's domain."""
-        batch = iteration.batch
-        if self.key == "source":
-            return cells(self.twin(iteration.source_features), batch.source_label)
         if self.key == "target":
-            return cells(self.twin(iteration.target_features), iteration.pseudo_labels.label)
-        pixels = iteration.segmentor.context(self.engine(iteration))
-        return cells(self.twin(iteration.teacher_features(pixels)[-1]), batch.source_label)
+            return self.project(context, context.batch.target, context.pseudo_labels.label)
+        image = context.batch.source_image if self.key == "source" else self.engine(context)
+        return self.project(context, image, context.batch.source_label)
 
-    def target_cells(self, iteration: Iteration) -> Cells | None:
+    def target_cells(self, context: StepContext) -> Cells | None:
         """The teacher's projected features of the target, if negatives are among them."""
         if self.temperature is None or self.negative_sampling == "source":
             return None
-        return cells(self.twin(iteration.target_features), iteration.pseudo_labels.label)
+        return self.project(context, context.batch.target, context.pseudo_labels.label)
 
-    def pull(self, queries: Cells, keys: Cells, target: Cells | None, iteration: Iteration) -> Loss:
+    def project(self, context: StepContext, image: Tensor, label: Tensor) -> Cells:
+        return cells(self.teacher_projector(context.teacher_features(image)[-1]), label)
+
+    def pull(self, queries: Cells, keys: Cells, target: Cells | None, context: StepContext) -> Loss:
         """Eq. 5: (1 / K) sum over classes of weight x mean (or sum) of the pair losses."""
-        reduce = iteration.reduce
+        reduce = context.reduce
         own = class_counts(queries.label, self.classes)
         everywhere = reduce(own)
         wanted = wanted_queries(everywhere, self.n, self.balanced)
         here = ceil_share(wanted * own, everywhere)  # this rank's, by its share of the cells
         chosen = slots(here, self.classes * (self.n + 1))
         positive, known = prototypes(keys, self.classes, reduce)
-        losses = self.pair_losses(queries, positive, chosen, keys, target, iteration)
+        losses = self.pair_losses(queries, positive, chosen, keys, target, context)
         mean = torch.zeros_like(known).index_add(0, chosen.row, losses * chosen.used) / here.clamp(min=1)
-        share = iteration.world * own / everywhere.clamp(min=1)
-        scale = self.class_weights(iteration) * known * share * (wanted if self.sums else 1)
+        share = context.world * own / everywhere.clamp(min=1)
+        scale = self.class_weights(context) * known * share * (wanted if self.sums else 1)
         return Loss((scale * mean).sum() / self.classes, (known * everywhere).sum() > 0)
 
     def pair_losses(
-        self, queries: Cells, positive: Tensor, chosen: Slots, keys: Cells, target: Cells | None, iteration: Iteration
+        self, queries: Cells, positive: Tensor, chosen: Slots, keys: Cells, target: Cells | None, context: StepContext
     ) -> Tensor:
         """(Q,) eq. 4 or the squared distance of each query and its class's prototype."""
         belongs = one_hot(queries.label, self.classes)
-        pool = members(belongs, iteration.draws.per_image(belongs.shape[1]))
+        pool = members(belongs, context.rng.per_image(belongs.shape[1]))
         features = F.normalize(queries.features, dim=1)
         query = features[pick(pool, chosen.row, chosen.number[:, None])[:, 0]]
         if self.temperature is None:
             return (query - positive[chosen.row]).square().sum(dim=1)
         with torch.no_grad():
-            against, negative, valid = self.negatives(chosen, keys, target, iteration)
+            against, negative, valid = self.negatives(chosen, keys, target, context)
         return info_nce(query, positive[chosen.row], against, negative, valid, self.temperature)
 
     def negatives(
-        self, chosen: Slots, keys: Cells, target: Cells | None, iteration: Iteration
+        self, chosen: Slots, keys: Cells, target: Cells | None, context: StepContext
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised features (M, D) to draw from, the cells drawn (Q, m), and whether there were any (Q,)."""
         features, label, doubtful = keys.features, None, None
         if target is not None:
             features, label = torch.cat([features, target.features]), target.label
-            confidence = nearest(iteration.pseudo_labels.confidence, iteration.target_features.shape[-2:])
+            confidence = nearest(context.pseudo_labels.confidence, context.teacher_features(context.batch.target)[-1].shape[-2:])
             doubtful = unreliable(confidence, self.alpha)
         found = negative_pools(keys.label, label, doubtful, self.classes, self.negative_sampling == "denps")
-        pools = [members(pool, iteration.draws.per_image(pool.shape[1])) for pool in found]
+        pools = [members(pool, context.rng.per_image(pool.shape[1])) for pool in found]
         drawn = []
         for pool, number in zip(pools, split(self.m, len(pools)), strict=True):
-            start = iteration.draws.per_image(len(chosen.row)) * pool.size[chosen.row]
+            start = context.rng.per_image(len(chosen.row)) * pool.size[chosen.row]
             position = start.long()[:, None] + torch.arange(number, device=start.device)
             drawn.append(pick(pool, chosen.row, position))
         return F.normalize(features, dim=1), torch.cat(drawn, dim=1), pools[0].size[chosen.row] > 0
 
-    def class_weights(self, iteration: Iteration) -> Tensor:
+    def class_weights(self, context: StepContext) -> Tensor:
         """(K,) with sum 1: eq. 17, or all alike."""
         if self.beta is None:
-            return torch.full((self.classes,), 1 / self.classes, device=iteration.batch.source_label.device)
-        return dynamic_weights(iteration.pseudo_labels, self.classes, self.beta, iteration.reduce)
+            return torch.full((self.classes,), 1 / self.classes, device=context.batch.source_label.device)
+        return dynamic_weights(context.pseudo_labels, self.classes, self.beta, context.reduce)
 
 
 def prototypes(keys: Cells, classes: int, reduce: Reduce = alone) -> tuple[Tensor, Tensor]:

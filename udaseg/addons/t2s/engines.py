@@ -1,110 +1,158 @@
-"""Translation engines: source images in another domain's look, with their own labels (T2S-DA section 3.2, table 11).
+"""Source images in another domain's style, with their own labels: the pseudo-target (T2S-DA section 3.2, table 11).
 
-B images, H x W pixels of the crop. FDA works on the step's own crops, image i of the source with image i of the target:
-the paper takes a 1024 x 512 crop of both and cuts the training crop out of the result afterwards, which would need a
-second, larger crop from the loader [choice]. ``beta`` is a share of the side, so the frequencies that are swapped stay
-the same in cycles a pixel along the shorter side. Source and translated image are the same pixels in either order.
+``Stylised`` is the view, an engine makes its image. B images, H x W pixels of the crop. FDA works on the step's own
+crops, image i of the source with image i of the target: the paper takes a 1024 x 512 crop of both and cuts the training
+crop out of the result afterwards, which would need a second, larger crop from the loader [choice]. ``beta`` is a share
+of the side, so the frequencies that are swapped stay the same in cycles a pixel along the shorter side. Source and
+translated image are the same pixels in either order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from udaseg.addons.t2s.styles import Augmentors
-from udaseg.core.augment import SIGMA, Normalisation, colour_jitter, draw_jitter, gaussian_blur, swap_amplitude
-from udaseg.core.context import Iteration
-from udaseg.ranges import NotNegative, Share
+from udaseg.plugin import (
+    SIGMA,
+    TARGET,
+    BuildContext,
+    Default,
+    Needs,
+    NotNegative,
+    Settings,
+    Share,
+    SourceCrop,
+    StepContext,
+    TranslationEngine,
+    UserError,
+    View,
+    ViewBuilder,
+    colour_jitter,
+    draw_jitter,
+    gaussian_blur,
+    read_image,
+    resize_image,
+)
 
 
-class Engine(Protocol):
-    """A step -> its source crop (B, 3, H, W), translated; normalised."""
+class Stylised(ViewBuilder):
+    """The source crop in another style, with its own label."""
 
-    needs_target: bool
+    def __init__(self, context: BuildContext, *, engine: Annotated[TranslationEngine, Default("fda")]) -> None:
+        self.engine = engine
 
-    def __call__(self, iteration: Iteration) -> Tensor: ...
+    def __call__(self, context: StepContext) -> View:
+        return View(self.engine(context), context.batch.source_label)
 
 
-class FDA:
+class FDA(TranslationEngine):
     """Fourier domain adaptation (Yang and Soatto, CVPR 2020): the target's amplitude at low frequencies.
 
     ``beta``: half-width of the swapped window as a share of the shorter side, 0.01 to 0.15 in FDA's own experiments.
     """
 
-    needs_target = True
+    needs = TARGET
 
-    def __init__(self, *, normalise: Normalisation, beta: Share = 0.01) -> None:
-        self.normalise = normalise
+    def __init__(self, context: BuildContext, *, beta: Share = 0.01) -> None:
+        self.normalise = context.normalise
         self.beta = beta
 
-    def __call__(self, iteration: Iteration) -> Tensor:
-        source, target = (self.normalise.undo(i) for i in (iteration.batch.source_image, iteration.batch.target))
+    def __call__(self, context: StepContext) -> Tensor:
+        source, target = (self.normalise.undo(i) for i in (context.batch.source_image, context.batch.target))
         return self.normalise.redo(swap_amplitude(source, target, self.beta).clamp(0, 1))
 
 
-class ColorJitter:
+class ColorJitter(TranslationEngine):
     """Brightness, contrast, saturation and hue of every image by factors of strength ``jitter`` [choice], always."""
 
-    needs_target = False
-
-    def __init__(self, *, normalise: Normalisation, jitter: NotNegative = 0.5) -> None:
-        self.normalise = normalise
+    def __init__(self, context: BuildContext, *, jitter: NotNegative = 0.5) -> None:
+        self.normalise = context.normalise
         self.jitter = jitter
 
-    def __call__(self, iteration: Iteration) -> Tensor:
-        image = self.normalise.undo(iteration.batch.source_image)
-        order, factors = draw_jitter(iteration.draws, image.shape[0], self.jitter)
+    def __call__(self, context: StepContext) -> Tensor:
+        image = self.normalise.undo(context.batch.source_image)
+        order, factors = draw_jitter(context.rng, image.shape[0], self.jitter)
         return self.normalise.redo(colour_jitter(image, order, factors))
 
 
-class GaussianBlur:
+class GaussianBlur(TranslationEngine):
     """Every image blurred with a sigma of its own, drawn from that of the mixed view [choice]."""
 
-    needs_target = False
-
-    def __call__(self, iteration: Iteration) -> Tensor:
-        image = iteration.batch.source_image
-        drawn = iteration.draws.per_image(image.shape[0])
+    def __call__(self, context: StepContext) -> Tensor:
+        image = context.batch.source_image
+        drawn = context.rng.per_image(image.shape[0])
         return gaussian_blur(image, SIGMA[0] + (SIGMA[1] - SIGMA[0]) * drawn)
 
 
-class Offline:
+class Offline(TranslationEngine):
     """Images translated before the training, by CyCADA and the like: files in ``folder`` with the source's names.
 
-    The loader reads them and cuts the same crop (``data.dataset``); they may have any size.
+    The loader reads them and cuts the same crop; they may have any size.
     """
 
-    needs_target = False
+    def __init__(self, context: BuildContext, *, folder: str) -> None:
+        self.normalise = context.normalise
+        self.extra = str(Path(folder).expanduser())
 
-    def __init__(self, *, folder: str) -> None:
+    @classmethod
+    def needs_with(cls, settings: Settings) -> Needs:
+        folder = Path(settings["folder"]).expanduser()
+        return Needs(extras={str(folder): TranslatedImages(folder)})
+
+    def __call__(self, context: StepContext) -> Tensor:
+        source = context.batch.source_image
+        return torch.empty_like(source).copy_(self.normalise(context.batch.extras[self.extra]))  # its memory format
+
+
+class TranslatedImages:
+    """What the loader adds for ``Offline``: the source crop's box of the image with the same name in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, iteration: Iteration) -> Tensor:
-        assert iteration.batch.source_translated is not None
-        return iteration.batch.source_translated
+    def missing(self, images: Sequence[Path]) -> str | None:
+        lacking = [image for image in images if self.find(image) is None]
+        if not lacking:
+            return None
+        return f"{len(lacking)} of {len(images)} images have no translation; {self.nowhere(lacking[0])}"
+
+    def __call__(self, crop: SourceCrop) -> npt.NDArray[np.uint8]:
+        path = self.find(crop.image)
+        if path is None:
+            raise UserError(self.nowhere(crop.image))
+        return resize_image(read_image(path), crop.size, crop.box)
+
+    def find(self, image: Path) -> Path | None:
+        """Under the same path below the folder, or the same name in it."""
+        return next((path for path in (self.folder / image, self.folder / image.name) if path.is_file()), None)
+
+    def nowhere(self, image: Path) -> str:
+        places = f"neither {self.folder / image} nor {self.folder / image.name}"
+        return f"no translated image of {image} in {self.folder}: {places}"
 
 
-class Untranslated:
+class Untranslated(TranslationEngine):
     """The source as it is."""
 
-    needs_target = False
-
-    def __call__(self, iteration: Iteration) -> Tensor:
-        return iteration.batch.source_image
+    def __call__(self, context: StepContext) -> Tensor:
+        return context.batch.source_image
 
 
-ENGINES: dict[str, type[Engine]] = {
-    "fda": FDA,
-    "color_jitter": ColorJitter,
-    "gaussian_blur": GaussianBlur,
-    "offline": Offline,
-    "augmentors": Augmentors,
-    "none": Untranslated,
-}
-
-
-def engine_needs_target(settings: Mapping[str, Any]) -> bool:
-    """Of an engine as recipes name it, {kind, settings...}; False for one there is not, which is refused elsewhere."""
-    return settings["kind"] in ENGINES and ENGINES[settings["kind"]].needs_target
+def swap_amplitude(source: Tensor, style: Tensor, beta: float) -> Tensor:
+    """T2S-DA eq. 6-8 for (B, C, H, W): phase of ``source``, amplitude of ``style`` where both frequencies are at most
+    floor(beta * min(H, W)), of ``source`` elsewhere. Half spectra are enough: images are real and the window symmetric.
+    """
+    height, width = source.shape[-2:]
+    widest = int(beta * min(height, width))
+    spectrum, other = torch.fft.rfft2(source.float()), torch.fft.rfft2(style.float())
+    row = torch.arange(height, device=source.device)
+    low = torch.minimum(row, height - row)[:, None] <= widest
+    low = low & (torch.arange(width // 2 + 1, device=source.device) <= widest)
+    swapped = torch.polar(other.abs(), spectrum.angle())
+    return torch.fft.irfft2(torch.where(low, swapped, spectrum), s=(height, width))

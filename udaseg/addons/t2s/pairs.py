@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.core.context import IGNORE
+from udaseg.plugin import IGNORE
 
 
 class Cells(NamedTuple):

@@ -1,4 +1,4 @@
-"""Two public stylisation networks, for looks B and C of domain generalisation (``uda.augmentors``).
+"""Two public stylisation networks, for styles B and C of domain generalisation (``styles``).
 
 B: style augmentation (Jackson et al., CVPR workshops 2019): a transformer network whose instance norms are steered by a
 style vector of 100 numbers, drawn from the normal distribution that comes with its weights. C: adaptive instance
@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.errors import UserError
-from udaseg.models.weights import read_tensors
-from udaseg.models.weights_file import restore
+from udaseg.plugin import UserError, read_tensors, restore
 
 STYLE = 100  # numbers in a style vector
 

@@ -1,11 +1,11 @@
-"""Random looks for domain generalisation (T2S-DA section 4.2): each image gets one of five augmentors.
+"""Random styles for domain generalisation (T2S-DA section 4.2): each image gets one of five augmentors.
 
-A: FDA towards a style image. B, C: stylisation networks with public weights (``models.styling``). D: weather and light
+A: FDA towards a style image. B, C: stylisation networks with public weights (``style_networks``). D: weather and light
 (fog, snow, rain, contrast, brightness; the strengths are ours [choice]). E: a cartoon (edge-preserving smoothing, dark
 edges). A, D and E are tensor code that needs nothing; without style images, A makes smooth random colours of its own.
 
 B images, H x W pixels, RGB in [0, 1]. Every function gets one image (1, 3, H, W), uniform numbers (1, 4) and uniform
-noise (1, 3, H, W), all of the iteration's draws.
+noise (1, 3, H, W), all of the step's own.
 """
 
 from __future__ import annotations
@@ -14,79 +14,94 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.addons.t2s.engines import swap_amplitude
 from udaseg.addons.t2s.style_networks import STYLE, adain, style_network
-from udaseg.core.augment import Normalisation, swap_amplitude
-from udaseg.core.context import Iteration
-from udaseg.ranges import Share
+from udaseg.plugin import (
+    BuildContext,
+    Share,
+    StepContext,
+    TranslationEngine,
+    UserError,
+    list_images,
+    read_image,
+    resize_image,
+)
 
-Look = Callable[[Tensor, Tensor, Tensor], Tensor]
+Style = Callable[[Tensor, Tensor, Tensor], Tensor]
 GREY = (0.299, 0.587, 0.114)
 
 
-class Augmentors:
+class Augmentors(TranslationEngine):
     """``use``: which augmentors. ``styles``: a folder of style images for A and C. ``weights``: a folder with
     checkpoint_transformer.pth and checkpoint_embeddings.pth for B, vgg_normalised.pth and decoder.pth for C. ``beta``:
     of FDA."""
 
-    needs_target = False
-
     def __init__(
         self,
+        context: BuildContext,
         *,
-        normalise: Normalisation,
-        pictures: Callable[[str], Tensor],
         use: tuple[Literal["A", "B", "C", "D", "E"], ...] = ("A", "D", "E"),
         styles: str | None = None,
         weights: str | None = None,
         beta: Share = 0.01,
     ) -> None:
-        self.normalise = normalise
+        self.normalise = context.normalise
         self.beta = beta
         if not use:
             raise ValueError("use: at least one of A, B, C, D, E is expected")
         for name, setting, key in (("B", weights, "weights"), ("C", weights, "weights"), ("C", styles, "styles")):
             if name in use and setting is None:
                 raise ValueError(f"use: {name} needs a folder `{key}`")
-        self.styles = pictures(styles) if styles is not None and {"A", "C"} & set(use) else None
+        self.pictures = style_images(styles) if styles is not None and {"A", "C"} & set(use) else None
         folder = Path(weights or "").expanduser()
         self.network = style_network(folder) if "B" in use else None
         self.adain = adain(folder) if "C" in use else None
-        own: dict[str, tuple[Look, ...]] = {"A": (self.fda,), "B": (self.network_look,), "C": (self.adain_look,)}
-        self.looks = [(own | {"D": WEATHER, "E": (cartoon,)})[name] for name in use]
+        own: dict[str, tuple[Style, ...]] = {"A": (self.fda,), "B": (self.by_network,), "C": (self.by_adain,)}
+        self.styles = [(own | {"D": WEATHER, "E": (cartoon,)})[name] for name in use]
 
-    def __call__(self, iteration: Iteration) -> Tensor:
-        image, draws = self.normalise.undo(iteration.batch.source_image), iteration.draws
-        numbers, noise = draws.per_image(len(image), 4), draws.per_image(*image.shape)
+    def __call__(self, context: StepContext) -> Tensor:
+        image, rng = self.normalise.undo(context.batch.source_image), context.rng
+        numbers, noise = rng.per_image(len(image), 4), rng.per_image(*image.shape)
         done = []
-        for i, (name, kind) in enumerate(draws.choices(len(image), 2)):
-            looks = self.looks[int(name * len(self.looks))]
-            look = looks[int(kind * len(looks))]
-            done.append(look(image[i : i + 1], numbers[i : i + 1], noise[i : i + 1]))
+        for i, (name, kind) in enumerate(rng.choices(len(image), 2)):
+            styles = self.styles[int(name * len(self.styles))]
+            style = styles[int(kind * len(styles))]
+            done.append(style(image[i : i + 1], numbers[i : i + 1], noise[i : i + 1]))
         return self.normalise.redo(torch.cat(done).clamp(0, 1))
 
     def fda(self, image: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
-        style = random_colours(noise) if self.styles is None else self.style(image, numbers)
+        style = random_colours(noise) if self.pictures is None else self.picture(image, numbers)
         return swap_amplitude(image, style, self.beta)
 
-    def network_look(self, image: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
+    def by_network(self, image: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
         assert self.network is not None
         drawn = torch.special.ndtri(noise[:, 0].flatten(1)[:, :STYLE].clamp(1e-6, 1 - 1e-6))
         return self.network.to(image.device)(image, drawn)
 
-    def adain_look(self, image: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
+    def by_adain(self, image: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
         assert self.adain is not None
-        return self.adain.to(image.device)(image, self.style(image, numbers))
+        return self.adain.to(image.device)(image, self.picture(image, numbers))
 
-    def style(self, image: Tensor, numbers: Tensor) -> Tensor:
+    def picture(self, image: Tensor, numbers: Tensor) -> Tensor:
         """A random style image at the image's size."""
-        assert self.styles is not None
-        self.styles = self.styles.to(image.device)
-        chosen = (numbers[:, 3] * len(self.styles)).long().clamp(max=len(self.styles) - 1)
-        return F.interpolate(self.styles[chosen].float() / 255, image.shape[-2:], mode="bilinear")
+        assert self.pictures is not None
+        self.pictures = self.pictures.to(image.device)
+        chosen = (numbers[:, 3] * len(self.pictures)).long().clamp(max=len(self.pictures) - 1)
+        return F.interpolate(self.pictures[chosen].float() / 255, image.shape[-2:], mode="bilinear")
+
+
+def style_images(folder: str) -> Tensor:
+    """Style images: the first 256 of a folder, squeezed into (n, 3, 256, 256) uint8."""
+    paths = sorted(list_images(Path(folder).expanduser()))[:256]
+    if not paths:
+        raise UserError(f"no images in {folder}; `styles` is a folder of style images (PNG or JPEG)")
+    images = np.stack([resize_image(read_image(path), (256, 256)) for path in paths])
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def random_colours(noise: Tensor) -> Tensor:
@@ -173,4 +188,4 @@ def value(numbers: Tensor, place: int) -> Tensor:
     return numbers[:, place, None, None, None]
 
 
-WEATHER: tuple[Look, ...] = (fog, snow, rain, contrast, brightness)
+WEATHER: tuple[Style, ...] = (fog, snow, rain, contrast, brightness)

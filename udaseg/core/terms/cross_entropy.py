@@ -1,4 +1,4 @@
-"""Cross-entropy as the DACS family computes it (baselines.md 5.1).
+"""Cross-entropy as the DACS family computes it (docs/fidelity.md, "Losses").
 
 B images, K classes, H x W pixels. Kept on purpose: logits are up-sampled to the label first, and the mean runs over
 *all* pixels, ignored ones included (they count as 0).
@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from udaseg.core.context import IGNORE, Iteration, Loss, View
+from udaseg.core.base import Term
+from udaseg.core.context import IGNORE, Loss, StepContext, View
 from udaseg.models.segmentor import Box, Decoded, Output, upsample
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Term):
     """Pixel-weighted cross-entropy of a view, summed over the segmentor's predictions with their coefficients."""
 
-    needs_target = False
-
-    def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
+    def forward(self, view: View, output: Output, context: StepContext) -> Loss:
         return Loss(segmentation_loss(output.predictions, view))
 
 

@@ -1,4 +1,4 @@
-"""Feature distance to the frozen ImageNet encoder (DAFormer eq. 8-11; baselines.md 5.2).
+"""Feature distance to the frozen ImageNet encoder (DAFormer eq. 8-11; docs/fidelity.md, "Losses").
 
 B images, K classes, C channels, h x w cells of the last feature map. The student's features are those of the view's one
 pass; the frozen encoder looks at exactly the pixels that pass saw, so a multi-resolution segmentor needs no special
@@ -10,44 +10,41 @@ logs NaN).
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from udaseg.core.context import IGNORE, Iteration, Loss, View
+from udaseg.component import Needs
+from udaseg.core.base import Term
+from udaseg.core.context import IGNORE, BuildContext, Loss, StepContext, View
 from udaseg.models.segmentor import Output
 from udaseg.ranges import Share
 
 
-class FeatureDistance(nn.Module):
+class FeatureDistance(Term):
     """Mean L2 distance over the cells in which a class of ``class_names`` covers at least ``min_ratio``.
 
     ``class_names`` None: all cells (the variant without a class list).
     """
 
-    needs_target = False
+    needs = Needs(pretrained_encoder=True)
     wanted: Tensor
 
     def __init__(
-        self,
-        *,
-        reference: nn.Module,
-        names: tuple[str, ...],
-        class_names: tuple[str, ...] | None = None,
-        min_ratio: Share = 0.75,
+        self, context: BuildContext, *, class_names: tuple[str, ...] | None = None, min_ratio: Share = 0.75
     ) -> None:
-        super().__init__()
+        super().__init__(context)
+        names = context.classes
         if class_names and not set(class_names) & set(names):
             raise ValueError(f"class_names {list(class_names)}: no class is called so; there are {', '.join(names)}")
-        self.reference = reference
         self.min_ratio = min_ratio
         wanted = [class_names is None or name in class_names for name in names]
         self.register_buffer("wanted", torch.tensor([*wanted, class_names is None]), persistent=False)
 
-    def forward(self, view: View, output: Output, iteration: Iteration) -> Loss:
-        context = output.branches[0]
-        target = iteration.reference_features(self.reference, context.image)
-        cells = wanted_cells(view.label, target.shape[-2:], self.wanted, self.min_ratio)
-        distance = distance_map(context.features[-1].float(), target)
-        count = iteration.reduce(cells.sum()) / iteration.world
+    def forward(self, view: View, output: Output, context: StepContext) -> Loss:
+        branch = output.branches[0]
+        pretrained = context.features("pretrained", branch.image)[-1].float()
+        cells = wanted_cells(view.label, pretrained.shape[-2:], self.wanted, self.min_ratio)
+        distance = distance_map(branch.features[-1].float(), pretrained)
+        count = context.reduce(cells.sum()) / context.world
         return Loss((distance * cells).sum() / count.clamp(min=1), count > 0)
 
 
@@ -60,9 +57,9 @@ def wanted_cells(label: Tensor, size: torch.Size, wanted: Tensor, min_ratio: flo
     return wanted[torch.where(classes == IGNORE, len(wanted) - 1, classes)].float()
 
 
-def distance_map(student: Tensor, reference: Tensor) -> Tensor:
+def distance_map(student: Tensor, pretrained: Tensor) -> Tensor:
     """L2 norm over channels, (B, h, w); the gradient at distance 0 is 0, not NaN."""
-    return torch.linalg.vector_norm(student - reference, dim=1)
+    return torch.linalg.vector_norm(student - pretrained, dim=1)
 
 
 def downscale_label(label: Tensor, factor: int, classes: int, min_ratio: float) -> Tensor:

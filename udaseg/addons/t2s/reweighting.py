@@ -1,0 +1,26 @@
+"""Dynamic class weights on the pseudo-labels themselves, T2S-DA's Table 9 (eq. 17)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from udaseg.addons.t2s.contrast import dynamic_weights
+from udaseg.plugin import TARGET, BuildContext, ConfidenceShare, NotNegative, PseudoLabelRule, PseudoLabels, Share, StepContext
+
+
+class ReweightedShare(PseudoLabelRule):
+    """``ConfidenceShare`` times T2S-DA's dynamic class weights (eq. 17, exponent ``beta``) of the pseudo-labels.
+
+    Times the number of classes, so that the mean class weight is 1 [choice]. Table 9 tells against it.
+    """
+
+    needs = TARGET
+
+    def __init__(self, context: BuildContext, *, threshold: Share = 0.968, beta: NotNegative = 0.5) -> None:
+        self.share = ConfidenceShare(context, threshold=threshold)
+        self.beta = beta
+
+    def __call__(self, logits: Tensor, context: StepContext) -> PseudoLabels:
+        pseudo, classes = self.share(logits, context), logits.shape[1]
+        weights = classes * dynamic_weights(pseudo, classes, self.beta, context.reduce)
+        return pseudo._replace(weight=pseudo.weight * weights[pseudo.label])

@@ -1,0 +1,110 @@
+"""Components: everything a recipe can name, and what each of them declares.
+
+A component is a class. Its constructor follows one rule: **positional parameters are supplied by the program,
+keyword-only parameters are the settings of a recipe**; their types and defaults are the schema. A setting that is a
+component itself is annotated ``Annotated[Masker, Default("blocks")]``; the constructor gets the object.
+
+What a component needs is known before it is built, so that a recipe can be refused, priced and prepared for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Settings = Mapping[str, Any]
+"""A component's settings, complete and checked; components among them as {kind, settings...}."""
+
+
+class Default(NamedTuple):
+    """The component that a setting names when a recipe says nothing."""
+
+    kind: str
+
+
+class SourceCrop(NamedTuple):
+    """What the loader takes of one source image: its path below the root, the size (w, h) it counts as, and the box."""
+
+    image: Path
+    size: tuple[int, int]
+    box: Any  # data.transforms.Box
+
+
+class SampleExtra(Protocol):
+    """One more image that the loader adds to every source sample, for one component."""
+
+    def missing(self, images: Sequence[Path]) -> str | None:
+        """What is not there for these source images, and what to do; None if all is there."""
+        ...
+
+    def __call__(self, crop: SourceCrop) -> npt.NDArray[np.uint8]:
+        """The crop's pixels (h, w, 3) uint8 RGB, not flipped, not padded: the loader does as with the source."""
+        ...
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a component asks of a run.
+
+    ``target``: a target domain, hence a teacher that labels it. ``pretrained_encoder``: the frozen encoder.
+    ``passes``: network ("student", "teacher") -> further encoder passes in a step. ``extras``: name in
+    ``Batch.extras`` -> what the loader adds.
+    """
+
+    target: bool = False
+    pretrained_encoder: bool = False
+    passes: Mapping[str, int] = field(default_factory=dict)
+    extras: Mapping[str, SampleExtra] = field(default_factory=dict)
+
+    def __or__(self, other: Needs) -> Needs:
+        """Both: passes add up."""
+        networks = dict.fromkeys([*self.passes, *other.passes])
+        return Needs(
+            target=self.target or other.target,
+            pretrained_encoder=self.pretrained_encoder or other.pretrained_encoder,
+            passes={name: self.passes.get(name, 0) + other.passes.get(name, 0) for name in networks},
+            extras={**self.extras, **other.extras},
+        )
+
+    @property
+    def teacher(self) -> bool:
+        """Is there a teacher at all?"""
+        return self.target or self.passes.get("teacher", 0) > 0
+
+
+class Plan(NamedTuple):
+    """What is known of a run before anything is built: its decoder's class, images of a domain in a process's step."""
+
+    decoder: Any
+    images: int
+
+
+class Component:
+    """Base of everything that a recipe can name."""
+
+    needs: ClassVar[Needs] = Needs()
+
+    @classmethod
+    def needs_with(cls, settings: Settings) -> Needs:
+        """``needs``, for a component whose needs depend on its settings."""
+        return cls.needs
+
+    @classmethod
+    def unused(cls, settings: Settings) -> frozenset[str]:
+        """Settings that name a component which these settings leave idle, so that it needs nothing."""
+        return frozenset()
+
+    @classmethod
+    def problems(cls, settings: Settings, plan: Plan) -> list[tuple[str, str]]:
+        """(setting, message) of what no setting shows by itself; the recipe is refused."""
+        return []
+
+    @classmethod
+    def warnings(cls, settings: Settings, plan: Plan) -> list[str]:
+        """What is allowed but probably not meant."""
+        return []
