@@ -59,7 +59,7 @@ class RelationalDistillation(nn.Module):
         target = iteration.reference_features(self.reference, context.image)
         neck = context.features[-1]
         if self.neck == "fused":
-            neck = iteration.segmentor.decoder.fused(context.features)  # type: ignore[operator]
+            neck = iteration.segmentor.decoder.fused(context.features)
         cells = wanted_cells(view.label, target.shape[-2:], self.wanted, self.min_ratio)
         own = F.interpolate(cells[:, None], neck.shape[-2:])[:, 0]  # nearest
         return Loss(distillation(neck.float(), own, target, cells), cells.any() & (len(cells) > 1))
