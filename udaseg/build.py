@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,9 +99,9 @@ def inconsistencies(recipe: Recipe) -> list[Problem]:
 
 def neck_problems(recipe: Recipe) -> list[Problem]:
     """A term that asks for the fused map of a decoder that has none."""
-    if hasattr(DECODERS[recipe.model.decoder["kind"]], "fused"):
+    if DECODERS[recipe.model.decoder["kind"]].fuses:
         return []
-    having = ", ".join(name for name, part in DECODERS.items() if hasattr(part, "fused"))
+    having = ", ".join(name for name, part in DECODERS.items() if part.fuses)
     return [
         Problem(("views", view, "terms", term, "neck"), f"the decoder fuses no maps; allowed: last, or {having} as it")
         for view, stage in recipe.views.items()
@@ -243,7 +243,7 @@ def segmentor(
     head = make("decoder", decoder, **shape)
     if wrapper is None:
         return Segmentor(body, head)
-    attention = make("decoder", {**decoder, **getattr(DECODERS[decoder["kind"]], "as_attention", {})}, **shape)
+    attention = make("decoder", {**decoder, **DECODERS[decoder["kind"]].attention_settings}, **shape)
     return make("wrapper", wrapper, encoder=body, decoder=head, attention=attention, crop=crop)
 
 
@@ -331,14 +331,9 @@ def load_weights(path: Path) -> tuple[Segmentor, weights_file.WeightsMetadata]:
     return module, metadata
 
 
-def encoder_of(module: Segmentor) -> Encoder:
-    """Its encoder, as one."""
-    return cast(Encoder, module.encoder)
-
-
 def normalisation(module: Segmentor) -> Normalise:
     """What the images of its encoder are normalised with."""
-    return Normalise(encoder_of(module).mean, encoder_of(module).std)
+    return Normalise(module.encoder.mean, module.encoder.std)
 
 
 def metadata(recipe: Recipe, classes: ClassSet, module: Segmentor) -> weights_file.WeightsMetadata:
@@ -348,8 +343,8 @@ def metadata(recipe: Recipe, classes: ClassSet, module: Segmentor) -> weights_fi
         decoder=recipe.model.decoder,
         classes=classes.names,
         palette=classes.palette,
-        mean=encoder_of(module).mean,
-        std=encoder_of(module).std,
+        mean=module.encoder.mean,
+        std=module.encoder.std,
         size=scaled(validation, recipe.data.scale),
         recipe=recipe.name,
         benchmark=recipe.benchmark,
@@ -465,7 +460,7 @@ def training(loaded: Loaded) -> Built:
     precision = choose_precision(recipe.train.precision, device)
     set_up(device, precision, recipe.runtime.threads)
     student, reference, stamp = beginning(recipe)
-    pairs = training_pairs(recipe, encoder_of(student).multiple)
+    pairs = training_pairs(recipe, student.encoder.multiple)
     normalise = normalisation(student).to(device)
     learner, teacher = models(recipe, student, reference, device, ranks, normalise)
     optimiser = adamw(parameter_groups(learner, **recipe.optimiser.model_dump(exclude={"warmup", "power", "minimum"})))
@@ -514,7 +509,7 @@ def beginning(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]
     """
     torch.manual_seed(recipe.seed)
     student = segmentor_of(recipe)
-    refuse_small_crop(recipe, encoder_of(student))
+    refuse_small_crop(recipe, student.encoder)
     stamp: dict[str, Any] = {"encoder_weights": None, "start": None}
     if (path := encoder_weights(recipe)) is not None:
         report = load_encoder(student.encoder, path, name=recipe.model.encoder["kind"])

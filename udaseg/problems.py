@@ -6,9 +6,11 @@ import difflib
 import inspect
 import typing
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from typing_extensions import LiteralString
 
 KeyPath = tuple[str, ...]
 MAP = "a map of keys is expected"
@@ -33,7 +35,7 @@ def explain(error: ValidationError, schema: type[BaseModel], path: KeyPath = ())
         if detail["type"] == OWN:
             message = detail["msg"]
         elif detail["type"] == "extra_forbidden":
-            allowed = detail.get("ctx", {}).get("allowed") or fields_at(schema, where[:-1])
+            allowed = fields_at(schema, where[:-1])
             message = f"unknown key {where[-1]!r}; {suggest(where[-1], allowed)}"
         elif detail["type"] == "missing":
             message = "is missing and has no default"
@@ -43,3 +45,53 @@ def explain(error: ValidationError, schema: type[BaseModel], path: KeyPath = ())
             message = f"{detail['input']!r} is not allowed: {lower_first(detail['msg'])}"
         problems.append(Problem(path + where, message))
     return problems
+
+
+def checked(schema: type[BaseModel], value: object) -> BaseModel:
+    """``value`` as the schema, for use inside another schema's validator: errors carry their final message."""
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        lines = [
+            InitErrorDetails(type=PydanticCustomError(OWN, literal(problem.message)), loc=problem.path, input=None)
+            for problem in explain(error, schema)
+        ]
+        raise ValidationError.from_exception_data(schema.__name__, lines) from None
+
+
+def refuse(message: str) -> PydanticCustomError:
+    """What a validator raises with a message of its own."""
+    return PydanticCustomError(OWN, literal(message))
+
+
+def literal(message: str) -> LiteralString:
+    return message  # type: ignore[return-value]
+
+
+def fields_at(schema: type[BaseModel], path: KeyPath) -> list[str]:
+    """The keys allowed at a path inside a (nested) model."""
+    model: Any = schema
+    in_many = False
+    for step in path:
+        if in_many:  # the key of a map of models, or the place in a list of them
+            in_many = False
+            continue
+        annotation = model.model_fields[step].annotation if step in model.model_fields else None
+        in_many = typing.get_origin(annotation) in (dict, list)
+        options = [annotation, *typing.get_args(annotation)]
+        model = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """'did you mean x? allowed: ...', the end of every message about a wrong name."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name, names, 1, cutoff=0.5)
+    listing = f"allowed: {', '.join(names)}" if names else "nothing is allowed here"
+    return f"did you mean {close[0]!r}? {listing}" if close else listing
+
+
+def lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from udaseg.models.blocks import DropPath
 from udaseg.models.mit import Attention, MixTransformer
+from udaseg.models.multires import WRAPPERS
 from udaseg.models.resnet import ResNet
-from udaseg.models.segmentor import Segmentor
+from udaseg.models.segmentor import Decoder, Encoder, Segmentor
 from udaseg.models.weights import load_encoder
 from udaseg.models.zoo import DECODERS, ENCODERS
 
 CLASSES = 5
 # One of each family, with as few blocks as show every kind; the rest of the zoo differs in numbers only.
-SMALL: dict[str, Callable[..., nn.Module]] = {
+SMALL: dict[str, Callable[..., Encoder]] = {
     "mit": partial(ENCODERS["mit_b0"], depths=(1, 1, 1, 2)),
     "resnet": partial(ENCODERS["resnet50"], depths=(1, 1, 2, 2)),
     "resnet_plain": partial(ENCODERS["resnet50"], depths=(1, 1, 2, 2), stem="plain"),
@@ -57,7 +58,7 @@ def test_pair(encoder: str, decoder: str) -> None:
     output = model(image)
     logits = output.predictions[0].logits
     coarse = decoder in ("linear", "deeplabv2")
-    stride = model.encoder.strides[-1 if coarse else 0]  # type: ignore[index]
+    stride = model.encoder.strides[-1 if coarse else 0]
     assert logits.shape == (2, CLASSES, 32 // stride, 64 // stride)
     logits.square().mean().backward()
     bare = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -84,14 +85,55 @@ def test_encoders_have_the_shapes_they_claim(name: str) -> None:
     assert encoder.no_weight_decay() <= dict(encoder.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("table", [ENCODERS, DECODERS])
-def test_options_are_keyword_only_and_have_defaults(table: dict[str, type]) -> None:
-    given = {"channels", "strides", "classes"}
+@pytest.mark.parametrize(
+    ("table", "supplied"),
+    [
+        (ENCODERS, ()),
+        (DECODERS, ("channels", "strides", "classes")),
+        (WRAPPERS, ("encoder", "decoder", "attention", "crop")),
+    ],
+)
+def test_settings_are_keyword_only_and_have_defaults(table: dict[str, type], supplied: tuple[str, ...]) -> None:
+    """Positional parameters are what the program supplies."""
     for name, row in table.items():
-        for option in inspect.signature(row).parameters.values():
-            assert option.kind is option.KEYWORD_ONLY, (name, option)
-            assert option.name in given or option.default is not option.empty, (name, option)
-            assert option.annotation is not option.empty, (name, option)
+        parameters = inspect.signature(row).parameters.values()
+        assert tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD) == supplied, name
+        for setting in (p for p in parameters if p.name not in supplied):
+            assert setting.kind is setting.KEYWORD_ONLY, (name, setting)
+            assert setting.default is not setting.empty, (name, setting)
+            assert setting.annotation is not setting.empty, (name, setting)
+
+
+class OneMap(Decoder):
+    """The least a decoder may be."""
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Conv2d(channels[0], classes, 1)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        return self.classifier(features[0])
+
+
+def test_what_a_component_does_not_declare_has_a_default() -> None:
+    body = SMALL["tiny"]()
+    decoder = OneMap(body.channels, body.strides, CLASSES)
+    assert Segmentor(body, decoder).feature_maps((64, 64)).read == (0, 1, 2, 3)
+    assert not decoder.fuses and not decoder.attention_settings
+    with pytest.raises(NotImplementedError, match="OneMap has no fused map"):
+        decoder.fused(body(picture()))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_decoder_reads_only_the_maps_it_declares(decoder: str) -> None:
+    """Other maps may hold anything; the map that ``fused`` returns is the one that is classified."""
+    model = build("tiny", decoder).eval()
+    features = model.encoder(picture())
+    read = model.feature_maps((32, 64)).read
+    other = tuple(x if i in read else torch.full_like(x, torch.nan) for i, x in enumerate(features))
+    assert torch.equal(model.decoder(other), model.decoder(features))
+    if model.decoder.fuses:
+        assert torch.equal(model.decoder.classifier(model.decoder.fused(features)), model.decoder(features))
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), [("mit", "daformer"), ("resnet", "deeplabv3plus"), ("tiny", "fpn")])
@@ -131,7 +173,7 @@ def test_mit_takes_any_size() -> None:
 
 
 def test_layer_norm_eps() -> None:
-    """1e-6 in the blocks and after a stage, 1e-5 after a patch embedding and in the attention (baselines.md 6.1)."""
+    """1e-6 in the blocks and after a stage, 1e-5 after a patch embedding and in the attention."""
     encoder = ENCODERS["mit_b0"]()
     norms = {name: m.eps for name, m in encoder.named_modules() if isinstance(m, nn.LayerNorm)}
     assert len(norms) == 8 * 2 + 4 + 4 + 6

@@ -83,7 +83,8 @@ class Table:
     def make(self, name: str, settings: Mapping[str, Any], **supplied: Any) -> Any:
         """The object; of the supplied values it gets those its constructor asks for. Its ValueError is the user's."""
         part = self.rows[name]
-        wanted = {key: value for key, value in supplied.items() if key in keyword_parameters(part)}
+        parameters = inspect.signature(part).parameters
+        wanted = {key: value for key, value in supplied.items() if key in parameters}
         given = dict(settings)
         for key in self.inner.keys() & given.keys():
             inner = dict(given[key])

@@ -9,13 +9,12 @@ term's own parameters follow the head unless the term has a ``learning_rate``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from udaseg.core.step import Learner
-from udaseg.models.segmentor import Encoder
 
 
 def parameter_groups(
@@ -39,7 +38,7 @@ def parameter_groups(
 
 def trained(learner: Learner, base: float, head: float) -> list[tuple[str, nn.Parameter, float]]:
     """(group, parameter, learning rate) of everything that has a gradient."""
-    encoder = cast(Encoder, learner.segmentor.encoder)
+    encoder = learner.segmentor.encoder
     exempt = encoder.no_weight_decay()
     found: list[tuple[str, nn.Parameter, float]] = []
     for name, parameter in learner.segmentor.named_parameters():

@@ -1,22 +1,22 @@
 """The DAFormer head: context-aware fusion of all encoder levels by a separable ASPP (Hoyer et al., CVPR 2022).
 
-Source: baselines.md section 6.2. ``fusion="sep_aspp"`` is the published head; the two others are rows of its decoder
-study, and ``"conv1"`` is also what HRDA uses as its scale attention. Same function and parameters as the public code.
-
-The trap: levels are concatenated finest first, and the embeddings keep PyTorch's default initialisation.
+``fusion="sep_aspp"`` is the published head; the two others are rows of the paper's decoder study, and ``"conv1"`` is
+also HRDA's scale attention. Same function and parameters as the public code (docs/fidelity.md, "Models"): levels are
+concatenated finest first, and the embeddings keep PyTorch's default initialisation.
 
 Shapes: B images, C_i channels of level i, D = width, K classes. h x w is the first map (stride 4 in MiT).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from udaseg.models.blocks import ASPP, ConvBNReLU, classifier, resize
+from udaseg.models.segmentor import FusingDecoder
 
 Fusion = Literal["sep_aspp", "aspp", "conv1"]
 
@@ -38,17 +38,17 @@ class Embed(nn.Module):
         return torch.cat(levels, dim=1)
 
 
-class DAFormerHead(nn.Module):
+class DAFormerHead(FusingDecoder):
     """Encoder maps -> logits (B, K, h, w) at the first map's stride."""
 
-    as_attention: ClassVar[dict[str, str]] = {"fusion": "conv1"}  # its settings as HRDA's scale attention
+    attention_settings: ClassVar[Mapping[str, Any]] = {"fusion": "conv1"}
 
     def __init__(
         self,
-        *,
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         classes: int,
+        *,
         width: int = 256,
         fusion: Fusion = "sep_aspp",
         dilations: tuple[int, ...] = (1, 6, 12, 18),
@@ -67,9 +67,6 @@ class DAFormerHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(width, classes=classes)
 
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.classifier(self.dropout(self.fused(features)))
-
     def fused(self, features: tuple[Tensor, ...]) -> Tensor:
-        """What is classified: (B, D, h, w)."""
+        """(B, D, h, w)."""
         return self.fuse(self.embed(features))

@@ -1,8 +1,8 @@
 """DeepLab-V2 and DeepLab-V3+ heads (Chen et al., TPAMI 2018 and ECCV 2018).
 
-Source: baselines.md sections 6.5 and 6.7. Every published UDA row "DeepLab-V2" has only the dilations 6 and 12; the
-paper's four are ``dilations=(6, 12, 18, 24)``. DeepLab-V3+ is used without norms in those rows, hence ``norm=False``;
-the usual variant with BatchNorm is ``norm=True``.
+Every published UDA row "DeepLab-V2" has only the dilations 6 and 12; the four of the paper are
+``dilations=(6, 12, 18, 24)``. DeepLab-V3+ is used without norms in those rows, hence ``norm=False``; the usual variant
+with BatchNorm is ``norm=True`` (docs/fidelity.md, "Models").
 
 Shapes: B images, C channels, K classes. h x w is the map the logits live on: the last for V2, the first for V3+.
 """
@@ -10,27 +10,27 @@ Shapes: B images, C channels, K classes. h x w is the map the logits live on: th
 from __future__ import annotations
 
 import functools
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from udaseg.models.blocks import ASPP, ConvBNReLU, SeparableConv, classifier, resize
+from udaseg.models.segmentor import Decoder, FusingDecoder
 
-CONTEXT_STRIDE = 8  # V3+ looks at context at this stride; a coarser last map is upsampled to it
+CONTEXT_STRIDE = 8  # of V3+'s ASPP; a coarser last map is upsampled to it
 
 
-class DeepLabV2Head(nn.Module):
+class DeepLabV2Head(Decoder):
     """Parallel dilated 3x3 classifiers on the last map, summed. No norm, no dropout."""
 
-    reads: ClassVar[tuple[int, ...]] = (-1,)
+    reads = (-1,)
 
     def __init__(
         self,
-        *,
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         classes: int,
+        *,
         dilations: tuple[int, ...] = (6, 12),
     ) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class DeepLabV2Head(nn.Module):
         return functools.reduce(torch.add, (branch(features[-1]) for branch in self.branches))
 
 
-class DeepLabV3PlusHead(nn.Module):
+class DeepLabV3PlusHead(FusingDecoder):
     """Context from the last map, upsampled and refined with detail from the first -> logits (B, K, h, w)."""
 
-    reads: ClassVar[tuple[int, ...]] = (0, -1)
+    reads = (0, -1)
 
     def __init__(
         self,
-        *,
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         classes: int,
+        *,
         width: int = 512,
         detail_width: int = 48,
         dilations: tuple[int, ...] = (1, 12, 24, 36),
@@ -69,11 +69,8 @@ class DeepLabV3PlusHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(width, classes=classes)
 
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.classifier(self.dropout(self.fused(features)))
-
     def fused(self, features: tuple[Tensor, ...]) -> Tensor:
-        """What is classified: (B, width, h, w)."""
+        """(B, width, h, w)."""
         last, first = features[-1], features[0]
         context = self.context(resize(last, [self.scale * side for side in last.shape[-2:]]))
         context = resize(context, first.shape[-2:])

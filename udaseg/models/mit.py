@@ -129,13 +129,13 @@ class Stage(nn.Module):
         return to_map(self.norm(tokens), size)
 
 
-class MixTransformer(nn.Module, Encoder):
+class MixTransformer(Encoder):
     """Image (B, 3, H, W) -> maps at strides 4, 8, 16, 32.
 
     ``drop_path``: rate of the last block; it grows linearly from 0 in the first, over the blocks of all stages.
     """
 
-    strides: tuple[int, ...] = (4, 8, 16, 32)
+    strides = (4, 8, 16, 32)
 
     def __init__(self, *, widths: tuple[int, ...], depths: tuple[int, ...], drop_path: float = 0.1) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""HRDA: a segmentor at two resolutions (Hoyer et al., ECCV 2022; baselines.md 5.3, 6.8, 10.1).
+"""HRDA: a segmentor at two resolutions (Hoyer et al., ECCV 2022; docs/fidelity.md, "HRDA").
 
 The *context* branch sees the whole crop at half its resolution, the *detail* branch a part of it in full. Both share
 encoder and decoder. A second decoder on the context features, the scale attention, says for each class and place
@@ -17,15 +17,24 @@ Shapes: B images, K classes, H x W pixels of the crop, h x w of the detail box, 
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from udaseg.models.segmentor import Box, Decoded, Encoded, Encoder, FeatureMaps, InferencePass, Segmentor, upsample
+from udaseg.models.segmentor import (
+    Box,
+    Decoded,
+    Decoder,
+    Encoded,
+    Encoder,
+    FeatureMaps,
+    InferencePass,
+    Wrapper,
+    upsample,
+)
 from udaseg.models.windows import crop, grid, slide
 from udaseg.ranges import Share
 
@@ -34,7 +43,7 @@ CELL = 32  # pixels of the coarsest maps' cells
 EVALUATION_TILES = 6  # detail windows at once in eval mode, unless window_batch says otherwise
 
 
-class HRDA(Segmentor):
+class HRDA(Wrapper):
     """Two branches (context, detail), two predictions (fused, detail).
 
     ``attention``: a decoder with K outputs, for the context features. ``crop``: (height, width) of a training crop.
@@ -46,27 +55,25 @@ class HRDA(Segmentor):
 
     def __init__(
         self,
-        *,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        attention: nn.Module,
+        encoder: Encoder,
+        decoder: Decoder,
+        attention: Decoder,
         crop: tuple[int, int],
+        *,
         detail: Share = 0.5,
         detail_weight: Share = 0.1,
         window_batch: PositiveInt | None = None,
     ) -> None:
-        super().__init__(encoder, decoder)
-        self.attention = attention
+        super().__init__(encoder, decoder, attention, crop)
         self.window = (_cells(detail * crop[0]), _cells(detail * crop[1]))
         self.detail_weight = detail_weight
         self.window_batch = window_batch
         self.joint = not any(isinstance(module, _BatchNorm) for module in encoder.modules())
         maps = super().feature_maps(crop)
-        multiple = cast(Encoder, encoder).multiple
-        cell = math.lcm(maps.strides[maps.read[0]], multiple)  # of sides that maps cover exactly
+        cell = math.lcm(maps.strides[maps.read[0]], encoder.multiple)  # of sides that maps cover exactly
         if CELL % cell:
             raise ValueError(
-                f"it needs an encoder that takes multiples of a power of two up to {CELL}, not of {multiple}"
+                f"it needs an encoder that takes multiples of a power of two up to {CELL}, not of {encoder.multiple}"
             )
         if any(side % (2 * cell) for side in crop):
             raise ValueError(f"the training crop is {crop[0]} x {crop[1]}, not in multiples of {2 * cell}")
@@ -164,4 +171,4 @@ def _cells(side: float) -> int:
     return max(int(side) // CELL * CELL, CELL)
 
 
-WRAPPERS: dict[str, type[Segmentor]] = {"hrda": HRDA}
+WRAPPERS: dict[str, type[Wrapper]] = {"hrda": HRDA}

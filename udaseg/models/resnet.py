@@ -44,11 +44,14 @@ class Bottleneck(nn.Module):
         return F.relu(residual + self.shortcut(x), inplace=True)
 
 
-class ResNet(nn.Module, Encoder):
-    """Image (B, 3, H, W) -> maps at strides 4, 8, 8, 8. ``depths``: (3, 4, 6, 3) is R50, (3, 4, 23, 3) R101."""
+class ResNet(Encoder):
+    """Image (B, 3, H, W) -> maps at strides 4, 8, 8, 8. ``depths``: (3, 4, 6, 3) is R50, (3, 4, 23, 3) R101.
 
-    channels: tuple[int, ...] = (256, 512, 1024, 2048)
-    strides: tuple[int, ...] = (4, 8, 8, 8)
+    All parameters have weight decay, BatchNorms too, as in the published ResNet baselines.
+    """
+
+    channels = (256, 512, 1024, 2048)
+    strides = (4, 8, 8, 8)
 
     def __init__(self, *, depths: tuple[int, ...], stem: Stem = "deep") -> None:
         super().__init__()
@@ -62,10 +65,6 @@ class ResNet(nn.Module, Encoder):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return each_stage(self.pool(self.stem(image)), self.stages)
-
-    def no_weight_decay(self) -> set[str]:
-        """Nothing: the ResNet baselines decay their BatchNorms too (section 7.1)."""
-        return set()
 
 
 def _stem(kind: Stem) -> nn.Module:

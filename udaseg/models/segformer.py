@@ -1,31 +1,29 @@
 """The SegFormer MLP head (Xie et al., NeurIPS 2021), and the plainest head there is.
 
-Source: baselines.md section 6.3. As in the DAFormer code base levels are concatenated finest first; SegFormer's own
-code does it coarsest first, so the fusion weights of its released segmentors do not fit. The ``conv_seg`` of public
-checkpoints, which nothing uses, does not exist here.
+As in the DAFormer code base levels are concatenated finest first; SegFormer's own code does it coarsest first, so the
+fusion weights of its released segmentors do not fit. The unused ``conv_seg`` of public checkpoints does not exist here.
 
 Shapes: B images, C_i channels of level i, D = width, K classes. h x w is the first map (stride 4 in MiT).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from udaseg.models.blocks import ConvBNReLU, classifier
 from udaseg.models.daformer import Embed
+from udaseg.models.segmentor import Decoder, FusingDecoder
 
 
-class SegFormerHead(nn.Module):
+class SegFormerHead(FusingDecoder):
     """Encoder maps -> logits (B, K, h, w) at the first map's stride."""
 
     def __init__(
         self,
-        *,
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         classes: int,
+        *,
         width: int = 768,
         dropout: float = 0.1,
     ) -> None:
@@ -35,20 +33,17 @@ class SegFormerHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, classes, 1)  # PyTorch's default initialisation, as in the public head
 
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.classifier(self.dropout(self.fused(features)))
-
     def fused(self, features: tuple[Tensor, ...]) -> Tensor:
-        """What is classified: (B, D, h, w)."""
+        """(B, D, h, w)."""
         return self.fuse(self.embed(features))
 
 
-class LinearHead(nn.Module):
+class LinearHead(Decoder):
     """One 1x1 convolution on the last map -> logits (B, K, h, w) at its stride."""
 
-    reads: ClassVar[tuple[int, ...]] = (-1,)
+    reads = (-1,)
 
-    def __init__(self, *, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.classifier = classifier(channels[-1], classes=classes)
 

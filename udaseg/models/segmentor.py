@@ -1,18 +1,20 @@
 """The contract between models and everything that uses them.
 
-Shapes: B images, 3 colour channels, H x W pixels of the view, K classes, C channels and h x w cells of a feature map.
+A segmentor turns an image into *branches* (encoder passes with their feature maps) and branches into *predictions*. A
+plain network has one branch and one prediction. HRDA has two of each: context first, then detail. So loss terms need
+not know the network: a cross-entropy is a loop over predictions, a feature distance reads the first branch.
 
-A segmentor turns an image into *branches* (what the encoder saw and made of it) and branches into *predictions*. A
-plain network has one branch and one prediction. HRDA has two of each: context first, then detail. Loss terms therefore
-never ask which network they look at: a cross-entropy is a loop over predictions, a feature distance reads the first
-branch.
+A new network derives from ``Encoder``, ``Decoder`` or ``Wrapper``. The positional parameters of its constructor are
+supplied by the program; its keyword-only parameters, their types and defaults are the settings a recipe may give.
+
+Shapes: B images, 3 colour channels, H x W pixels of the view, K classes, C channels and h x w cells of a feature map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +39,7 @@ class Encoded:
     """One encoder pass: its feature maps and the exact pixels that went in.
 
     ``features``: one (B, C_i, h_i, w_i) map a stage, finest first. ``image``: (B, 3, h, w), normalised; smaller than
-    the view when the branch looks at a crop or a reduced copy. ``box``: the part of the view it shows, None for all of
-    it.
+    the view if the branch reads a crop or a reduced copy. ``box``: its part of the view, None for all of it.
     """
 
     features: tuple[Tensor, ...]
@@ -64,10 +65,10 @@ class Output:
 
 
 class FeatureMaps(NamedTuple):
-    """The feature maps of a branch at training size, for parts that are built to their measure.
+    """The feature maps of a branch at training size, for components whose shape depends on them.
 
     ``image``: (height, width) of the pixels that go into the encoder. ``channels`` and ``strides`` of every map, finest
-    first. ``read``: indices of the maps that the decoder looks at.
+    first. ``read``: indices of the maps that the decoder reads.
     """
 
     image: tuple[int, int]
@@ -83,32 +84,66 @@ class InferencePass(NamedTuple):
     context: Encoded
 
 
-class Encoder(Protocol):
-    """Any backbone: image (B, 3, H, W) -> one map a stage, finest first. Encoders inherit what is the same for most."""
+class Encoder(nn.Module):
+    """Base class of backbones: image (B, 3, H, W), normalised -> one map (B, C_i, h_i, w_i) a stage, finest first.
 
-    channels: tuple[int, ...]  # of each map
-    strides: tuple[int, ...]  # of each map, in input pixels
+    Constructor: settings only. ``channels`` and ``strides`` (in input pixels) of the maps must be set.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
     multiple: int = 1  # sides of training crops are rounded down to multiples of it; any image is accepted
     mean: tuple[float, float, float] = IMAGENET_MEAN  # how images are normalised, 0-255 scale
     std: tuple[float, float, float] = IMAGENET_STD
 
-    def no_weight_decay(self) -> set[str]: ...
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are trained without weight decay."""
+        return set()
 
     def learning_rate_scale(self, name: str) -> float | None:
         """Factor on the base learning rate of a parameter or buffer; None: not pretrained, it has the head's rate."""
         return 1.0
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, ...]: ...
+
+class Decoder(nn.Module):
+    """Base class of heads: the encoder's maps -> logits (B, K, h, w), not up-sampled.
+
+    Constructor: ``(channels, strides, classes, *, settings)`` with channels and strides of the encoder's maps.
+    """
+
+    reads: ClassVar[tuple[int, ...] | None] = None
+    """Indices of the maps it reads, negative ones from the end; None: all of them."""
+    fuses: ClassVar[bool] = False
+    """Does it combine the maps into a single one before the classifier, as ``fused`` returns it?"""
+    attention_settings: ClassVar[Mapping[str, Any]] = {}
+    """Its settings where they differ when it predicts the scale attention of a wrapper."""
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        raise NotImplementedError
+
+    def fused(self, features: tuple[Tensor, ...]) -> Tensor:
+        """The single map (B, C, h, w) that is classified. NotImplementedError if the decoder has none."""
+        raise NotImplementedError(f"{type(self).__name__} has no fused map (its `fuses` is False)")
+
+
+class FusingDecoder(Decoder):
+    """A decoder that classifies one fused map. Subclasses write ``fused`` and set the two modules behind it."""
+
+    fuses = True
+    dropout: nn.Module
+    classifier: nn.Module
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        return self.classifier(self.dropout(self.fused(features)))
 
 
 class Segmentor(nn.Module):
-    """Encoder and decoder; one branch, one prediction.
+    """Encoder and decoder; one branch, one prediction."""
 
-    ``decoder``: the encoder's maps -> logits (B, K, h, w), not up-sampled. One that looks at some of the maps only has
-    ``reads``, their indices; one that fuses them to a single map has ``fused``.
-    """
-
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -118,7 +153,7 @@ class Segmentor(nn.Module):
         return (Encoded(tuple(self.encoder(image)), image),)
 
     def decode(self, branches: tuple[Encoded, ...]) -> tuple[Decoded, ...]:
-        """Branches (as encoded, or with features that a term has rebuilt) -> predictions."""
+        """Branches (as encoded, or with features that a term has replaced) -> predictions."""
         return (Decoded(self.decoder(branches[0].features)),)
 
     def forward(self, image: Tensor, *, context_only: bool = False) -> Output:
@@ -130,27 +165,40 @@ class Segmentor(nn.Module):
         return Output(branches, self.decode(branches))
 
     def feature_maps(self, crop: tuple[int, int]) -> FeatureMaps:
-        """What a branch is made of at a training crop of (height, width)."""
-        channels, strides = tuple(self.encoder.channels), tuple(self.encoder.strides)  # type: ignore[arg-type]
-        every = range(len(channels))
-        return FeatureMaps(crop, channels, strides, tuple(every[i] for i in getattr(self.decoder, "reads", every)))
+        """The feature maps of a branch at a training crop of (height, width)."""
+        channels, strides = tuple(self.encoder.channels), tuple(self.encoder.strides)
+        indices = range(len(channels))
+        reads = indices if self.decoder.reads is None else self.decoder.reads
+        return FeatureMaps(crop, channels, strides, tuple(indices[i] for i in reads))
 
     def context(self, image: Tensor) -> Tensor:
         """The pixels that the first branch sees of an image."""
         return image
 
     def infer(self, image: Tensor) -> InferencePass:
-        """What the teacher and the evaluation look at."""
+        """Inference pass over an image (B, 3, H, W), normalised, as the teacher and the evaluation make it."""
         output = self(image)
         return InferencePass(upsample(output.predictions[0].logits, image.shape[-2:]), output.branches[0])
 
     def logits(self, image: Tensor) -> Tensor:
-        """The logits of ``look``."""
+        """The logits (B, K, H, W) of ``infer``."""
         return self.infer(image).logits
 
 
+class Wrapper(Segmentor):
+    """Base class of segmentors that use an encoder and a decoder in their own way, such as at several resolutions.
+
+    Constructor: ``(encoder, decoder, attention, crop, *, settings)``. ``attention``: a second decoder of the same kind
+    with its ``attention_settings``. ``crop``: (height, width) of a training crop.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, attention: Decoder, crop: tuple[int, int]) -> None:
+        super().__init__(encoder, decoder)
+        self.attention = attention
+
+
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, align_corners False (baselines.md section 6), in float32 at least.
+    """Bilinear resize, align_corners False, in float32 at least.
 
     Contiguous: a softmax over K channels that lie side by side in memory is several times slower.
     """

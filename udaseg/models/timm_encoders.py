@@ -70,7 +70,7 @@ def _rescale(channels: int, doublings: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-class TimmEncoder(nn.Module, Encoder):
+class TimmEncoder(Encoder):
     """Image (B, 3, H, W) -> maps, finest first.
 
     ``layer_decay``: the learning rate of block i of n is multiplied by layer_decay^(n - i), that of the embedding by

@@ -1,6 +1,6 @@
 """The network of the CPU demo: a small ResNet and an FPN head, 1.6 M parameters together, trained from scratch.
 
-Source: the prototype's measurements (its README, section 1, row "network"); no paper's numbers depend on it.
+No paper's numbers depend on it.
 
 Shapes: B images, C channels, K classes. Maps have 32, 64, 128, 160 channels at strides 4, 8, 16, 32.
 """
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.models.blocks import ConvBNReLU, classifier, each_stage, resize
-from udaseg.models.segmentor import Encoder
+from udaseg.models.segmentor import Encoder, FusingDecoder
 
 DEPTHS = (1, 2, 2, 2)
 
@@ -31,10 +31,10 @@ class BasicBlock(nn.Module):
         return F.relu(self.conv2(self.conv1(x)) + self.shortcut(x), inplace=True)
 
 
-class TinyEncoder(nn.Module, Encoder):
+class TinyEncoder(Encoder):
     """Image (B, 3, H, W) -> maps at strides 4, 8, 16, 32."""
 
-    strides: tuple[int, ...] = (4, 8, 16, 32)
+    strides = (4, 8, 16, 32)
 
     def __init__(self, *, widths: tuple[int, ...] = (32, 64, 128, 160)) -> None:
         super().__init__()
@@ -58,15 +58,18 @@ class TinyEncoder(nn.Module, Encoder):
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
 
-class FPNHead(nn.Module):
-    """Every map to ``width`` channels, added from the coarsest up to the finest, one separable convolution."""
+class FPNHead(FusingDecoder):
+    """Every map to ``width`` channels, added from the coarsest up to the finest, one separable convolution.
+
+    Logits have the first map's stride.
+    """
 
     def __init__(
         self,
-        *,
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         classes: int,
+        *,
         width: int = 64,
         dropout: float = 0.1,
     ) -> None:
@@ -78,12 +81,8 @@ class FPNHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(width, classes=classes)
 
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Maps -> logits (B, K, h, w) at the first map's stride."""
-        return self.classifier(self.dropout(self.fused(features)))
-
     def fused(self, features: tuple[Tensor, ...]) -> Tensor:
-        """What is classified: (B, width, h, w)."""
+        """(B, width, h, w)."""
         x: Tensor | None = None
         for lateral, feature in zip(reversed(self.laterals), reversed(features), strict=True):
             own = lateral(feature)

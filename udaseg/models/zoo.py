@@ -11,20 +11,19 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from torch import nn
-
 from udaseg.models.daformer import DAFormerHead
 from udaseg.models.deeplab import DeepLabV2Head, DeepLabV3PlusHead
 from udaseg.models.mit import MixTransformer
 from udaseg.models.resnet import ResNet
 from udaseg.models.segformer import LinearHead, SegFormerHead
+from udaseg.models.segmentor import Decoder, Encoder
 from udaseg.models.tiny import FPNHead, TinyEncoder
 
 NARROW, WIDE = (32, 64, 160, 256), (64, 128, 320, 512)
 
 TIMM = "timm/"
 
-OWN: dict[str, Callable[..., nn.Module]] = {
+OWN: dict[str, Callable[..., Encoder]] = {
     "mit_b0": partial(MixTransformer, widths=NARROW, depths=(2, 2, 2, 2)),
     "mit_b1": partial(MixTransformer, widths=WIDE, depths=(2, 2, 2, 2)),
     "mit_b2": partial(MixTransformer, widths=WIDE, depths=(3, 4, 6, 3)),
@@ -37,10 +36,10 @@ OWN: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-class Encoders(Mapping[str, Callable[..., nn.Module]]):
+class Encoders(Mapping[str, Callable[..., Encoder]]):
     """Our own encoders, and timm's as ``timm/NAME``; iteration gives our own only."""
 
-    def __getitem__(self, name: str) -> Callable[..., nn.Module]:
+    def __getitem__(self, name: str) -> Callable[..., Encoder]:
         if name in OWN:
             return OWN[name]
         if name.startswith(TIMM):
@@ -68,7 +67,7 @@ class Encoders(Mapping[str, Callable[..., nn.Module]]):
 
 ENCODERS = Encoders()
 
-DECODERS: dict[str, Callable[..., nn.Module]] = {
+DECODERS: dict[str, type[Decoder]] = {
     "daformer": DAFormerHead,
     "segformer": SegFormerHead,
     "deeplabv2": DeepLabV2Head,
