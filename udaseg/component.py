@@ -78,9 +78,14 @@ class Needs:
 
 
 class Plan(NamedTuple):
-    """What is known of a run before anything is built: its decoder's class, images of a domain in a process's step."""
+    """What is known of a run before anything is built.
 
-    decoder: Any
+    ``decoder``: its name; ``decoders``: the class behind every such name. ``images``: of each domain in a process's
+    step.
+    """
+
+    decoder: str
+    decoders: Mapping[str, Any]
     images: int
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -52,11 +53,24 @@ def checked(schema: type[BaseModel], value: object) -> BaseModel:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        lines = [
-            InitErrorDetails(type=PydanticCustomError(OWN, literal(problem.message)), loc=problem.path, input=None)
-            for problem in explain(error, schema)
-        ]
-        raise ValidationError.from_exception_data(schema.__name__, lines) from None
+        raise combined(explain(error, schema)) from None
+
+
+@contextmanager
+def collecting(problems: list[Problem], path: KeyPath) -> Iterator[None]:
+    """Inside, errors of a validator become problems under ``path``."""
+    try:
+        yield
+    except ValidationError as error:
+        problems += explain(error, BaseModel, path)
+    except PydanticCustomError as error:
+        problems.append(Problem(path, error.message()))
+
+
+def combined(problems: Iterable[Problem]) -> ValidationError:
+    """What a validator raises to tell several problems at once."""
+    lines = [InitErrorDetails(type=refuse(message), loc=path, input=None) for path, message in problems]
+    return ValidationError.from_exception_data("recipe", lines)
 
 
 def refuse(message: str) -> PydanticCustomError:

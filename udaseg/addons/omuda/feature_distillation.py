@@ -63,9 +63,10 @@ class RelationalDistillation(Term):
 
     @classmethod
     def problems(cls, settings: Settings, plan: Plan) -> list[tuple[str, str]]:
-        if settings["neck"] == "fused" and not plan.decoder.fuses:
-            return [("neck", "the decoder fuses no maps; allowed: last, or a decoder that fuses them as it")]
-        return []
+        fusing = [name for name, decoder in plan.decoders.items() if decoder.fuses]
+        if settings["neck"] != "fused" or plan.decoder in fusing:
+            return []
+        return [("neck", f"the decoder fuses no maps; allowed: last, or {', '.join(fusing)} as it")]
 
     @classmethod
     def warnings(cls, settings: Settings, plan: Plan) -> list[str]:

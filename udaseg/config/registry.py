@@ -1,0 +1,197 @@
+"""Registries: the components of each kind by name, the schema of their settings, and how they are made.
+
+A component's settings are the keyword-only parameters of its constructor: a pydantic model is built from them. What a
+recipe names, ``{kind, settings...}``, is a union discriminated by ``kind``; its members are looked up when a recipe is
+read, so a plugin's components are members like all others. Positional parameters are supplied by the program.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
+
+from udaseg import addons
+from udaseg.component import Component, Default, Needs, Plan
+from udaseg.core.base import Masker, PseudoLabelRule, Term, TranslationEngine, ViewBuilder
+from udaseg.core.components import COMPONENTS
+from udaseg.data.sampling import SAMPLERS, Sampler
+from udaseg.errors import UserError
+from udaseg.models.multires import WRAPPERS
+from udaseg.models.segmentor import Decoder, Encoder, Wrapper
+from udaseg.models.zoo import DECODERS, ENCODERS
+from udaseg.problems import MAP, Problem, checked, refuse, suggest
+
+Settings = dict[str, Any]
+Path = tuple[str, ...]
+
+
+@dataclass
+class Registry:
+    """Components of one kind. ``noun`` names them in messages; ``near``: what to suggest for an unknown name."""
+
+    noun: str
+    base: type
+    entries: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    near: Callable[[str], Iterable[str]] | None = None
+
+    def add(self, entries: Mapping[str, type]) -> None:
+        """More components, of an add-on or plugin; UserError for a name that is taken or a class of another kind."""
+        for name, component in entries.items():
+            if name in self.entries:
+                raise UserError(f"{self.noun} {name!r} exists already; choose another name")
+            if not issubclass(component, self.base):
+                raise UserError(f"{self.noun} {name!r}: {component.__name__} is no {self.base.__name__}")
+        self.entries = {**self.entries, **entries}
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.entries
+
+    def component(self, name: str) -> Any:
+        """The class of that name."""
+        entry = self.entries[name]
+        return entry.func if isinstance(entry, functools.partial) else entry
+
+    def validate(self, name: object, settings: Mapping[str, Any]) -> Settings:
+        """Settings completed with their defaults; pydantic's ValidationError says all that is wrong with them."""
+        if not isinstance(name, str) or name not in self.entries:
+            known = self.near(str(name)) if self.near else self.entries
+            raise refuse(f"unknown {self.noun} {name!r}; {suggest(str(name), known)}")
+        return checked(settings_model(self.entries[name]), dict(settings)).model_dump()
+
+    def create(self, part: Mapping[str, Any], *supplied: Any) -> Any:
+        """The object that ``part``, {kind, settings...} as validated, describes. A ValueError becomes the user's."""
+        settings = dict(part)
+        name = settings.pop("kind")
+        for key, registry in nested(self.entries[name]).items():
+            settings[key] = registry.create(settings[key], *supplied)
+        try:
+            return self.entries[name](*supplied, **settings)
+        except ValueError as error:
+            raise UserError(f"{self.noun} {name}: {error}") from None
+
+
+REGISTRIES: dict[str, Registry] = {
+    "encoder": Registry("encoder", Encoder, ENCODERS, ENCODERS.near),
+    "decoder": Registry("decoder", Decoder, DECODERS),
+    "wrapper": Registry("segmentor wrapper", Wrapper, WRAPPERS),
+    "sampler": Registry("sampler", Sampler, SAMPLERS),
+    "pseudo_labels": Registry("weighting rule", PseudoLabelRule),
+    "view": Registry("view", ViewBuilder),
+    "masker": Registry("masker", Masker),
+    "engine": Registry("translation engine", TranslationEngine),
+    "term": Registry("term", Term),
+}
+
+
+def register(components: Mapping[str, Mapping[str, type]]) -> None:
+    """Put a table ``COMPONENTS`` (kind -> name -> class) into the registries."""
+    for kind, entries in components.items():
+        if kind not in REGISTRIES:
+            raise UserError(f"COMPONENTS: unknown kind {kind!r}; {suggest(kind, REGISTRIES)}")
+        REGISTRIES[kind].add(entries)
+
+
+register(COMPONENTS)
+for _module in pkgutil.iter_modules(addons.__path__):
+    register(importlib.import_module(f"{addons.__name__}.{_module.name}").COMPONENTS)
+
+
+def component_of(kind: str) -> Any:
+    """The type of a recipe's key that names a component: a map {kind, settings...}, checked and completed."""
+
+    def validate(part: object) -> Settings:
+        part = {"kind": part} if isinstance(part, str) else part
+        if not isinstance(part, dict):
+            raise refuse(f"{part!r} is not allowed: a name or {MAP}")
+        settings = {key: value for key, value in part.items() if key != "kind"}
+        name = part.get("kind")
+        return {"kind": name, **REGISTRIES[kind].validate(name, settings)}
+
+    return Annotated[dict[str, Any], BeforeValidator(validate)]
+
+
+@functools.cache
+def settings_model(component: Callable[..., Any]) -> type[BaseModel]:
+    """A strict pydantic model of a component's settings."""
+    inner = nested(component)
+    fields: dict[str, Any] = {}
+    for name, parameter in keyword_parameters(component).items():
+        default = ... if parameter.default is parameter.empty else parameter.default
+        hint = hints(component)[name]
+        if name in inner:
+            kind = next(key for key, registry in REGISTRIES.items() if registry is inner[name])
+            marker = next(mark for mark in hint.__metadata__ if isinstance(mark, Default))
+            fields[name] = (filled_in(component_of(kind), marker), {"kind": marker.kind})
+        else:
+            fields[name] = (hint, default)
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=bool(inner))
+    return create_model("Settings", __config__=config, **fields)
+
+
+def filled_in(kind: Any, default: Default) -> Any:
+    """The type of a nested component: a map without ``kind`` means the default one."""
+
+    def complete(part: object) -> object:
+        return {"kind": default.kind, **part} if isinstance(part, dict) else part
+
+    return Annotated[kind, BeforeValidator(complete)]
+
+
+@functools.cache
+def nested(component: Callable[..., Any]) -> dict[str, Registry]:
+    """Settings that are components themselves, with the registry that knows them."""
+    bases = {registry.base: registry for registry in REGISTRIES.values()}
+    return {
+        name: bases[hints(component)[name].__origin__]
+        for name in keyword_parameters(component)
+        if typing.get_origin(hints(component)[name]) is Annotated and hints(component)[name].__origin__ in bases
+    }
+
+
+@functools.cache
+def hints(component: Callable[..., Any]) -> dict[str, Any]:
+    target = component.func if isinstance(component, functools.partial) else component
+    return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+
+
+def keyword_parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters a recipe may set (those bound by ``functools.partial`` are settled)."""
+    bound = component.keywords if isinstance(component, functools.partial) else {}
+    parameters = inspect.signature(component).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in bound}
+
+
+def walk(kind: str, part: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, type[Component], Settings]]:
+    """(path, class, settings) of a component and of those within it that its settings use."""
+    registry, name = REGISTRIES[kind], part["kind"]
+    component, settings = registry.component(name), {key: value for key, value in part.items() if key != "kind"}
+    yield path, component, settings
+    inner = nested(registry.entries[name])
+    for key in inner.keys() - component.unused(settings):
+        inside = next(other for other, registry in REGISTRIES.items() if registry is inner[key])
+        yield from walk(inside, settings[key], (*path, key))
+
+
+def needs_of(kind: str, part: Mapping[str, Any]) -> Needs:
+    """What a component and those within it need."""
+    needs = Needs()
+    for _, component, settings in walk(kind, part):
+        needs |= component.needs_with(settings)
+    return needs
+
+
+def problems_of(kind: str, part: Mapping[str, Any], plan: Plan, path: Path) -> list[Problem]:
+    """What a component says of its settings (``Component.problems``), as problems under ``path``."""
+    return [
+        Problem((*where, key), message)
+        for where, component, settings in walk(kind, part, path)
+        for key, message in component.problems(settings, plan)
+    ]
