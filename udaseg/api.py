@@ -1,18 +1,17 @@
-"""What ``import udaseg`` offers: the commands as functions, and a network as an object."""
+"""What ``import udaseg`` offers: training, evaluation and prediction as functions, and a network as an object."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from udaseg.commands import evaluate as evaluation
-from udaseg.commands import train as training
 from udaseg.deploy.files import Result, predict
 from udaseg.deploy.model import Model, Prediction
 from udaseg.deploy.model import load as load_model
-from udaseg.engine import distributed, runs
+from udaseg.engine import runs
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores
+from udaseg.evaluation.measure import measure
 
 __all__ = ["Model", "Prediction", "Result", "Scores", "UserError", "evaluate", "load_model", "predict", "train"]
 
@@ -26,13 +25,9 @@ def train(
     seed: int | None = None,
 ) -> Path:
     """Train a recipe to the end, or go on with its run; the run folder. ``overrides``: key=value texts."""
-    changes = [overrides] if isinstance(overrides, str) else list(overrides)
-    loaded = training.choose(recipe, benchmark, seed, changes, None, False)
-    folder = Path(out) if out is not None else runs.default_folder(loaded)
-    try:
-        return runs.train(loaded, folder, training.watching).folder
-    finally:
-        distributed.leave()
+    changes = [overrides] if isinstance(overrides, str) else overrides
+    loaded = runs.choose_recipe(recipe, benchmark, seed, changes)
+    return runs.train(loaded, Path(out) if out is not None else runs.default_folder(loaded)).folder
 
 
 def evaluate(
@@ -46,7 +41,7 @@ def evaluate(
     limit: int | None = None,
 ) -> Scores:
     """Per-class IoU in percent (``.miou``: their mean) of a run or weights file on labelled images."""
-    return evaluation.measure(
+    return measure(
         Path(weights), benchmark=benchmark, protocol=protocol, split=split, teacher=teacher,
         recompute_bn=recompute_bn, limit=limit,
     ).scores["all"]  # fmt: skip

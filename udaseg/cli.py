@@ -8,39 +8,48 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option, Typer
 
+from udaseg import commands
 from udaseg.errors import UserError
 
-OF_THE_PLACE = {
+UNUSABLE_PLACE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG,
 }  # fmt: skip
-"""Errors of the system that are about where a user told us to read or write, not about the program."""
+"""Errors of the system about a path that the user gave us to read or write; any other is a fault of the program."""
 HELP = "Unsupervised domain-adaptive semantic segmentation. Start with: udaseg demo"
-app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-recipe_app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
+app = Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+recipe_app = Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
-analyze_app = typer.Typer(help="Features of runs, class by class: a CSV file and a picture.", no_args_is_help=True)
+analyze_app = Typer(help="Features of runs, class by class: a CSV file and a picture.", no_args_is_help=True)
 app.add_typer(analyze_app, name="analyze")
 
-Name = Annotated[str, typer.Argument(help="A recipe's name (udaseg recipe ls) or a path to a YAML file.")]
-RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="A recipe's name (udaseg recipe ls) or a path to a YAML file.")
-]
+RECIPE = "A recipe's name (udaseg recipe ls) or a path to a YAML file."
+STUDIES = (
+    "Studies (udaseg ablate --list) or paths to YAML files; none: all runs in the folder. Give the overrides their "
+    "runs were started with, if any."
+)
+SAVE = "Repeatable; default: index (train ids in a palette PNG) and overlay. Probabilities are large."
+FREE_NAME = "nothing is overwritten, the next free name is used."
+Name = Annotated[str, Argument(help=RECIPE)]
+RecipeOption = Annotated[str, Option("--recipe", "-r", help=RECIPE)]
 Benchmark = Annotated[
-    str | None, typer.Option("--benchmark", "-b", help="Data, sizes, classes, protocol; see udaseg recipe ls.")
+    str | None, Option("--benchmark", "-b", help="Data, sizes, classes, protocol; see udaseg recipe ls.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values, as in train.batch=4.")
+    list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Override values, as in train.batch=4.")
 ]
-Root = Annotated[Path | None, typer.Option(help="Folder of the data set; default: under $UDASEG_DATA or ./data.")]
-Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
-Domain = Annotated[str, typer.Option(help="source, target or validation: whose labelled images.")]
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or weights files to compare.")]
-CsvOut = Annotated[Path | None, typer.Option("--out", help="The .csv file; the picture gets its name with .png.")]
-TeacherOption = Annotated[bool, typer.Option("--teacher", help="The teacher instead of the student.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N images of a domain.")]
+Run = Annotated[Path, Argument(help="A run folder or a weights file.")]
+Runs = Annotated[list[Path], Argument(metavar="RUN...", help="Run folders or weights files to compare.")]
+Weights = Annotated[Path, Argument(metavar="WEIGHTS_OR_RUN", help="A weights file or a run folder.")]
+Root = Annotated[Path | None, Option(help="Folder of the data set; default: under $UDASEG_DATA or ./data.")]
+Json = Annotated[bool, Option("--json", help="One line of JSON instead of a table.")]
+Domain = Annotated[str, Option(help="source, target or validation: whose labelled images.")]
+CsvOut = Annotated[Path | None, Option("--out", help="The .csv file; the picture gets its name with .png.")]
+TeacherOption = Annotated[bool, Option("--teacher", help="The teacher instead of the student.")]
+Limit = Annotated[int | None, Option(min=1, help="Only the first N images of a domain.")]
+Seed = Annotated[int, Option(min=0)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         fail(str(error), error.code)
     except OSError as error:
-        if error.errno not in OF_THE_PLACE:
+        if error.errno not in UNUSABLE_PLACE:
             raise
         fail(f"{error.filename or 'writing'}: {error.strerror}; choose another path or make this one usable", 2)
     except KeyboardInterrupt:
@@ -68,107 +77,92 @@ def fail(message: str, code: int) -> None:
 
 @app.command()
 def demo(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The same path in under a minute, promising no margin.")
-    ] = False,
+    quick: Annotated[bool, Option("--quick", help="The same path in under a minute, promising no margin.")] = False,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="Adapt with another recipe, at the demo's size.")
+        str | None, Option("--recipe", "-r", help="Adapt with another recipe, at the demo's size.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for runs, picture and page; default: runs/demo-...")] = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, Option(help="Folder for runs, picture and page; default: runs/demo-...")] = None,
 ) -> None:
     """Generate two domains, train, adapt, compare, draw. No download, no GPU, a few minutes."""
-    from udaseg.commands import demo as demonstration
-
-    interruptible(lambda: demonstration.run(quick=quick, recipe=recipe, seed=seed, folder=out))
+    interruptible(lambda: commands.demo.run(quick=quick, recipe=recipe, seed=seed, folder=out))
 
 
 @app.command()
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="gta5, cityscapes, ... or a YAML file that describes a folder.")],
+    dataset: Annotated[str, Argument(help="gta5, cityscapes, ... or a YAML file that describes a folder.")],
     root: Root = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Anything left out is an error.")] = False,
-    archives: Annotated[Path | None, typer.Option(help="First unpack the official zips in this folder.")] = None,
+    workers: Annotated[int | None, Option(min=1, help="Processes; default: all cores.")] = None,
+    strict: Annotated[bool, Option("--strict", help="Anything left out is an error.")] = False,
+    archives: Annotated[Path | None, Option(help="First unpack the official zips in this folder.")] = None,
     cache: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Also copy it at a recipe's data size, as in 1280x720.")
+        str | None, Option(metavar="WxH", help="Also copy it at a recipe's data size, as in 1280x720.")
     ] = None,
-    size: Annotated[str, typer.Option(help="streets: width x height of the scenes.")] = "256x128",
-    gap: Annotated[float, typer.Option(min=0, max=1, help="streets: how far the looks are apart.")] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, help="streets: which scenes.")] = 0,
+    size: Annotated[str, Option(help="streets: width x height of the scenes.")] = "256x128",
+    gap: Annotated[float, Option(min=0, max=1, help="streets: how far the looks are apart.")] = 0.5,
+    seed: Annotated[int, Option(min=0, help="streets: which scenes.")] = 0,
 ) -> None:
     """Check a data set, count its classes, write its index (never into the data set itself)."""
-    from udaseg.commands import prepare as preparation
-
-    copy = preparation.parse_size(cache, 1, "--cache") if cache else None
+    copy = commands.prepare.parse_size(cache, 1, "--cache") if cache else None
     if dataset == "streets" and archives is None:
-        preparation.streets(root, size=size, gap=gap, seed=seed, workers=workers, copy=copy)
+        commands.prepare.streets(root, size=size, gap=gap, seed=seed, workers=workers, copy=copy)
     else:
-        preparation.dataset(dataset, root, workers=workers, strict=strict, packed=archives, size=copy)
+        commands.prepare.dataset(dataset, root, workers=workers, strict=strict, packed=archives, size=copy)
 
 
 @app.command()
 def check(
-    benchmark: Annotated[str, typer.Argument(help="A benchmark's name (udaseg recipe ls) or a path to a YAML file.")],
-    recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="Whose settings are compared with the data.")
-    ] = "daformer",
-    out: Annotated[Path | None, typer.Option(help="Picture; default: check-<benchmark>.png.")] = None,
+    benchmark: Annotated[str, Argument(help="A benchmark's name (udaseg recipe ls) or a path to a YAML file.")],
+    recipe: Annotated[str, Option("--recipe", "-r", help="Whose settings are compared with the data.")] = "daformer",
+    out: Annotated[Path | None, Option(help="Picture; default: check-<benchmark>.png.")] = None,
 ) -> None:
     """Pairs, class shares of both domains, settings that do not fit the data, and a picture of 12 images."""
-    from udaseg.commands import check as checking
-
-    checking.run(benchmark, recipe, out)
+    commands.check.run(benchmark, recipe, out)
 
 
 @app.command()
 def train(
     overrides: Overrides = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="A recipe's name or a path; not needed with --resume --out.")
+        str | None, Option("--recipe", "-r", help="A recipe's name or a path; not needed with --resume --out.")
     ] = None,
     benchmark: Benchmark = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<recipe>-<benchmark>-seed<N>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Insist on continuing a run that is there.")] = False,
+    seed: Annotated[int | None, Option(min=0)] = None,
+    out: Annotated[Path | None, Option(help="Run folder; default: runs/<recipe>-<benchmark>-seed<N>.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Insist on continuing a run that is there.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Three real steps and one validation image; what a whole run costs.")
+        bool, Option("--dry-run", help="Three real steps and one validation image; what a whole run costs.")
     ] = False,
 ) -> None:
     """Train a recipe. The same command again continues an unfinished run and leaves a finished one alone."""
-    from udaseg.commands import train as training
-    from udaseg.engine import runs
+    from udaseg.engine.runs import choose_recipe
 
-    loaded = training.choose(recipe, benchmark, seed, overrides or [], out, resume)
+    loaded = choose_recipe(recipe, benchmark, seed, overrides or [], out, resume)
     if dry_run:
-        training.dry_run(loaded)
+        commands.train.dry_run(loaded)
     else:
-        interruptible(lambda: training.run(loaded, out or runs.default_folder(loaded), resume))
+        interruptible(lambda: commands.train.train(loaded, out, resume))
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder or a weights file.")],
-    protocol: Annotated[
-        str | None, typer.Option(help="cityscapes19, synthia16 or synthia13; default: the recipe's.")
-    ] = None,
+    run: Run,
+    protocol: Annotated[str | None, Option(help="cityscapes19, synthia16 or synthia13; default: the recipe's.")] = None,
     teacher: TeacherOption = False,
     domain: Domain = "validation",
-    split: Annotated[str | None, typer.Option(help="Default: the split of the domain in the recipe.")] = None,
+    split: Annotated[str | None, Option(help="Default: the split of the domain in the recipe.")] = None,
     benchmark: Benchmark = None,
     recompute_bn: Annotated[
-        bool, typer.Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")
+        bool, Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")
     ] = False,
     limit: Limit = None,
     per_condition: Annotated[
-        bool, typer.Option("--per-condition", help="Also by fog, night, rain and snow, where folders tell (ACDC).")
+        bool, Option("--per-condition", help="Also by fog, night, rain and snow, where folders tell (ACDC).")
     ] = False,
     json: Json = False,
 ) -> None:
     """Per-class IoU and mIoU on labelled images at full label resolution."""
-    from udaseg.commands import evaluate as evaluation
-
-    evaluation.run(
+    commands.evaluate.evaluate(
         run, protocol=protocol, teacher=teacher, split=split, benchmark=benchmark, domain=domain,
         recompute_bn=recompute_bn, limit=limit, per_condition=per_condition, as_json=json,
     )  # fmt: skip
@@ -176,154 +170,122 @@ def evaluate(
 
 @app.command()
 def report(
-    studies: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[STUDY]... [KEY=VALUE]...",
-            help="Studies (udaseg ablate --list) or paths to YAML files; none: all runs in the folder. Give the "
-            "overrides their runs were started with, if any.",
-        ),
-    ] = None,
+    studies: Annotated[list[str] | None, Argument(metavar="[STUDY]... [KEY=VALUE]...", help=STUDIES)] = None,
     form: Annotated[
-        str | None,
-        typer.Option("--format", "-f", help="terminal, md, latex, csv or html; default: terminal, or by --out."),
+        str | None, Option("--format", "-f", help="terminal, md, latex, csv or html; default: terminal, or by --out.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File; nothing is overwritten, the next free name is used.")] = None,
-    runs: Annotated[Path, typer.Option(help="Folder with the run folders, at any depth.")] = Path("runs"),
+    out: Annotated[Path | None, Option(help=f"File; {FREE_NAME}")] = None,
+    runs: Annotated[Path, Option(help="Folder with the run folders, at any depth.")] = Path("runs"),
     benchmark: Benchmark = None,
 ) -> None:
     """Published and reproduced numbers of studies side by side; without a name, an overview of all runs."""
-    from udaseg.commands import report as reporting
-
-    reporting.run(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
+    commands.report.run(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
 
 
 @app.command()
 def plot(
-    kind: Annotated[str, typer.Argument(help="curves, classes, confusion or panels (image, truth, predictions).")],
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    out: Annotated[
-        Path | None, typer.Option(help=".png or .pdf; nothing is overwritten, the next free name is used.")
-    ] = None,
-    protocol: Annotated[str | None, typer.Option(help="classes: which ones; default: the run's protocol.")] = None,
+    kind: Annotated[str, Argument(help="curves, classes, confusion or panels (image, truth, predictions).")],
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Run folders.")],
+    out: Annotated[Path | None, Option(help=f".png or .pdf; {FREE_NAME}")] = None,
+    protocol: Annotated[str | None, Option(help="classes: which ones; default: the run's protocol.")] = None,
     images: Annotated[
-        int, typer.Option(min=1, help="panels: how many; the most improved and most degraded from first to last run.")
+        int, Option(min=1, help="panels: how many; the most improved and most degraded from first to last run.")
     ] = 6,
 ) -> None:
     """Figures of runs for papers and talks (needs the extra `plots`)."""
-    from udaseg.commands import plot as plotting
-
-    plotting.run(kind, runs, out=out, protocol=protocol, images=images)
+    commands.plot.run(kind, runs, out=out, protocol=protocol, images=images)
 
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A public checkpoint of the DAFormer family: .pth or .safetensors.")],
+    file: Annotated[Path, Argument(help="A public checkpoint of the DAFormer family: .pth or .safetensors.")],
     teacher: Annotated[
-        bool, typer.Option("--teacher/--student", help="Which network; the published scores are the student's.")
+        bool, Option("--teacher/--student", help="Which network; the published scores are the student's.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="The new file; must not exist. Default: <name>-<network>.safetensors here.")
+        Path | None, Option(help="The new file; must not exist. Default: <name>-<network>.safetensors here.")
     ] = None,
     benchmark: Annotated[
-        str, typer.Option("--benchmark", "-b", help="What it was trained on: classes, sizes, protocol.")
+        str, Option("--benchmark", "-b", help="What it was trained on: classes, sizes, protocol.")
     ] = "gta5_cityscapes",
-    encoder: Annotated[str | None, typer.Option(help="Instead of the recognised one, as in mit_b5.")] = None,
-    decoder: Annotated[str | None, typer.Option(help="Instead of the recognised one, as in daformer.")] = None,
+    encoder: Annotated[str | None, Option(help="Instead of the recognised one, as in mit_b5.")] = None,
+    decoder: Annotated[str | None, Option(help="Instead of the recognised one, as in daformer.")] = None,
 ) -> None:
     """A public DAFormer, HRDA or MIC checkpoint as a weights file that every command understands."""
-    from udaseg.commands import importing
-
-    importing.run(file, teacher=teacher, out=out, benchmark=benchmark, encoder=encoder, decoder=decoder)
+    commands.importing.run(file, teacher=teacher, out=out, benchmark=benchmark, encoder=encoder, decoder=decoder)
 
 
 @app.command()
 def submit(
-    benchmark: Annotated[str, typer.Argument(help="cityscapes, acdc or dark-zurich.")],
-    run: Annotated[Path, typer.Argument(help="A run folder or a weights file.")],
-    out: Annotated[Path | None, typer.Option(help="The zip; default: <benchmark>-<run>.zip.")] = None,
+    benchmark: Annotated[str, Argument(help="cityscapes, acdc or dark-zurich.")],
+    run: Run,
+    out: Annotated[Path | None, Option(help="The zip; default: <benchmark>-<run>.zip.")] = None,
     teacher: TeacherOption = False,
     root: Root = None,
 ) -> None:
     """Predict a test split and pack the zip for its server. Stopped: the same command continues."""
-    from udaseg.commands import submit as submission
-
-    submission.run(benchmark, run, target=out, teacher=teacher, root=root)
+    commands.submit.run(benchmark, run, target=out, teacher=teacher, root=root)
 
 
 @app.command()
 def predict(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS_OR_RUN", help="A weights file or a run folder.")],
-    inputs: Annotated[list[str], typer.Argument(help="Images, videos, folders, or globs in quotes.")],
-    out: Annotated[Path | None, typer.Option(help="Folder; default: predictions/<name of the weights>.")] = None,
-    save: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="index|color|overlay|probabilities",
-            help="Repeatable; default: index (train ids in a palette PNG) and overlay. Probabilities are large.",
-        ),
-    ] = None,
+    weights: Weights,
+    inputs: Annotated[list[str], Argument(help="Images, videos, folders, or globs in quotes.")],
+    out: Annotated[Path | None, Option(help="Folder; default: predictions/<name of the weights>.")] = None,
+    save: Annotated[list[str] | None, Option(metavar="index|color|overlay|probabilities", help=SAVE)] = None,
     teacher: TeacherOption = False,
 ) -> None:
     """Label maps for images of any size. The same command again goes on; nothing is overwritten."""
-    from udaseg.commands import predict as prediction
-
-    prediction.run(weights, inputs, folder=out, save=save or [], teacher=teacher)
+    commands.predict.run(weights, inputs, folder=out, save=save or [], teacher=teacher)
 
 
 @app.command()
 def export(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS_OR_RUN", help="A weights file or a run folder.")],
+    weights: Weights,
     form: Annotated[
-        Literal["safetensors", "torch", "onnx"],
-        typer.Option("--format", help="Plain weights, torch.export (.pt2), or ONNX."),
+        Literal["safetensors", "torch", "onnx"], Option("--format", help="Plain weights, torch.export (.pt2), or ONNX.")
     ],
-    out: Annotated[Path | None, typer.Option(help="File; default: <name of the weights>.<suffix>.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Of the images; default: that of training.")] = None,
+    out: Annotated[Path | None, Option(help="File; default: <name of the weights>.<suffix>.")] = None,
+    size: Annotated[str | None, Option(metavar="WxH", help="Of the images; default: that of training.")] = None,
     teacher: TeacherOption = False,
 ) -> None:
     """One file that runs without udaseg: pixels in, logits out, compared with the network it was made from."""
-    from udaseg.commands import export as exporting
-
-    exporting.run(weights, form=form, target=out, size=size, teacher=teacher)
+    commands.export.run(weights, form=form, target=out, size=size, teacher=teacher)
 
 
 @app.command()
 def ablate(
     study: Annotated[
-        str | None,
-        typer.Argument(help="A study's name or part of it (udaseg ablate --list), or a path to a YAML file."),
+        str | None, Argument(help="A study's name or part of it (udaseg ablate --list), or a path to a YAML file.")
     ] = None,
     overrides: Overrides = None,
-    seeds: Annotated[str | None, typer.Option(help="As in 0,1,2; default: the study's.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="ROW", help="Only the rows with that in their name.")] = None,
+    seeds: Annotated[str | None, Option(help="As in 0,1,2; default: the study's.")] = None,
+    only: Annotated[str | None, Option(metavar="ROW", help="Only the rows with that in their name.")] = None,
     benchmark: Benchmark = None,
     executor: Annotated[
-        str, typer.Option(help="local: child processes, one a GPU; inline: in this process; slurm: a job a run.")
+        str, Option(help="local: child processes, one a GPU; inline: in this process; slurm: a job a run.")
     ] = "local",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a GPU, one on the CPU.")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Failed runs, too; else they are left as they are.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Only show how far each run is.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs with hours and disk.")] = False,
-    names: Annotated[bool, typer.Option("--list", help="List all studies.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the runs of all studies; default: runs/cells.")] = None,
+    jobs: Annotated[int | None, Option(min=1, help="Runs at a time; default: one a GPU, one on the CPU.")] = None,
+    retry: Annotated[bool, Option("--retry", help="Failed runs, too; else they are left as they are.")] = False,
+    status: Annotated[bool, Option("--status", help="Only show how far each run is.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only list the runs with hours and disk.")] = False,
+    names: Annotated[bool, Option("--list", help="List all studies.")] = False,
+    out: Annotated[Path | None, Option(help="Folder for the runs of all studies; default: runs/cells.")] = None,
 ) -> None:
     """Train all rows of a study with all seeds. The same command again goes on; nothing is trained twice."""
-    from udaseg.commands import ablate as ablation
-
     if names:
-        return ablation.listing()
+        return commands.ablate.listing()
     if study is None:
         raise UserError("which study? udaseg ablate --list lists them; or give a path to a YAML file")
-    grid = ablation.choose(
+    grid = commands.ablate.choose(
         study, seeds=seeds, only=only, benchmark=benchmark, overrides=overrides or [], folder=out
     )  # fmt: skip
     if status:
-        ablation.status(*grid)
+        commands.ablate.status(*grid)
     elif dry_run:
-        ablation.dry_run(*grid, out)
+        commands.ablate.dry_run(*grid, out)
     else:
-        interruptible(lambda: ablation.run(*grid, executor=executor, jobs=jobs, retry=retry, folder=out))
+        interruptible(lambda: commands.ablate.run(*grid, executor=executor, jobs=jobs, retry=retry, folder=out))
 
 
 @app.command()
@@ -331,77 +293,58 @@ def profile(
     recipe: RecipeOption,
     overrides: Overrides = None,
     benchmark: Benchmark = None,
-    steps: Annotated[int, typer.Option(min=1)] = 5,
+    steps: Annotated[int, Option(min=1)] = 5,
     json: Json = False,
 ) -> None:
     """Time, multiply-adds and memory of a step, by phase."""
-    from udaseg.commands import train as training
+    from udaseg.engine.runs import choose_recipe
 
-    loaded = training.choose(recipe, benchmark, None, overrides or [], None, False)
-    training.profile(loaded, steps, json)
+    commands.train.profile(choose_recipe(recipe, benchmark, overrides=overrides or []), steps, json)
 
 
 @app.command()
 def models(
     pattern: Annotated[
-        str | None, typer.Argument(help="Part of a name, or a pattern with wildcards, as in 'timm/*dinov2*'.")
+        str | None, Argument(help="Part of a name, or a pattern with wildcards, as in 'timm/*dinov2*'.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Encoders and decoders: parameters, strides, image sizes, weights and their licences."""
-    from udaseg.commands import models as zoo
-
-    zoo.run(pattern, json)
+    commands.models.run(pattern, json)
 
 
 @app.command()
 def doctor() -> None:
     """Check versions, the torch/torchvision pair, device, disk and data folders."""
-    from rich.text import Text
-
-    from udaseg.commands.doctor import examine
-    from udaseg.console import out, table
-
-    colours = {"ok": "green", "note": "yellow", "bad": "red"}
-    findings = examine()
-    table(("", "", "detail"), [[f.what, Text(f.status, colours[f.status]), f.detail] for f in findings], left=3)
-    if any(f.status == "bad" for f in findings):
-        out.print("something needs fixing, see above")
-        sys.exit(2)
+    commands.doctor.examine_and_print()
 
 
 @recipe_app.command("ls")
 def recipe_ls() -> None:
     """All shipped recipes and benchmarks, with what they are for."""
-    from udaseg.commands import recipes
-
-    recipes.listing()
+    commands.recipes.listing()
 
 
 @recipe_app.command("show")
 def recipe_show(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """A recipe flattened, with the file each value came from, and the passes of a step."""
     from udaseg import build
-    from udaseg.commands import recipes
 
-    recipes.show(build.load(name, benchmark=benchmark, overrides=overrides or []))
+    commands.recipes.show(build.load(name, benchmark=benchmark, overrides=overrides or []))
 
 
 @recipe_app.command("cp")
-def recipe_cp(name: Name, target: Annotated[Path, typer.Argument(help="The new file; must not exist.")]) -> None:
+def recipe_cp(name: Name, target: Annotated[Path, Argument(help="The new file; must not exist.")]) -> None:
     """Copy a recipe to a file of your own."""
-    from udaseg.commands import recipes
-
-    recipes.copy(name, target)
+    commands.recipes.copy(name, target)
 
 
 @recipe_app.command("validate")
 def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """Check a recipe without touching data; everything that is wrong is listed at once."""
     from udaseg import build
-    from udaseg.commands import recipes
 
-    recipes.validate(build.load(name, benchmark=benchmark, overrides=overrides or []))
+    commands.recipes.validate(build.load(name, benchmark=benchmark, overrides=overrides or []))
 
 
 @analyze_app.command("similarity")
@@ -409,9 +352,7 @@ def analyze_similarity(
     run: Runs, out: CsvOut = None, benchmark: Benchmark = None, teacher: TeacherOption = False, limit: Limit = None
 ) -> None:
     """How alike the mean features of a class are in source and target (cosine)."""
-    from udaseg.commands import analyze
-
-    analyze.similarity(run, out, benchmark=benchmark, teacher=teacher, limit=limit)
+    commands.analyze.similarity(run, out, benchmark=benchmark, teacher=teacher, limit=limit)
 
 
 @analyze_app.command("discriminability")
@@ -424,25 +365,21 @@ def analyze_discriminability(
     limit: Limit = None,
 ) -> None:
     """Class centre distance (CCD) and pixel-wise discrimination distance (PDD) of the features; less is better."""
-    from udaseg.commands import analyze
-
-    analyze.discriminability(run, out, domain, benchmark=benchmark, teacher=teacher, limit=limit)
+    commands.analyze.discriminability(run, out, domain, benchmark=benchmark, teacher=teacher, limit=limit)
 
 
 @analyze_app.command("tsne")
 def analyze_tsne(
     run: Runs,
     out: CsvOut = None,
-    pixels: Annotated[int, typer.Option(min=1, help="Cells a class and domain.")] = 256,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    pixels: Annotated[int, Option(min=1, help="Cells a class and domain.")] = 256,
+    seed: Seed = 0,
     benchmark: Benchmark = None,
     teacher: TeacherOption = False,
     limit: Limit = None,
 ) -> None:
     """Features of source and target in the plane by t-SNE (needs the extra `analysis`)."""
-    from udaseg.commands import analyze
-
-    analyze.tsne(run, out, pixels, seed, benchmark=benchmark, teacher=teacher, limit=limit)
+    commands.analyze.tsne(run, out, pixels, seed, benchmark=benchmark, teacher=teacher, limit=limit)
 
 
 def interruptible(work: Callable[[], object]) -> None:

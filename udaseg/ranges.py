@@ -6,9 +6,21 @@ from typing import Annotated
 
 from pydantic import Field
 
+from udaseg.errors import UserError
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Extent = Annotated[float, Field(gt=0, le=1)]  # a length as a share of another
 Momentum = Annotated[float, Field(ge=0, lt=1)]  # what a running mean keeps of itself
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=True)]  # infinity: all classes alike
+
+
+def parse_size(text: str, smallest: int, option: str) -> tuple[int, int]:
+    """'256x128' -> (256, 128), both at least ``smallest``."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= smallest):
+        raise UserError(
+            f"{option} {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each at least {smallest} pixels"
+        )
+    return int(width), int(height)

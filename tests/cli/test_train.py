@@ -73,6 +73,7 @@ def test_twenty_steps_equal_ten_a_kill_and_ten_more(whole: Path, streets: Path) 
     assert not (folder / "result.json").exists()
     last = sorted((folder / "checkpoints").glob("step-*.pt"))[-1]
     assert 10 <= int(last.stem[5:]) < 20
+    (folder / "metrics.csv").write_text("iteration,lr\n4,1e-5\n")  # as older versions wrote
     assert run(*train(folder, "runtime.workers=2")) == 0
     same_run(whole, folder)
 
@@ -152,8 +153,9 @@ def test_run_folder_holds_what_is_needed(whole: Path) -> None:
     stamp = json.loads((whole / "environment.json").read_text())[0]
     assert {"torch", "device", "git", "command", "fingerprint", "encoder_weights", "precision"} <= stamp.keys()
     assert (whole / "recipe.yaml").exists() and (whole / "log.txt").exists()
-    header = (whole / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"iteration", "lr", "losses/source/cross_entropy", "losses/mixed/cross_entropy"} <= set(header)
+    first = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"iteration", "lr", "losses", "notes", "seconds", "waiting", "memory_gb"} <= first.keys()
+    assert {"source/cross_entropy", "mixed/cross_entropy"} <= first["losses"].keys()
     result = json.loads((whole / "result.json").read_text())
     assert result["validation"]["iteration"] == 20 and "miou" not in json.dumps(result)
     assert sum(map(sum, result["validation"]["confusion"])) > 0

@@ -33,6 +33,9 @@ ALLOWED: dict[str, set[str]] = {
         "udaseg.models.blocks", "udaseg.models.segmentor", "udaseg.addons.mrm.rebuilder", "udaseg.core.context",
     },
     "udaseg.evaluation": {"udaseg.models"},
+    "udaseg.evaluation.measure": {
+        "udaseg.build", "udaseg.config", "udaseg.engine", "udaseg.data", "udaseg.evaluation", "udaseg.models",
+    },
     "udaseg.engine": {"udaseg.data.loading", "udaseg.models", "udaseg.uda", "udaseg.evaluation"},
     "udaseg.report": {
         "udaseg.build", "udaseg.engine.runs", "udaseg.config.recipe", "udaseg.config.parts", "udaseg.evaluation", "udaseg.data.classes",

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from udaseg.commands.train import watching
 from udaseg.console import duration, out, table
 from udaseg.engine import checkpoint
+from udaseg.engine.runs import watching
 from udaseg.errors import UserError
 from udaseg.report.executors import Executor, Inline, Local, Slurm, slurm_executor, work
 from udaseg.report.grid import CELLS, Cell, Grid, costs, lay_out, look

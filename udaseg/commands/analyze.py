@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from udaseg import build
-from udaseg.commands.evaluate import data_section, domain_section, reporting
 from udaseg.console import Counting, out, table
 from udaseg.data.loading import Normalise
 from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.errors import UserError
 from udaseg.evaluation import analysis
+from udaseg.evaluation.measure import data_section, domain_section, reporting
 from udaseg.files import write_atomic, write_text
 from udaseg.models.segmentor import Segmentor
 from udaseg.models.weights_file import WeightsMetadata

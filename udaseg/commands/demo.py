@@ -125,7 +125,7 @@ def train(loaded: Loaded, folder: Path, title: str) -> None:
     """Train, or use the finished run that is there."""
 
     def watch(what: Loaded) -> Watching:
-        return Watching(title, what.recipe.train.batch, build.scorer(what.recipe), rows=False)
+        return Watching(title, what.recipe.train.batch, rows=False)
 
     began = time.monotonic()
     outcome = runs.train(loaded, folder, watch)

@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.text import Text
+
+from udaseg.console import out, table
 from udaseg.data.layouts import DATASETS, data_home, find_root
 from udaseg.errors import UserError
 
@@ -53,6 +56,16 @@ class Finding(NamedTuple):
     what: str
     status: str
     detail: str
+
+
+def examine_and_print() -> None:
+    """A table of all findings; exit code 2 if one of them is bad."""
+    colours = {"ok": "green", "note": "yellow", "bad": "red"}
+    findings = examine()
+    table(("", "", "detail"), [[f.what, Text(f.status, colours[f.status]), f.detail] for f in findings], left=3)
+    if any(f.status == "bad" for f in findings):
+        out.print("something needs fixing, see above")
+        sys.exit(2)
 
 
 def examine() -> list[Finding]:

@@ -7,14 +7,14 @@ from pathlib import Path
 from torch import Tensor
 
 from udaseg import build
-from udaseg.commands.evaluate import data_section
-from udaseg.commands.prepare import parse_size
 from udaseg.console import out, table
 from udaseg.deploy import export as exporting
 from udaseg.deploy.files import title
 from udaseg.deploy.model import LEAST, load
 from udaseg.errors import UserError
+from udaseg.evaluation.measure import data_section
 from udaseg.models.weights_file import WeightsMetadata
+from udaseg.ranges import parse_size
 
 
 def run(path: Path, *, form: exporting.Format, target: Path | None, size: str | None, teacher: bool) -> None:

@@ -14,6 +14,7 @@ from udaseg.data.index import Index
 from udaseg.data.layouts import GROUPS, data_home, dataset_spec, places_of
 from udaseg.data.parallel import usable_workers
 from udaseg.errors import UserError
+from udaseg.ranges import parse_size
 
 RAW = np.arange(256, dtype=np.uint8)
 """Table that leaves label values as they are."""
@@ -84,13 +85,3 @@ def streets(
         )
     for name, folder in (("streets_source", "gta5"), ("streets_target", "cityscapes")):
         dataset(name, place / folder if root else None, workers=workers, strict=True, size=copy)
-
-
-def parse_size(text: str, smallest: int, option: str) -> tuple[int, int]:
-    """'256x128' -> (256, 128), both at least ``smallest``."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= smallest):
-        raise UserError(
-            f"{option} {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each at least {smallest} pixels"
-        )
-    return int(width), int(height)

@@ -12,54 +12,29 @@ import torch
 
 from udaseg import build
 from udaseg.config.recipe import Loaded
-from udaseg.console import Watching, out, percent, table
+from udaseg.console import out, percent, table
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.loading import evaluation_loader
-from udaseg.engine import distributed, runs
+from udaseg.engine import runs
 from udaseg.engine.profile import Profile
 from udaseg.engine.profile import profile as measure
-from udaseg.errors import UserError
 from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
 
 CHECKPOINTS = 3  # two rolling ones and, while it is written, a third
 
 
-def choose(
-    name: str | None, benchmark: str | None, seed: int | None, overrides: list[str], folder: Path | None, resume: bool
-) -> Loaded:
-    """The recipe to train: the named one, or with --resume --out the folder's own."""
-    if name is None:
-        if not (resume and folder):
-            raise UserError("which recipe? give --recipe NAME (udaseg recipe ls lists them), or --resume --out FOLDER")
-        if overrides or benchmark or seed is not None:
-            raise UserError(
-                "--resume --out FOLDER continues the recipe in that folder; leave out benchmark, seed and overrides"
-            )
-        return runs.read_recipe(folder)
-    if seed is not None:
-        overrides = [*overrides, f"seed={seed}"]
-    return build.load(name, benchmark=benchmark, overrides=overrides)
-
-
-def watching(loaded: Loaded) -> Watching:
-    return Watching(loaded.recipe.name, loaded.recipe.train.batch, build.scorer(loaded.recipe))
-
-
-def run(loaded: Loaded, folder: Path, resume: bool) -> None:
+def train(loaded: Loaded, folder: Path | None, resume: bool) -> None:
     """Train to the end and print the result."""
-    try:
-        outcome = runs.train(loaded, folder, watching, resume=resume)
-    finally:
-        distributed.leave()
+    outcome = runs.train(loaded, folder or runs.default_folder(loaded), resume=resume)
     if os.environ.get("RANK", "0") != "0":
         return
     if outcome.already_finished:
-        out.print(f"{folder}: finished before; nothing to do")
-    summary(folder)
+        out.print(f"{outcome.folder}: finished before; nothing to do")
+    print_result(outcome.folder)
 
 
-def summary(folder: Path) -> None:
+def print_result(folder: Path) -> None:
     """mIoU of the last iteration, and of the oracle selection beside it."""
     result = runs.read_result(folder)
     names, only = result["classes"], PROTOCOLS[result["protocol"]]

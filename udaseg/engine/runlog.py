@@ -1,15 +1,14 @@
 """The run folder: self-contained, append-only logs, never reused silently.
 
-``recipe.yaml`` flattened recipe, ``environment.json`` stamp, ``metrics.jsonl`` and ``metrics.csv``, ``log.txt``,
-``checkpoints/``, ``weights.safetensors`` (the student at the end) and ``result.json`` (raw confusion counts) or,
-of a run that ended without one, ``failure.json``.
+``recipe.yaml`` flattened recipe, ``environment.json`` stamp, ``metrics.jsonl``, ``log.txt``, ``checkpoints/``,
+``weights.safetensors`` (the student at the end) and ``result.json`` (raw confusion counts) or, of a run that ended
+without one, ``failure.json``.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import fcntl
-import io
 import json
 import os
 import platform
@@ -29,20 +28,8 @@ from udaseg.files import write_json, write_text
 Row = dict[str, Any]
 
 
-def held(folder: Path) -> bool:
-    """Is a process training in the folder right now?"""
-    try:
-        with open(folder / ".lock", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 class RunFolder:
-    """Paths and files of one run. ``writes`` False (ranks other than the first): every write is a no-op."""
+    """Paths and files of one run. With ``writes`` False (ranks other than the first) every write is a no-op."""
 
     def __init__(self, path: Path, *, writes: bool = True, tensorboard: bool = False) -> None:
         self.path = path
@@ -57,7 +44,7 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:
-        """Hold the folder as long as this process lives; the system lets go of it at a crash."""
+        """Hold the folder until ``unlock``, or until this process ends or crashes; Busy if another one holds it."""
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -82,69 +69,57 @@ class RunFolder:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def record(self, row: Row) -> None:
-        """Append one row to metrics.jsonl and, if it is a training row, to metrics.csv."""
+        """Append one row to metrics.jsonl and, if it is a training row, to TensorBoard."""
         if not self.writes:
             return
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if "losses" in row:
-            self._append_csv(flat(row))
-            self._show_on_board(flat(row))
-
-    def _show_on_board(self, row: Row) -> None:
-        for name, value in row.items() if self._board is not None else ():
-            if isinstance(value, int | float) and name != "iteration":
-                self._board.add_scalar(name, value, row["iteration"])
-
-    def _append_csv(self, row: Row) -> None:
-        path = self.path / "metrics.csv"
-        fresh = not path.exists()
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
+        if self._board is not None and "losses" in row:
+            for name, value in flat(row).items():
+                if isinstance(value, int | float) and name != "iteration":
+                    self._board.add_scalar(name, value, row["iteration"])
 
     def fail(self, kind: str, phase: str, iteration: int) -> None:
-        """Leave a record of how the run ended, which a study can show."""
+        """Write failure.json, which a study shows."""
         if self.writes:
             write_json(self.failure, {"kind": kind, "phase": phase, "iteration": iteration})
         self.say(f"{kind} in phase {phase} of iteration {iteration}")
 
-    def rows(self) -> list[Row]:
-        """All readable rows of metrics.jsonl (a torn last line is left out)."""
-        path = self.path / "metrics.jsonl"
-        found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return found
-
     def rewind(self, iteration: int) -> None:
-        """Drop the record of a crash and the rows that it lost; they will be computed again, to the same numbers."""
-        if not self.writes:
-            return
-        self.failure.unlink(missing_ok=True)
-        kept = [row for row in self.rows() if row["iteration"] <= iteration]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-        table = [flat(row) for row in kept if "losses" in row]
-        (self.path / "metrics.csv").unlink(missing_ok=True)
-        if table:
-            buffer = io.StringIO(newline="")
-            writer = csv.DictWriter(buffer, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
-            write_text(self.path / "metrics.csv", buffer.getvalue())
+        """Drop the record of a crash and the log rows after ``iteration``; they will be computed again."""
+        if self.writes:
+            self.failure.unlink(missing_ok=True)
+            kept = [json.dumps(row) + "\n" for row in self.rows() if row["iteration"] <= iteration]
+            write_text(self.path / "metrics.jsonl", "".join(kept))
+
+    def rows(self) -> list[Row]:
+        """All rows of metrics.jsonl; lines torn by a crash are left out."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
 
     def stamp(self, **more: Any) -> None:
-        """Write environment.json; at a resume the earlier stamps are kept in a list."""
+        """Append this process's ``environment`` and ``more`` to the list in environment.json."""
         if not self.writes:
             return
         path = self.path / "environment.json"
         before = json.loads(path.read_text()) if path.exists() else []
         write_json(path, [*before, {**environment(), **more}])
+
+
+def held(folder: Path) -> bool:
+    """True while a process trains in the folder."""
+    try:
+        with open(folder / ".lock", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def board(path: Path) -> Any:
@@ -166,7 +141,7 @@ def flat(row: Row) -> Row:
 
 
 def environment() -> Row:
-    """Versions, machine, git state and command of this process."""
+    """Versions, machine, git state and command line of this process."""
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

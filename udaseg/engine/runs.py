@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from udaseg import build
 from udaseg.config.recipe import Loaded, checked, difference
-from udaseg.engine import checkpoint
+from udaseg.console import Silent, Watching
+from udaseg.engine import checkpoint, distributed
 from udaseg.engine.runlog import RunFolder
 from udaseg.engine.trainer import Cadence, Progress, Trainer
 from udaseg.errors import UserError
@@ -32,11 +33,71 @@ class Outcome:
     already_finished: bool
 
 
+def choose_recipe(
+    name: str | None,
+    benchmark: str | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    folder: Path | None = None,
+    resume: bool = False,
+) -> Loaded:
+    """The recipe to train: the named one, or with ``resume`` the ``folder``'s own."""
+    if name is not None:
+        own_seed = [] if seed is None else [f"seed={seed}"]
+        return build.load(name, benchmark=benchmark, overrides=[*overrides, *own_seed])
+    if not (resume and folder):
+        raise UserError("which recipe? give --recipe NAME (udaseg recipe ls lists them), or --resume --out FOLDER")
+    if overrides or benchmark or seed is not None:
+        raise UserError(
+            "--resume --out FOLDER continues the recipe in that folder; leave out benchmark, seed and overrides"
+        )
+    return read_recipe(folder)
+
+
 def default_folder(loaded: Loaded) -> Path:
     """``runs/<recipe>-<benchmark>-seed<N>``: the same command always means the same folder."""
     recipe = loaded.recipe
     parts = [recipe.name, *([recipe.benchmark] if recipe.benchmark else []), f"seed{recipe.seed}"]
     return Path("runs") / "-".join(parts)
+
+
+def watching(loaded: Loaded) -> Progress:
+    """A line for each log row, and a bar on a terminal."""
+    return Watching(loaded.recipe.name, loaded.recipe.train.batch)
+
+
+def train(
+    loaded: Loaded, folder: Path, watch: Callable[[Loaded], Progress] = watching, *, resume: bool = False
+) -> Outcome:
+    """Train to the end in ``folder``: from the start, or on from its newest checkpoint.
+
+    An unfinished run of the same recipe goes on; a finished one is left alone; another recipe is refused with the
+    difference; a folder that is not a run is refused. ``resume``: there must be something to continue.
+    """
+    claim(loaded, folder, resume)
+    if (folder / "result.json").is_file():
+        return Outcome(folder, True)
+    try:
+        return train_in(folder, loaded, build.training(loaded), watch)
+    finally:
+        distributed.leave()
+
+
+def claim(loaded: Loaded, folder: Path, resume: bool) -> None:
+    """Refuse everything that would lose or mix up work: only a run of this recipe, or none, may be in the folder."""
+    if (folder / "recipe.yaml").is_file():
+        before = read_recipe(folder)
+        if before.recipe.fingerprint() != loaded.recipe.fingerprint():
+            hide = {"name", "runtime"}
+            changes = difference(before.recipe.model_dump(exclude=hide), loaded.recipe.model_dump(exclude=hide))
+            advice = "Choose another folder with --out, or use the recipe it was started with."
+            lines = [f"{folder} holds a run of another recipe:", *(f"  {change}" for change in changes), advice]
+            raise UserError("\n".join(lines))
+        return
+    if resume:
+        raise UserError(f"--resume: there is no run in {folder}; leave --resume out to start one")
+    if folder.exists() and any(entry.name not in BEFORE_A_RUN for entry in folder.iterdir()):
+        raise UserError(f"{folder} exists and is not a run folder; choose another with --out")
 
 
 def read_recipe(folder: Path) -> Loaded:
@@ -48,17 +109,10 @@ def read_recipe(folder: Path) -> Loaded:
     return checked(tree, {(key,): str(path) for key in tree}, build.SOCKETS)
 
 
-def train(loaded: Loaded, folder: Path, watch: Callable[[Loaded], Progress], *, resume: bool = False) -> Outcome:
-    """Train to the end in ``folder``: from the start, or on from its newest checkpoint.
-
-    An unfinished run of the same recipe goes on; a finished one is left alone; another recipe is refused with the
-    difference; a folder that is not a run is refused. ``resume``: there must be something to continue.
-    """
-    claim(loaded, folder, resume)
-    if (folder / "result.json").is_file():
-        return Outcome(folder, True)
-    built = build.training(loaded)
-    run = RunFolder(folder, writes=built.setup.ranks.first, tensorboard=loaded.recipe.runtime.tensorboard)
+def train_in(folder: Path, loaded: Loaded, built: build.Built, watch: Callable[[Loaded], Progress]) -> Outcome:
+    """``train`` in a folder that may be used, with what was built for it."""
+    runtime = loaded.recipe.runtime
+    run = RunFolder(folder, writes=built.setup.ranks.first, tensorboard=runtime.tensorboard)
     run.lock()
     try:
         if run.result.is_file():  # another process finished it while this one was being built
@@ -66,12 +120,11 @@ def train(loaded: Loaded, folder: Path, watch: Callable[[Loaded], Progress], *, 
         if run.writes and not run.recipe.is_file():
             write_text(run.recipe, as_yaml(loaded.tree))
         run.stamp(fingerprint=loaded.recipe.fingerprint(), **built.stamp)
-        progress = watch(loaded) if run.writes else _silent()
+        progress = watch(loaded) if run.writes else Silent()
         for text in built.warnings:
             progress.note(f"warning: {text}")
             run.say(f"warning: {text}")
-        runtime, evaluation = loaded.recipe.runtime, loaded.recipe.evaluation
-        cadence = Cadence(runtime.log_every, evaluation.every, runtime.checkpoint_minutes)
+        cadence = Cadence(runtime.log_every, loaded.recipe.evaluation.every, runtime.checkpoint_minutes)
         trainer = Trainer(built.setup, run, cadence, progress)
         trainer.train()
         finish(loaded, trainer, run)
@@ -80,34 +133,8 @@ def train(loaded: Loaded, folder: Path, watch: Callable[[Loaded], Progress], *, 
     return Outcome(folder, False)
 
 
-def _silent() -> Progress:
-    from udaseg.console import Silent
-
-    return Silent()
-
-
-def claim(loaded: Loaded, folder: Path, resume: bool) -> None:
-    """Refuse everything that would lose or mix up work: only a run of this recipe, or none, may be in the folder."""
-    if (folder / "recipe.yaml").is_file():
-        before = read_recipe(folder)
-        if before.recipe.fingerprint() != loaded.recipe.fingerprint():
-            hide = {"name", "runtime"}
-            lines = difference(before.recipe.model_dump(exclude=hide), loaded.recipe.model_dump(exclude=hide))
-            raise UserError(
-                f"{folder} holds a run of another recipe:\n  "
-                + "\n  ".join(lines)
-                + "\nChoose another folder with --out, or "
-                "use the recipe it was started with."
-            )
-        return
-    if resume:
-        raise UserError(f"--resume: there is no run in {folder}; leave --resume out to start one")
-    if folder.exists() and any(entry.name not in BEFORE_A_RUN for entry in folder.iterdir()):
-        raise UserError(f"{folder} exists and is not a run folder; choose another with --out")
-
-
 def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
-    """The student's weights and the raw counts of its last iteration; what they mean is computed when asked for."""
+    """Write the student's weights, and result.json with the raw counts from which scores are computed when needed."""
     if not run.writes:
         return
     trainer.setup.save_weights(run.weights, trainer.setup.learner.segmentor)

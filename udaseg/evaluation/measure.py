@@ -1,0 +1,142 @@
+"""Measure a run or a weights file on labelled images of a data set: the work of `udaseg evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from udaseg import build
+from udaseg.config import recipe as recipes
+from udaseg.config.parts import suggest
+from udaseg.config.recipe import DataSection, DomainSection
+from udaseg.data.classes import PROTOCOLS
+from udaseg.data.layouts import dataset_spec
+from udaseg.data.loading import Normalise, evaluation_loader
+from udaseg.engine import runs
+from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
+from udaseg.errors import UserError
+from udaseg.evaluation.confusion import Scores, scores
+from udaseg.evaluation.evaluate import evaluate, recompute_batchnorm
+from udaseg.models.weights_file import WeightsMetadata
+
+DOMAINS = ("source", "target", "validation")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores under a protocol and the (K, K) counts they come from: of each condition, if asked for, and of "all".
+
+    ``title``: which network on which images. ``ignored``: classes of the data set that the network does not have.
+    """
+
+    scores: dict[str, Scores]
+    counts: dict[str, Tensor]
+    protocol: str
+    title: str
+    dataset: str
+    ignored: list[str]
+
+
+def measure(
+    path: Path,
+    *,
+    protocol: str | None = None,
+    teacher: bool = False,
+    split: str | None = None,
+    benchmark: str | None = None,
+    domain: str = "validation",
+    recompute_bn: bool = False,
+    limit: int | None = None,
+    per_condition: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Measured:
+    """Evaluate on a domain of the network's own data or of a ``benchmark``, on the first ``limit`` images.
+
+    Defaults come from the recipe. ``recompute_bn``: first recompute BatchNorm on the unlabelled target.
+    UserError for a name that does not exist, a missing network, data that is not prepared.
+    """
+    module, metadata = runs.load_student(path, teacher=teacher)
+    protocol = protocol or metadata.protocol
+    if protocol not in PROTOCOLS:
+        raise UserError(f"--protocol {protocol!r}: {suggest(protocol, PROTOCOLS)}")
+    data = data_section(metadata, benchmark)
+    section = domain_section(data, domain).model_copy(update={"split": split} if split else {})
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    set_up(device, precision, None)
+    module.to(device).eval()
+    normalise = Normalise(metadata.mean, metadata.std).to(device)
+    images = build.images_of(section, data.scale, metadata.classes, limit=limit)
+    groups = by_condition(images) if per_condition else {"all": images}  # each image is in one of them
+    if recompute_bn:
+        recompute_batchnorm(module, unlabelled(data, normalise, device))
+    counts = {
+        name: evaluate(
+            module, reporting(group, progress), normalise, classes=len(metadata.classes), device=device,
+            autocast=autocast(precision, device), inference=build.inference(metadata.inference, metadata.crop),
+        ).cpu()
+        for name, group in groups.items()
+    }  # fmt: skip
+    counts["all"] = torch.stack(list(counts.values())).sum(0)
+    network = "teacher" if teacher else (metadata.origin or {}).get("network", "student")
+    network += " + recomputed BatchNorm" if recompute_bn else ""
+    return Measured(
+        scores={name: scores(own.numpy(), metadata.classes, PROTOCOLS[protocol]) for name, own in counts.items()},
+        counts=counts,
+        protocol=protocol,
+        title=f"{network} of {metadata.recipe} on {section.dataset} {section.split} ({len(images)} images), {protocol}",
+        dataset=section.dataset,
+        ignored=build.ignored_classes(section, metadata.classes),
+    )
+
+
+def data_section(metadata: WeightsMetadata, benchmark: str | None) -> DataSection:
+    """The data to evaluate on: a benchmark's, or those the model was trained with."""
+    if benchmark is None:
+        return DataSection.model_validate({**metadata.data, "crop": (1, 1)})
+    return recipes.benchmark_data(benchmark)
+
+
+def domain_section(data: DataSection, domain: str) -> DomainSection:
+    """The domain of that name; without a validation domain, the source takes its place."""
+    if domain not in DOMAINS:
+        raise UserError(f"--domain {domain!r}: {suggest(domain, DOMAINS)}")
+    section: DomainSection | None = getattr(data, domain) or (data.source if domain == "validation" else None)
+    if section is None:
+        raise UserError(f"--domain {domain}: the run has none; choose a --benchmark that has data.{domain}")
+    return section
+
+
+def by_condition(images: Subset[Any]) -> dict[str, Subset[Any]]:
+    """The images of each condition (fog, night, ...), in the data set's order of conditions."""
+    index = images.dataset.domain.index  # type: ignore[attr-defined]
+    known, conditions = dataset_spec(index.dataset).conditions, index.conditions[: len(images)]
+    if not all(conditions):
+        where = f"{index.dataset} {index.split} in {index.root}"
+        raise UserError(
+            f"--per-condition: no folder names the condition of the images of {where}; allowed: "
+            "acdc and dark_zurich in their official folders (DAFormer's flat copy of ACDC does not tell)"
+        )
+    groups = {name: [i for i, own in enumerate(conditions) if own == name] for name in known}
+    return {name: Subset(images, group) for name, group in groups.items() if group}
+
+
+def reporting(images: Subset[Any], progress: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
+    """Load the images one by one and report each after it was used."""
+    for done, item in enumerate(evaluation_loader(images, workers=2), 1):
+        yield item
+        progress(done, len(images))
+
+
+def unlabelled(data: DataSection, normalise: Normalise, device: torch.device) -> Iterator[Tensor]:
+    """Normalised (1, 3, H, W) images of the target's training split; labels are not read."""
+    if data.target is None:
+        raise UserError("--recompute-bn needs a target domain; choose a --benchmark that has one")
+    for item in evaluation_loader(build.images_of(data.target, data.scale, labels=False), workers=2):
+        yield normalise(item["image"][None].to(device))
