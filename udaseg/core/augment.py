@@ -11,6 +11,7 @@ out carry less than 1e-10 of the mass).
 from __future__ import annotations
 
 import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

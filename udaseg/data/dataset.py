@@ -9,7 +9,7 @@ H, W native size, h, w crop size. Images (H,W,3) uint8 RGB, labels (H,W) uint8 t
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from udaseg.component import SampleExtra, SourceCrop
 from udaseg.data import cache
 from udaseg.data.classes import IGNORE
 from udaseg.data.images import read_image, read_label
@@ -151,23 +152,23 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         cat_max_ratio: float = 0.75,
         photometric: bool = False,
         margins: Margins | None = None,
-        translated: Path | None = None,
+        extras: Mapping[str, SampleExtra] | None = None,
     ) -> None:
         """`crop` (h, w); `photometric` distorts the colours of the source (source-only and oracle runs).
 
-        `translated`: a folder of translated source images; each sample then has the same crop of its own.
+        `extras`: name -> one more image of every source crop, for one component.
         """
         self.source, self.target, self.sampler = source, target, sampler
         self.crop, self.seed, self.length = crop, seed, length
         self.cat_max_ratio, self.photometric, self.margins = cat_max_ratio, photometric, margins
-        self.translated = translated
+        self.extras = extras or {}
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         """`source_image` (3,h,w), `source_label` (h,w) and, with a target, `target_image`, with margins `target_valid`
-        (1 = reliable), with translated images `source_translated`; all uint8."""
+        (1 = reliable), and `extra/NAME` (3,h,w) for every extra; all uint8."""
         if not 0 <= k < self.length:
             raise IndexError(k)
         sample = self._source(np.random.default_rng([self.seed, k, 0]))
@@ -189,11 +190,10 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
             "source_image": _channels_first(pad(image, self.crop, MEAN_COLOUR)),
             "source_label": _tensor(pad(label, self.crop, IGNORE)),
         }
-        if self.translated is not None:
-            path = translation(self.translated, self.source.index.pairs[choice.image].image)
-            image = resize_image(read_image(path), decoded.size, box)
-            image = flip(image) if flipped else image
-            sample["source_translated"] = _channels_first(pad(image, self.crop, MEAN_COLOUR))
+        crop = SourceCrop(self.source.index.pairs[choice.image].image, decoded.size, box)
+        for name, extra in self.extras.items():
+            image = flip(extra(crop)) if flipped else extra(crop)
+            sample[f"extra/{name}"] = _channels_first(pad(image, self.crop, MEAN_COLOUR))
         return sample
 
     def _choose(self, size: Size, label: Bytes, choice: Choice, rng: np.random.Generator) -> tuple[Box, bool]:
@@ -216,14 +216,6 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         if self.margins is not None:
             sample["target_valid"] = _tensor(pad(turn(self.margins.valid(decoded.size, box)), self.crop, 0))
         return sample
-
-
-def translation(folder: Path, image: Path) -> Path:
-    """The translated image: under the same path below the folder, or the same name in it. UserError if in neither."""
-    for path in (folder / image, folder / image.name):
-        if path.is_file():
-            return path
-    raise UserError(f"no translated image of {image} in {folder}: neither {folder / image} nor {folder / image.name}")
 
 
 class EvaluationImages(Dataset[dict[str, Tensor | str]]):

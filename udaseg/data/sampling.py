@@ -63,7 +63,9 @@ class Uniform(Sampler):
 class ClassThenImage(Sampler):
     """A class by its probability (K,), then one of its images, uniformly; `min_crop_ratio` 0 checks no crop."""
 
-    def set_up(self, statistics: LabelStatistics, probabilities: npt.NDArray[np.floating], min_crop_ratio: float) -> None:
+    def set_up(
+        self, statistics: LabelStatistics, probabilities: npt.NDArray[np.floating], min_crop_ratio: float
+    ) -> None:
         """`probabilities` (K,): 0 for every class that no image has enough pixels of."""
         self.probabilities = probabilities
         self.images = [np.flatnonzero(column > statistics.min_pixels) for column in statistics.counts.T]

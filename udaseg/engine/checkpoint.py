@@ -2,7 +2,7 @@
 
 Only tensors and plain values, so loading never runs pickled code (``weights_only=True``). Written atomically; the last
 two and the final one are kept. The random state is (seed, iteration) and the sampler's position is the iteration: both
-streams are functions of them (``uda.types.Draws``, ``data.dataset``).
+streams are functions of them (``core.context.StepRng``, ``data.dataset``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
 
-FORMAT = 1
+FORMAT = 2
 State = dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""Parameter groups and learning rate (baselines.md 7.1, 7.2).
+"""Parameter groups and learning rate (docs/fidelity.md, "Optimisation").
 
 Three groups instead of the public code's one for each of 3258 tensors: ``base``, ``norm`` (no weight decay; only where
 the encoder asks for it: MiT's LayerNorms) and ``head`` (everything that is not pretrained: learning rate x 10,
@@ -40,17 +40,16 @@ def trained(learner: Learner, base: float, head: float) -> list[tuple[str, nn.Pa
     """(group, parameter, learning rate) of everything that has a gradient."""
     encoder = learner.segmentor.encoder
     exempt = encoder.no_weight_decay()
-    found: list[tuple[str, nn.Parameter, float]] = []
+    trained_parameters: list[tuple[str, nn.Parameter, float]] = []
     for name, parameter in learner.segmentor.named_parameters():
         inner = name.removeprefix("encoder.")
         scale = None if inner == name else encoder.learning_rate_scale(inner)
         group = "head" if scale is None else "norm" if inner in exempt else "base"
-        found.append((group, parameter, head if scale is None else base * scale))
-    for _, stage in learner.views():
-        for term in stage.terms.values():
-            rate = getattr(term, "learning_rate", head)
-            found += [("term", parameter, rate) for parameter in term.parameters()]
-    return [(group, parameter, rate) for group, parameter, rate in found if parameter.requires_grad]
+        trained_parameters.append((group, parameter, head if scale is None else base * scale))
+    for term in learner.terms():
+        rate = head if term.learning_rate is None else term.learning_rate
+        trained_parameters += [("term", parameter, rate) for parameter in term.parameters()]
+    return [(group, parameter, rate) for group, parameter, rate in trained_parameters if parameter.requires_grad]
 
 
 def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:

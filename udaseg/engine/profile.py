@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from udaseg.engine.phases import Phases, wall_clock
-from udaseg.engine.trainer import Setup, memory_gb, step
-from udaseg.models.frozen import Frozen
+from udaseg.engine.trainer import Trainer, memory_gb
 
 Shape: TypeAlias = Sequence[int]
 
@@ -77,18 +76,17 @@ class CountingPhases(Phases):
 
 
 class Passes:
-    """Counts, while open, the images that go through the encoder of student, teacher and reference, call by call.
+    """Counts, while open, the images that go through the encoder of student, teacher and pretrained encoder, call by call.
 
     ``calls``: who -> images of each call. HRDA's tiles are images here.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        watched: dict[str, nn.Module] = {"student": setup.learner.segmentor.encoder}
-        if setup.teacher is not None:
-            watched["teacher"] = setup.teacher.segmentor.encoder
-        for module in setup.learner.modules():
-            if isinstance(module, Frozen):
-                watched["reference"] = module
+    def __init__(self, trainer: Trainer) -> None:
+        watched: dict[str, nn.Module] = {"student": trainer.learner.segmentor.encoder}
+        if trainer.teacher is not None:
+            watched["teacher"] = trainer.teacher.segmentor.encoder
+        if trainer.learner.pretrained_encoder is not None:
+            watched["pretrained"] = trainer.learner.pretrained_encoder
         self.calls: dict[str, list[int]] = {who: [] for who in watched}
         self._handles = [module.register_forward_pre_hook(self._count(who)) for who, module in watched.items()]
 
@@ -101,49 +99,49 @@ class Passes:
         return {who: images for who, images in self.calls.items() if images}
 
 
-def profile(setup: Setup, *, batch: int, precision: str, steps: int = 5, warmup: int = 2) -> Profile:
-    """Take real steps on real data; the setup is not usable for training afterwards."""
-    synchronise = torch.cuda.synchronize if setup.device.type == "cuda" else (lambda: None)
-    name = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else setup.device.type
+def profile(trainer: Trainer, *, batch: int, precision: str, steps: int = 5, warmup: int = 2) -> Profile:
+    """Take real steps on real data; the trainer is not usable for training afterwards."""
+    synchronise = torch.cuda.synchronize if trainer.device.type == "cuda" else (lambda: None)
+    name = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else trainer.device.type
     result = Profile(name, torch.__version__, precision, batch, steps)
-    batches = endless(setup)
+    batches = endless(trainer)
     counting = CountingPhases()
-    passes = Passes(setup)
+    passes = Passes(trainer)
     with counting.counting():
-        step(setup, next(batches), 0, counting)
+        trainer.step(next(batches), 0, counting)
     result.passes = passes.close()
     result.multiply_adds = {key: value / 2 for key, value in counting.flops.items() if value}
     for t in range(1, 1 + warmup):
-        step(setup, next(batches), t % setup.iterations)
-    if setup.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(setup.device)
+        trainer.step(next(batches), t % trainer.iterations)
+    if trainer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.device)
     phases = Phases(wall_clock(synchronise))
     began = time.perf_counter()
     for t in range(1 + warmup, 1 + warmup + steps):
         with phases("data"):
             raw = next(batches)
         with phases("rest"):
-            step(setup, raw, t % setup.iterations, phases)
+            trainer.step(raw, t % trainer.iterations, phases)
     result.seconds_per_step = (time.perf_counter() - began) / steps
     result.seconds = {key: value / steps for key, value in phases.seconds.items()}
     result.images_per_second = batch / result.seconds_per_step
-    result.peak_memory_gb = memory_gb(setup.device)
+    result.peak_memory_gb = memory_gb(trainer.device)
     return result
 
 
-def endless(setup: Setup) -> Iterator[dict[str, Tensor]]:
+def endless(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
     """The run's batches, from the beginning again when they end."""
     while True:
-        yield from setup.batches(0, setup.iterations)
+        yield from trainer.batches(0, trainer.iterations)
 
 
-def time_steps(setup: Setup, steps: int) -> float:
+def time_steps(trainer: Trainer, steps: int) -> float:
     """Median seconds of a step, after one that does not count; used to choose the number of threads."""
-    batches = endless(setup)
+    batches = endless(trainer)
     taken = []
     for t in range(steps + 1):
         raw = next(batches)
         began = time.perf_counter()
-        step(setup, raw, t % setup.iterations)
+        trainer.step(raw, t % trainer.iterations)
         taken.append(time.perf_counter() - began)
     return sorted(taken[1:])[steps // 2]

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,8 +20,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from udaseg.core.context import Batch, Draws, Iteration, Loss, PseudoLabelRule, Reduce, alone, untimed
-from udaseg.core.step import Learner, Stepper, training_step
+from udaseg.core.base import PseudoLabelRule
+from udaseg.core.context import Batch, Loss, Reduce, StepContext, StepRng, alone, untimed
+from udaseg.core.step import Autocast, Learner, training_step
 from udaseg.core.teacher import Teacher
 from udaseg.data.loading import Normalise, to_device
 from udaseg.engine import checkpoint
@@ -34,83 +36,264 @@ from udaseg.models.segmentor import Segmentor
 
 COLLAPSED = 0.95  # share of one class among the pseudo-labels
 EXPLODED = 100.0  # times a loss of at least 1 in the first row
+Batches = Callable[[int, int], Iterator[dict[str, Tensor]]]
+"""(first iteration, past the last) -> raw batches."""
 
 
-@dataclass
-class Setup:
-    """Everything a training run is made of, built from a recipe by ``udaseg.build``."""
+class Trainer:
+    """Takes steps (``step``), and trains to the end in a run folder, from the newest checkpoint if there is one (``fit``).
 
-    learner: Learner
-    teacher: Teacher | None
-    labeller: PseudoLabelRule | None
-    stepper: Stepper
-    schedule: PolyWarmup
-    batches: Callable[[int, int], Iterator[dict[str, Tensor]]]  # (first iteration, past the last) -> raw batches
-    normalise: Normalise
-    device: torch.device
-    ranks: Ranks
-    seed: int
-    iterations: int
-    save_weights: Callable[[Path, Segmentor], None]
-    score: Callable[[list[list[int]]], float]  # confusion counts -> mIoU of the benchmark's protocol
-    validate: Callable[[Segmentor], Tensor] | None = None
-    memory_format: torch.memory_format = torch.contiguous_format
+    ``batches``: (first iteration, past the last) -> this process's raw batches. ``validate``: student -> confusion
+    counts; ``score``: counts -> mIoU of the benchmark's protocol. ``save_weights``: writes the student's weights file.
+    The last three arguments say how often things happen, in iterations and minutes.
+    """
 
+    def __init__(
+        self,
+        learner: Learner,
+        teacher: Teacher | None,
+        pseudo_label_rule: PseudoLabelRule | None,
+        *,
+        batches: Batches,
+        normalise: Normalise,
+        optimiser: torch.optim.Optimizer,
+        schedule: PolyWarmup,
+        iterations: int,
+        seed: int,
+        device: torch.device,
+        ranks: Ranks,
+        autocast: Autocast = nullcontext,
+        scaler: torch.amp.GradScaler,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        validate: Callable[[Segmentor], Tensor] | None = None,
+        score: Callable[[list[list[int]]], float],
+        save_weights: Callable[[Path, Segmentor], None],
+        log_every: int = 50,
+        validate_every: int = 4000,
+        checkpoint_minutes: float = 10.0,
+    ) -> None:
+        self.learner, self.teacher, self.pseudo_label_rule = learner, teacher, pseudo_label_rule
+        self.batches, self.normalise, self.memory_format = batches, normalise, memory_format
+        self.optimiser, self.schedule, self.scaler, self.autocast = optimiser, schedule, scaler, autocast
+        self.iterations, self.seed, self.device, self.ranks = iterations, seed, device, ranks
+        self.evaluate, self.score, self.save_weights = validate, score, save_weights
+        self.log_every, self.validate_every, self.checkpoint_minutes = log_every, validate_every, checkpoint_minutes
+        self.run: RunFolder
+        self.progress: Progress
+        self.done = 0
+        self.meter = Meter()
+        self.phases = Phases()
+        self.best: dict[str, Any] | None = None
+        self.validation: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
+        self._warned: set[str] = set()
+        self._at_first: dict[str, float] = {}
+        self._row_began = time.monotonic()
+        self._waited = 0.0
 
-@dataclass(frozen=True)
-class Cadence:
-    """How often things happen, in iterations and minutes."""
+    def step(
+        self, raw: Mapping[str, Tensor], t: int, phase: Any = untimed
+    ) -> tuple[dict[str, Loss], dict[str, Tensor]]:
+        """Iteration t on a raw batch: losses and notes, on the device."""
+        self.schedule.apply(self.optimiser, t)
+        context = StepContext(
+            iteration=t,
+            batch=self.make_batch(raw),
+            rng=StepRng(self.seed, t, self.device, rank=self.ranks.rank, world=self.ranks.world),
+            segmentor=self.learner.segmentor,
+            teacher=self.teacher,
+            pseudo_label_rule=self.pseudo_label_rule,
+            pretrained_encoder=self.learner.pretrained_encoder,
+            reduce=self.ranks.reduce,
+            world=self.ranks.world,
+            phase=phase,
+        )
+        losses = training_step(
+            self.learner,
+            self.teacher,
+            context,
+            self.optimiser,
+            self.scaler,
+            autocast=self.autocast,
+            average_gradients=self.ranks.average_gradients,
+        )
+        return losses, context.notes
 
-    log: int
-    validate: int
-    checkpoint_minutes: float
+    def make_batch(self, raw: Mapping[str, Tensor]) -> Batch:
+        """uint8 from the loader -> normalised images and int64 labels on the device; extras as they come."""
+        moved = to_device(raw, self.device)
 
+        def image(key: str) -> Tensor:
+            return self.normalise(moved[key]).contiguous(memory_format=self.memory_format)
 
-class Progress(Protocol):
-    """What a person watching a run sees."""
+        return Batch(
+            source_image=image("source_image"),
+            source_label=moved["source_label"].long(),
+            target_image=image("target_image") if "target_image" in moved else None,
+            target_valid=moved.get("target_valid"),
+            extras={name.removeprefix("extra/"): value for name, value in moved.items() if name.startswith("extra/")},
+        )
 
-    def begin(self, first: int, total: int) -> None: ...
+    def fit(self, run: RunFolder, progress: Progress) -> None:
+        """Up to the last iteration; raises ``Interrupted`` after saving when a signal asks to stop."""
+        self.run, self.progress = run, progress
+        self.restore()
+        self.progress.begin(self.done, self.iterations)
+        try:
+            with Signals() as signals:
+                self._loop(signals)
+        except torch.OutOfMemoryError as error:
+            self.run.fail("out of memory", self.phases.current, self.done)
+            raise UserError(
+                f"out of memory in phase {self.phases.current!r} of iteration {self.done}: "
+                f"{str(error).splitlines()[0]} Try train.precision=bf16, a smaller train.batch or data.crop, or a "
+                "smaller model.encoder; `udaseg train ... --dry-run` shows the peak. The newest checkpoint is intact."
+            ) from None
+        finally:
+            self.progress.end()
 
-    def row(self, row: Mapping[str, Any]) -> None: ...
+    def _loop(self, signals: Signals) -> None:
+        batches = self.batches(self.done, self.iterations)
+        for t in range(self.done, self.iterations):
+            raw = self._next(batches)
+            losses, notes = self.step(raw, t, self.phases)
+            self.meter.add(losses, notes, t)
+            self.done = t + 1
+            self._after(signals)
 
-    def advance(self, iteration: int) -> None: ...
+    def _next(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+        began = time.monotonic()
+        raw = next(batches)
+        self._waited += time.monotonic() - began
+        return raw
 
-    def note(self, text: str) -> None: ...
+    def _after(self, signals: Signals) -> None:
+        """Log, validate and save when due."""
+        last = self.done == self.iterations
+        overdue = time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
+        save = self._agree(signals.save or overdue) or last
+        if last or self.done % self.log_every == 0:
+            self.log()
+        if self.evaluate is not None and (last or self.done % self.validate_every == 0):
+            self.validate()
+        if save:
+            self.save()
+            signals.save = False
+            if signals.stop is not None and not last:
+                raise Interrupted(signals.stop)
+        self.progress.advance(self.done)
 
-    def end(self) -> None: ...
+    def _agree(self, wish: bool) -> bool:
+        """All ranks save at the same iteration as soon as one wants to."""
+        if self.ranks.world == 1:
+            return wish
+        return bool(self.ranks.reduce(torch.tensor(float(wish), device=self.device), "max").item())
 
+    def log(self) -> None:
+        """Read the meter, write a row, warn; stop at a loss that is not a number."""
+        self._refuse_non_finite()
+        groups = self.meter.read(self.ranks.reduce)
+        now = time.monotonic()
+        seconds = max(now - self._row_began, 1e-9)
+        row = {"iteration": self.done, "lr": self.optimiser.param_groups[0]["lr"], **groups}
+        row["seconds"] = round(seconds, 4)
+        row["waiting"] = round(min(self._waited / seconds, 1.0), 4)
+        row["memory_gb"] = memory_gb(self.device)
+        self._row_began, self._waited, self.meter = now, 0.0, Meter()
+        self.run.record(row)
+        self._warn(groups["notes"])
+        self._warn_of_explosions(groups["losses"])
+        self.progress.row(row)
 
-class Interrupted(Exception):
-    """The run was asked to stop and has saved itself; ``signal`` is what asked."""
+    def _refuse_non_finite(self) -> None:
+        """Stop before anything broken is saved; keep the batch that did it (sample k is a function of (seed, k))."""
+        found = self.meter.broken(self.ranks.reduce)
+        if found is None:
+            return
+        t, terms = found
+        path = self.run.path / "debug" / f"non-finite-{t:07d}.pt"
+        raw = next(self.batches(t, t + 1))
+        if self.run.writes:
+            write_atomic(path, lambda file: torch.save({"terms": terms, "iteration": t, "batch": raw}, file))
+        raise UserError(
+            f"{', '.join(terms)} is not finite since iteration {t}; stopped. The batch is in {path}, the newest "
+            "checkpoint is from before. Try train.precision=fp32, a smaller optimiser.lr, a smaller weight "
+            "of the term, or its `clip` where it has one."
+        )
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+    def _warn(self, notes: Mapping[str, float | None]) -> None:
+        share = notes.get("largest_class")
+        if share is not None and share > COLLAPSED:
+            self.warn(
+                "collapse", f"one class has {100 * share:.0f} % of the pseudo-labels: self-training is collapsing"
+            )
 
+    def _warn_of_explosions(self, losses: Mapping[str, float | None]) -> None:
+        for name, value in losses.items():
+            if value is not None and value > EXPLODED * self._at_first.setdefault(name, max(value, 1.0)):
+                advice = "try a smaller weight or learning rate, or `clip` where the term has it"
+                self.warn(f"explosion {name}", f"{name} explodes: {value:.3g} at iteration {self.done}; {advice}")
 
-class Signals:
-    """SIGINT and SIGTERM: save and stop. SIGUSR1: save and go on. A second SIGINT stops at once."""
+    def warn(self, key: str, text: str) -> None:
+        """Say it once, on screen and in the log."""
+        if key not in self._warned:
+            self._warned.add(key)
+            self.progress.note(f"warning: {text}")
+            self.run.say(f"warning: {text}")
 
-    def __init__(self) -> None:
-        self.save = False
-        self.stop: int | None = None
-        self._before: dict[int, Any] = {}
+    def validate(self) -> None:
+        """Evaluate the student; the best so far is remembered as *oracle selection* (it looked at target labels)."""
+        assert self.evaluate is not None
+        segmentor = self.learner.segmentor
+        with self.phases("validation"):
+            confusion = self.evaluate(segmentor).tolist()
+        self.run.record({"iteration": self.done, "validation": confusion})
+        self.validation = {"iteration": self.done, "confusion": confusion, "miou": self.score(confusion)}
+        if self.best is None or not self.best["miou"] >= self.validation["miou"]:
+            self.best = self.validation
+            if self.run.writes:
+                self.save_weights(self.run.best_weights, segmentor)
+        self.progress.row(self.validation)
+        self._row_began = time.monotonic()
 
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
+    def save(self) -> None:
+        """Checkpoint; every rank waits until it is on disk."""
+        self._refuse_non_finite()
+        if self.run.writes:
+            path = checkpoint.save(self.run.checkpoints, self.state())
+            self.run.say(f"checkpoint {path.name}")
+        self.ranks.wait()
+        self._saved_at = time.monotonic()
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def state(self) -> checkpoint.State:
+        return {
+            "iteration": self.done,
+            "seed": self.seed,
+            "learner": self.learner.state_dict(),
+            "teacher": self.teacher.state_dict() if self.teacher else None,
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meter": vars(self.meter),
+            "best": self.best,
+            "validation": self.validation,
+        }
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.stop is not None:
-            raise KeyboardInterrupt
-        self.save = True
-        if number != signal.SIGUSR1:
-            self.stop = number
+    def restore(self) -> None:
+        """Go on from the newest checkpoint, dropping log rows from after it."""
+        path = checkpoint.newest(self.run.checkpoints)
+        if path is None:
+            self.run.rewind(0)
+            return
+        state = checkpoint.load(path, self.device)
+        self.learner.load_state_dict(state["learner"])
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.meter = Meter(**state["meter"])
+        self.best, self.validation, self.done = state["best"], state["validation"], state["iteration"]
+        self.run.rewind(self.done)
+        self.run.say(f"continued from {path.name}")
 
 
 @dataclass
@@ -158,220 +341,51 @@ class Meter:
         return int(first), [name for name, t in zip(self.first_bad, found, strict=True) if t == first]
 
 
-class Trainer:
-    """Runs a setup in a run folder, from the newest checkpoint if there is one."""
+class Progress(Protocol):
+    """What a person watching a run sees."""
 
-    def __init__(self, setup: Setup, run: RunFolder, cadence: Cadence, progress: Progress) -> None:
-        self.setup, self.run, self.cadence, self.progress = setup, run, cadence, progress
-        self.done = 0
-        self.meter = Meter()
-        self.phases = Phases()
-        self.best: dict[str, Any] | None = None
-        self.validation: dict[str, Any] | None = None
-        self._saved_at = time.monotonic()
-        self._warned: set[str] = set()
-        self._at_first: dict[str, float] = {}
-        self._row_began = time.monotonic()
-        self._waited = 0.0
+    def begin(self, first: int, total: int) -> None: ...
 
-    def train(self) -> None:
-        """Up to the last iteration; raises ``Interrupted`` after saving when a signal asks to stop."""
-        self.restore()
-        total = self.setup.iterations
-        self.progress.begin(self.done, total)
-        try:
-            with Signals() as signals:
-                self._loop(signals)
-        except torch.OutOfMemoryError as error:
-            self.run.fail("out of memory", self.phases.current, self.done)
-            raise UserError(
-                f"out of memory in phase {self.phases.current!r} of iteration {self.done}: "
-                f"{str(error).splitlines()[0]} Try train.precision=bf16, a smaller train.batch or data.crop, or a "
-                "smaller model.encoder; `udaseg train ... --dry-run` shows the peak. The newest checkpoint is intact."
-            ) from None
-        finally:
-            self.progress.end()
+    def row(self, row: Mapping[str, Any]) -> None: ...
 
-    def _loop(self, signals: Signals) -> None:
-        batches = self.setup.batches(self.done, self.setup.iterations)
-        for t in range(self.done, self.setup.iterations):
-            raw = self._next(batches)
-            losses, notes = step(self.setup, raw, t, self.phases)
-            self.meter.add(losses, notes, t)
-            self.done = t + 1
-            self._after(signals)
+    def advance(self, iteration: int) -> None: ...
 
-    def _next(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-        began = time.monotonic()
-        raw = next(batches)
-        self._waited += time.monotonic() - began
-        return raw
+    def note(self, text: str) -> None: ...
 
-    def _after(self, signals: Signals) -> None:
-        """Log, validate and save when due."""
-        last = self.done == self.setup.iterations
-        overdue = time.monotonic() - self._saved_at >= 60 * self.cadence.checkpoint_minutes
-        save = self._agree(signals.save or overdue) or last
-        if last or self.done % self.cadence.log == 0:
-            self.log()
-        if self.setup.validate is not None and (last or self.done % self.cadence.validate == 0):
-            self.validate()
-        if save:
-            self.save()
-            signals.save = False
-            if signals.stop is not None and not last:
-                raise Interrupted(signals.stop)
-        self.progress.advance(self.done)
-
-    def _agree(self, wish: bool) -> bool:
-        """All ranks save at the same iteration as soon as one wants to."""
-        if self.setup.ranks.world == 1:
-            return wish
-        return bool(self.setup.ranks.reduce(torch.tensor(float(wish), device=self.setup.device), "max").item())
-
-    def log(self) -> None:
-        """Read the meter, write a row, warn; stop at a loss that is not a number."""
-        self._refuse_non_finite()
-        groups = self.meter.read(self.setup.ranks.reduce)
-        now = time.monotonic()
-        seconds = max(now - self._row_began, 1e-9)
-        row = {"iteration": self.done, "lr": self.setup.stepper.optimiser.param_groups[0]["lr"], **groups}
-        row["seconds"] = round(seconds, 4)
-        row["waiting"] = round(min(self._waited / seconds, 1.0), 4)
-        row["memory_gb"] = memory_gb(self.setup.device)
-        self._row_began, self._waited, self.meter = now, 0.0, Meter()
-        self.run.record(row)
-        self._warn(groups["notes"])
-        self._warn_of_explosions(groups["losses"])
-        self.progress.row(row)
-
-    def _refuse_non_finite(self) -> None:
-        """Stop before anything broken is saved; keep the batch that did it (sample k is a function of (seed, k))."""
-        found = self.meter.broken(self.setup.ranks.reduce)
-        if found is None:
-            return
-        t, terms = found
-        path = self.run.path / "debug" / f"non-finite-{t:07d}.pt"
-        raw = next(self.setup.batches(t, t + 1))
-        if self.run.writes:
-            write_atomic(path, lambda file: torch.save({"terms": terms, "iteration": t, "batch": raw}, file))
-        raise UserError(
-            f"{', '.join(terms)} is not finite since iteration {t}; stopped. The batch is in {path}, the newest "
-            "checkpoint is from before. Try train.precision=fp32, a smaller optimiser.lr, a smaller weight "
-            "of the term, or its `clip` where it has one."
-        )
-
-    def _warn(self, notes: Mapping[str, float | None]) -> None:
-        share = notes.get("largest_class")
-        if share is not None and share > COLLAPSED:
-            self.warn(
-                "collapse", f"one class has {100 * share:.0f} % of the pseudo-labels: self-training is collapsing"
-            )
-
-    def _warn_of_explosions(self, losses: Mapping[str, float | None]) -> None:
-        for name, value in losses.items():
-            if value is not None and value > EXPLODED * self._at_first.setdefault(name, max(value, 1.0)):
-                advice = "try a smaller weight or learning rate, or `clip` where the term has it"
-                self.warn(f"explosion {name}", f"{name} explodes: {value:.3g} at iteration {self.done}; {advice}")
-
-    def warn(self, key: str, text: str) -> None:
-        """Say it once, on screen and in the log."""
-        if key not in self._warned:
-            self._warned.add(key)
-            self.progress.note(f"warning: {text}")
-            self.run.say(f"warning: {text}")
-
-    def validate(self) -> None:
-        """Evaluate the student; the best so far is remembered as *oracle selection* (it looked at target labels)."""
-        assert self.setup.validate is not None
-        segmentor = self.setup.learner.segmentor
-        with self.phases("validation"):
-            confusion = self.setup.validate(segmentor).tolist()
-        self.run.record({"iteration": self.done, "validation": confusion})
-        self.validation = {"iteration": self.done, "confusion": confusion, "miou": self.setup.score(confusion)}
-        if self.best is None or not self.best["miou"] >= self.validation["miou"]:
-            self.best = self.validation
-            if self.run.writes:
-                self.setup.save_weights(self.run.best_weights, segmentor)
-        self.progress.row(self.validation)
-        self._row_began = time.monotonic()
-
-    def save(self) -> None:
-        """Checkpoint; every rank waits until it is on disk."""
-        self._refuse_non_finite()
-        if self.run.writes:
-            path = checkpoint.save(self.run.checkpoints, self.state())
-            self.run.say(f"checkpoint {path.name}")
-        self.setup.ranks.wait()
-        self._saved_at = time.monotonic()
-
-    def state(self) -> checkpoint.State:
-        setup = self.setup
-        return {
-            "iteration": self.done,
-            "seed": setup.seed,
-            "learner": setup.learner.state_dict(),
-            "teacher": setup.teacher.state_dict() if setup.teacher else None,
-            "optimiser": setup.stepper.optimiser.state_dict(),
-            "scaler": setup.stepper.scaler.state_dict(),
-            "meter": vars(self.meter),
-            "best": self.best,
-            "validation": self.validation,
-        }
-
-    def restore(self) -> None:
-        """Go on from the newest checkpoint, dropping log rows from after it."""
-        path = checkpoint.newest(self.run.checkpoints)
-        if path is None:
-            self.run.rewind(0)
-            return
-        state = checkpoint.load(path, self.setup.device)
-        self.setup.learner.load_state_dict(state["learner"])
-        if self.setup.teacher is not None:
-            self.setup.teacher.load_state_dict(state["teacher"])
-        self.setup.stepper.optimiser.load_state_dict(state["optimiser"])
-        self.setup.stepper.scaler.load_state_dict(state["scaler"])
-        self.meter = Meter(**state["meter"])
-        self.best, self.validation, self.done = state["best"], state["validation"], state["iteration"]
-        self.run.rewind(self.done)
-        self.run.say(f"continued from {path.name}")
+    def end(self) -> None: ...
 
 
-def step(
-    setup: Setup, raw: Mapping[str, Tensor], t: int, phase: Any = untimed
-) -> tuple[dict[str, Loss], dict[str, Tensor]]:
-    """One optimiser step on a raw batch: losses and notes, on the device."""
-    setup.schedule.apply(setup.stepper.optimiser, t)
-    ranks = setup.ranks
-    iteration = Iteration(
-        index=t,
-        batch=make_batch(raw, setup),
-        draws=Draws(setup.seed, t, setup.device, rank=ranks.rank, world=ranks.world),
-        segmentor=setup.learner.segmentor,
-        predict_target=setup.teacher.predict if setup.teacher else None,
-        encode_by_teacher=setup.teacher.encode if setup.teacher else None,
-        labeller=setup.labeller,
-        reduce=ranks.reduce,
-        world=ranks.world,
-        phase=phase,
-    )
-    return training_step(setup.learner, setup.teacher, iteration, setup.stepper), iteration.notes
+class Interrupted(Exception):
+    """The run was asked to stop and has saved itself; ``signal`` is what asked."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
-def make_batch(raw: Mapping[str, Tensor], setup: Setup) -> Batch:
-    """uint8 from the loader -> normalised images and int64 labels on the device."""
-    moved = to_device(raw, setup.device)
+class Signals:
+    """SIGINT and SIGTERM: save and stop. SIGUSR1: save and go on. A second SIGINT stops at once."""
 
-    def image(key: str) -> Tensor:
-        return setup.normalise(moved[key]).contiguous(memory_format=setup.memory_format)
+    def __init__(self) -> None:
+        self.save = False
+        self.stop: int | None = None
+        self._before: dict[int, Any] = {}
 
-    return Batch(
-        source_image=image("source_image"),
-        source_label=moved["source_label"].long(),
-        target_image=image("target_image") if "target_image" in moved else None,
-        target_valid=moved.get("target_valid"),
-        source_translated=image("source_translated") if "source_translated" in moved else None,
-    )
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.stop is not None:
+            raise KeyboardInterrupt
+        self.save = True
+        if number != signal.SIGUSR1:
+            self.stop = number
 
 
 def memory_gb(device: torch.device) -> float | None:

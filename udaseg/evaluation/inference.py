@@ -29,3 +29,8 @@ class Inference:
             return segmentor.logits(image)
         boxes = grid(image.shape[-2:], self.window, [side // 2 for side in self.window])
         return slide(segmentor.logits, image, boxes, tiles=self.batch)
+
+
+def inference(mode: str, crop: tuple[int, int] | None, batch: int = 3) -> Inference:
+    """How a recipe or weights file has whole images predicted; windows have the size of the training crop."""
+    return Inference(crop if mode == "slide" else None, batch)

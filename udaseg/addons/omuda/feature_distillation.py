@@ -59,7 +59,9 @@ class RelationalDistillation(Term):
         super().__init__(context)
         self.min_ratio = min_ratio
         self.neck = neck
-        self.register_buffer("wanted", torch.tensor([*foreground_mask(context.classes, foreground), False]), persistent=False)
+        self.register_buffer(
+            "wanted", torch.tensor([*foreground_mask(context.classes, foreground), False]), persistent=False
+        )
 
     @classmethod
     def problems(cls, settings: Settings, plan: Plan) -> list[tuple[str, str]]:

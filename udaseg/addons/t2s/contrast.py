@@ -179,7 +179,9 @@ class Contrast(Term):
         features, label, doubtful = keys.features, None, None
         if target is not None:
             features, label = torch.cat([features, target.features]), target.label
-            confidence = nearest(context.pseudo_labels.confidence, context.teacher_features(context.batch.target)[-1].shape[-2:])
+            confidence = nearest(
+                context.pseudo_labels.confidence, context.teacher_features(context.batch.target)[-1].shape[-2:]
+            )
             doubtful = unreliable(confidence, self.alpha)
         found = negative_pools(keys.label, label, doubtful, self.classes, self.negative_sampling == "denps")
         pools = [members(pool, context.rng.per_image(pool.shape[1])) for pool in found]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from udaseg.addons.t2s.contrast import dynamic_weights
-from udaseg.plugin import TARGET, BuildContext, ConfidenceShare, NotNegative, PseudoLabelRule, PseudoLabels, Share, StepContext
+from udaseg.plugin import (
+    TARGET,
+    BuildContext,
+    ConfidenceShare,
+    NotNegative,
+    PseudoLabelRule,
+    PseudoLabels,
+    Share,
+    StepContext,
+)
 
 
 class ReweightedShare(PseudoLabelRule):

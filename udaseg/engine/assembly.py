@@ -1,0 +1,236 @@
+"""Assembly: from a checked recipe to a trainer, or to a list of what is missing before one can train."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udaseg.config import checks
+from udaseg.config.load import Loaded, refuse
+from udaseg.config.registry import REGISTRIES
+from udaseg.config.schema import Recipe
+from udaseg.core.base import PseudoLabelRule
+from udaseg.core.context import BuildContext
+from udaseg.core.step import Autocast, Learner, Stage
+from udaseg.core.teacher import Teacher
+from udaseg.data.classes import PROTOCOLS
+from udaseg.data.dataset import TrainingPairs
+from udaseg.data.loading import Normalise, evaluation_loader, training_loader
+from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
+from udaseg.engine.distributed import Ranks, join
+from udaseg.engine.domains import class_set, ignored_classes, images_of, index_of, training_crop, training_pairs
+from udaseg.engine.networks import (
+    encoder_weights,
+    initial_networks,
+    normalisation,
+    start_weights,
+    weights_metadata,
+)
+from udaseg.engine.optim import PolyWarmup, adamw, parameter_groups
+from udaseg.engine.trainer import Trainer
+from udaseg.errors import UserError
+from udaseg.evaluation.confusion import scores
+from udaseg.evaluation.evaluate import evaluate
+from udaseg.evaluation.inference import inference
+from udaseg.models import weights_file
+from udaseg.models.segmentor import Segmentor
+from udaseg.problems import Problem
+
+GRAPHS = 64
+"""Of a compiled part: one for each network, batch size, memory layout and mode. Beyond torch's 8 it gives up."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A trainer, its samples, and what the run folder says of how it was made."""
+
+    trainer: Trainer
+    pairs: TrainingPairs
+    stamp: dict[str, Any]
+    warnings: list[str]
+
+
+def assemble(loaded: Loaded) -> Assembly:
+    """Everything for a training run; UserError listing all that is missing."""
+    recipe = loaded.recipe
+    refuse(missing_prerequisites(recipe), loaded)
+    device = choose_device(recipe.runtime.device, local_rank())
+    ranks = join(device.type)
+    if recipe.train.batch % ranks.world:
+        raise UserError(f"train.batch={recipe.train.batch} cannot be shared evenly by {ranks.world} processes")
+    precision = choose_precision(recipe.train.precision, device)
+    set_up(device, precision, recipe.runtime.threads)
+    student, pretrained, stamp = initial_networks(recipe)
+    pairs = training_pairs(recipe, student.encoder.multiple)
+    normalise = normalisation(student).to(device)
+    context = build_context(recipe, normalise, student)
+    layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+    learner = Learner(student, stages(recipe, context), pretrained)
+    learner.to(device).to(memory_format=layout).train()
+    ranks.same_start(learner)
+    needs, optimiser = checks.needs(recipe), recipe.optimiser
+    teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs.teacher else None
+    if recipe.train.compile:
+        compile_parts(student, *([teacher.segmentor] if teacher else []))
+    cast = autocast(precision, device)
+    trainer = Trainer(
+        learner,
+        teacher,
+        pseudo_label_rule(recipe, context) if teacher else None,
+        batches=batches(recipe, pairs, ranks, device),
+        normalise=normalise,
+        optimiser=adamw(parameter_groups(learner, **optimiser.model_dump(exclude={"warmup", "power", "minimum"}))),
+        schedule=PolyWarmup(recipe.train.iterations, optimiser.warmup, optimiser.power, optimiser.minimum),
+        iterations=recipe.train.iterations,
+        seed=recipe.seed,
+        device=device,
+        ranks=ranks,
+        autocast=cast,
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        memory_format=layout,
+        validate=validator(recipe, normalise, ranks, cast) if recipe.data.validation else None,
+        score=scorer(recipe),
+        save_weights=lambda path, module: weights_file.save(path, module, weights_metadata(recipe, student)),
+        log_every=recipe.runtime.log_every,
+        validate_every=recipe.evaluation.every,
+        checkpoint_minutes=recipe.runtime.checkpoint_minutes,
+    )
+    texts = warnings(recipe, pairs, recipe.train.batch // ranks.world)
+    return Assembly(trainer, pairs, {**stamp, "precision": precision, "world": ranks.world}, texts)
+
+
+def missing_prerequisites(recipe: Recipe) -> list[Problem]:
+    """What must be there before training and is not: prepared data sets, weights. Each with its remedy."""
+    problems: list[Problem] = []
+    keys: list[str] = [recipe.data.labelled]
+    keys += ["target"] if checks.needs(recipe).target else []
+    keys += ["validation"] if recipe.data.validation else []
+    for key in dict.fromkeys(keys):
+        try:
+            index_of(getattr(recipe.data, key), class_set(recipe).names if key != "target" else None)
+        except UserError as error:
+            if all(problem.message != str(error) for problem in problems):  # target and validation often share a root
+                problems.append(Problem(("data", key), str(error)))
+    problems += missing_extras(recipe) if not problems else []
+    for find, key in ((encoder_weights, "weights"), (start_weights, "start")):
+        try:
+            find(recipe)
+        except UserError as error:
+            problems.append(Problem(("model", key), str(error)))
+    return problems
+
+
+def missing_extras(recipe: Recipe) -> list[Problem]:
+    """What the loader is to add for single components and cannot, once for every such thing."""
+    problems: dict[str, Problem] = {}
+    index = index_of(getattr(recipe.data, recipe.data.labelled))
+    for path, kind, part in checks.components(recipe):
+        for where, component, settings in checks.walk(kind, part, path):
+            for name, extra in component.needs_with(settings).extras.items():
+                if name not in problems and (message := extra.missing([pair.image for pair in index.pairs])):
+                    problems[name] = Problem(where, f"{index.dataset}: {message}")
+    return list(problems.values())
+
+
+def build_context(recipe: Recipe, normalise: Normalise, student: Segmentor) -> BuildContext:
+    """What the recipe's components are built for; crop margins only where the recipe asks for them."""
+    data = recipe.data
+    top, bottom = data.crop_margins if data.margins == "crop" else (0, 0)
+    return BuildContext(
+        classes=class_set(recipe).names,
+        normalise=normalise,
+        feature_maps=student.feature_maps(training_crop(recipe)),
+        synthetic_source=data.synthetic_source,
+        crop_margins=(top * data.scale, bottom * data.scale),
+    )
+
+
+def stages(recipe: Recipe, context: BuildContext) -> dict[str, Stage]:
+    """The recipe's views with their terms, in its order."""
+
+    def create(kind: str, name: str, settings: dict[str, Any]) -> Any:
+        return REGISTRIES[kind].create({"kind": name, **settings}, context)
+
+    return {
+        name: Stage(
+            create("view", name, section.options),
+            {key: create("term", key, settings) for key, settings in section.terms.items()},
+            section.weights,
+        )
+        for name, section in recipe.views.items()
+    }
+
+
+def pseudo_label_rule(recipe: Recipe, context: BuildContext) -> PseudoLabelRule:
+    return REGISTRIES["pseudo_labels"].create(recipe.pseudo_labels, context)
+
+
+def compile_parts(*segmentors: Segmentor) -> None:
+    """Compile encoder, decoder and whatever else each segmentor is made of."""
+    torch._dynamo.config.recompile_limit = GRAPHS
+    for module in segmentors:
+        for part in module.children():
+            part.compile(dynamic=False)
+
+
+def batches(
+    recipe: Recipe, pairs: TrainingPairs, ranks: Ranks, device: torch.device
+) -> Callable[[int, int], Iterator[dict[str, Tensor]]]:
+    """(first iteration, past the last) -> this rank's raw batches."""
+
+    def between(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        workers = recipe.runtime.workers if stop - start > 1 else 0
+        share = recipe.train.batch // ranks.world
+        return training_loader(
+            pairs, batch=share, workers=workers, start=start, steps=stop, slots=(ranks.rank, ranks.world), device=device
+        )
+
+    return between
+
+
+def validator(recipe: Recipe, normalise: Normalise, ranks: Ranks, cast: Autocast) -> Callable[[Segmentor], Tensor]:
+    """Student -> confusion counts on the validation split, each rank taking its share of the images."""
+    assert recipe.data.validation is not None
+    names = class_set(recipe).names
+    images, device = images_of(recipe.data.validation, recipe.data.scale, names), normalise.mean.device
+    mode = inference(recipe.evaluation.mode, training_crop(recipe), recipe.evaluation.window_batch)
+
+    def validate(student: Segmentor) -> Tensor:
+        loader = evaluation_loader(images, workers=recipe.runtime.workers, rank=ranks.rank, world=ranks.world)
+        counts = evaluate(student, loader, normalise, classes=len(names), device=device, autocast=cast, inference=mode)
+        return ranks.reduce(counts)
+
+    return validate
+
+
+def scorer(recipe: Recipe) -> Callable[[list[list[int]]], float]:
+    """Confusion counts -> mIoU under the recipe's protocol."""
+    names, only = class_set(recipe).names, PROTOCOLS[recipe.data.protocol]
+    return lambda confusion: scores(confusion, names, only).miou  # type: ignore[arg-type]
+
+
+def warnings(recipe: Recipe, pairs: TrainingPairs, images: int | None = None) -> list[str]:
+    """Warnings about a configuration and its data; ``images``: of each domain a process has in a step, None for all."""
+    texts = checks.warnings(recipe, images)
+    wanted = tuple(side * recipe.data.scale for side in recipe.data.crop)
+    if pairs.crop != wanted:
+        texts.append(f"crops are {pairs.crop} instead of {wanted}: the encoder takes multiples of its patch size")
+    names = class_set(recipe).names
+    missing = [name for name, total in zip(names, pairs.source.index.counts.sum(0), strict=True) if total == 0]
+    if missing:
+        texts.append(f"classes absent from the labelled images: {', '.join(missing)}")
+    for key in (recipe.data.labelled, "validation"):
+        section = checks.domains(recipe).get(key)
+        if section and (ignored := ignored_classes(section, names)):
+            texts.append(f"classes of {section.dataset} that become ignore (data.{key}.merge): {', '.join(ignored)}")
+    return texts
+
+
+def local_rank() -> int:
+    """This process's number on its machine, from torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
