@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from udaseg import build, cli
-from udaseg.config.recipe import Loaded
+from udaseg import cli
+from udaseg.config.load import Loaded
+from udaseg.config.load import load as load_recipe
 
 SIZES = (
     "data.source.size=[128,64]",
@@ -32,12 +33,12 @@ def load(name: str, *overrides: str, base: tuple[str, ...] = TINY, **layers: Any
     """A recipe on the small `streets`."""
     if name.startswith("dg_"):  # there is no target whose size could be set
         base = tuple(text for text in base if not text.startswith("data.target"))
-    return build.load(name, benchmark="streets", overrides=[*base, *overrides], **layers)
+    return load_recipe(name, benchmark="streets", overrides=[*base, *overrides], **layers)
 
 
 def small(name: str) -> tuple[str, ...]:
     """What makes a recipe small and leaves it its own decoder."""
-    decoder = build.load(name).recipe.model.decoder["kind"]
+    decoder = load_recipe(name).recipe.model.decoder["kind"]
     return MIT if decoder == "daformer" else (*SMALL, "model.encoder=tiny")
 
 

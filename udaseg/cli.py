@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option, Typer
 
 from udaseg import commands
+from udaseg.config.load import load
 from udaseg.errors import UserError
 
 UNUSABLE_PLACE = {
@@ -328,9 +329,8 @@ def recipe_ls() -> None:
 @recipe_app.command("show")
 def recipe_show(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """A recipe flattened, with the file each value came from, and the passes of a step."""
-    from udaseg import build
 
-    commands.recipes.show(build.load(name, benchmark=benchmark, overrides=overrides or []))
+    commands.recipes.show(load(name, benchmark=benchmark, overrides=overrides or []))
 
 
 @recipe_app.command("cp")
@@ -342,9 +342,8 @@ def recipe_cp(name: Name, target: Annotated[Path, Argument(help="The new file; m
 @recipe_app.command("validate")
 def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """Check a recipe without touching data; everything that is wrong is listed at once."""
-    from udaseg import build
 
-    commands.recipes.validate(build.load(name, benchmark=benchmark, overrides=overrides or []))
+    commands.recipes.validate(load(name, benchmark=benchmark, overrides=overrides or []))
 
 
 @analyze_app.command("similarity")

@@ -58,4 +58,4 @@ from udaseg.models.segmentor import (
 )
 from udaseg.models.weights import read_tensors
 from udaseg.models.weights_file import restore
-from udaseg.ranges import Count, Extent, Momentum, NotNegative, Share, Temperature
+from udaseg.ranges import ClassNames, Count, Extent, Momentum, NotNegative, Share, Temperature

@@ -13,6 +13,7 @@ Extent = Annotated[float, Field(gt=0, le=1)]  # a length as a share of another
 Momentum = Annotated[float, Field(ge=0, lt=1)]  # what a running mean keeps of itself
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+ClassNames = Annotated[tuple[str, ...], "names of classes"]  # `udaseg check` names unknown ones
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=True)]  # infinity: all classes alike
 
 

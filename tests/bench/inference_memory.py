@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from udaseg import build
+from udaseg.engine.networks import segmentor
 from udaseg.evaluation.evaluate import evaluating, predict
 from udaseg.evaluation.inference import Inference
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="mit_b5")
     options = parser.parse_args()
     wrapper = {"kind": "hrda", **({"window_batch": options.tiles} if options.tiles else {})}
-    model = build.segmentor({"kind": options.encoder}, {"kind": "daformer"}, 19, wrapper=wrapper, crop=(1024, 1024))
+    model = segmentor({"kind": options.encoder}, {"kind": "daformer"}, 19, wrapper=wrapper, crop=(1024, 1024))
     image = torch.randn(1, 3, 1024, 2048)
     before = peak_gb()
     began = time.perf_counter()

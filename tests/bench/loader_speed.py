@@ -13,6 +13,8 @@ happens, is shown as well. What bounds our loader is the decoding of its two PNG
 
 from __future__ import annotations
 
+from udaseg.config.load import load
+from udaseg.engine.domains import domain
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,13 +106,12 @@ class Public:
 
 def training_pairs(scale: int, rare: bool = True) -> Any:
     """The samples of `daformer` on GTA5 -> Cityscapes at `data.scale`; HRDA asks for four times the pixels."""
-    from udaseg import build
-    from udaseg.data.dataset import TrainingPairs
+        from udaseg.data.dataset import TrainingPairs
     from udaseg.data.sampling import Uniform, rare_class
 
-    data = build.load("daformer", benchmark="gta5_cityscapes").recipe.data
-    source = build.domain(data.source, scale, None, labels=True)
-    target = build.domain(data.target, scale, None, labels=False)
+    data = load("daformer", benchmark="gta5_cityscapes").recipe.data
+    source = domain(data.source, scale, None, labels=True)
+    target = domain(data.target, scale, None, labels=False)
     ratio = 0.5 if scale == 1 else 2.0
     sampler: Any = rare_class(counts=source.index.counts, min_pixels=3000, min_crop_ratio=ratio)
     if not rare:

@@ -19,35 +19,38 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from pretend import GPU, PretendedDraws, card, moved
 
-from udaseg import build
-from udaseg.config.recipe import Recipe
+from udaseg.config.load import load
+from udaseg.config.schema import Recipe
 from udaseg.core.context import Batch, Iteration
 from udaseg.core.step import Learner
 from udaseg.core.teacher import Teacher
+from udaseg.engine.assembly import stages
 from udaseg.engine.device import autocast
+from udaseg.engine.domains import class_set, training_crop
+from udaseg.engine.networks import normalisation, segmentor_of
 from udaseg.models.frozen import Frozen
 
 
 def measure(name: str, overrides: list[str]) -> str:
     """A line for a recipe."""
-    recipe = build.load(name, overrides=overrides).recipe
+    recipe = load(name, overrides=overrides).recipe
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
     learner, still = networks(recipe)
     trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     fixed = (16 * trained + 4 * sum(p.numel() for part in still for p in part.parameters())) / 2**30
     saved = saved_by_view(recipe, learner, still, precision)
     views = ", ".join(f"{view} {size:.2f}" for view, size in saved.items())
-    size = f"{precision}, {recipe.train.batch} x {build.training_crop(recipe)[1]}"
+    size = f"{precision}, {recipe.train.batch} x {training_crop(recipe)[1]}"
     return f"{name} ({size}): {views}; weights and optimiser {fixed:.2f}; {max(saved.values()) + fixed:.1f} GiB"
 
 
 def networks(recipe: Recipe) -> tuple[Learner, list[nn.Module]]:
     """The learner, and what is not trained: normalisation, teacher, frozen encoder."""
     with torch.device("meta"):
-        student = build.segmentor_of(recipe)
-        reference = Frozen(build.segmentor_of(recipe).encoder) if build.uses_reference(recipe) else None
-        normalise, maps = build.normalisation(student), student.feature_maps(build.training_crop(recipe))
-        learner = Learner(student, build.stages(recipe, build.class_set(recipe), reference, normalise, maps)).train()
+        student = segmentor_of(recipe)
+        reference = Frozen(segmentor_of(recipe).encoder) if build.uses_reference(recipe) else None
+        normalise, maps = normalisation(student), student.feature_maps(training_crop(recipe))
+        learner = Learner(student, stages(recipe, class_set(recipe), reference, normalise, maps)).train()
         teacher = Teacher(student) if build.needs_target(recipe) else None
     return learner, [part for part in (normalise, teacher, reference) if part is not None]
 
@@ -74,7 +77,7 @@ def saved_by_view(recipe: Recipe, learner: Learner, still: list[nn.Module], prec
 
 
 def pretended_iteration(recipe: Recipe, learner: Learner, teacher: Teacher | None) -> Iteration:
-    (height, width), images = build.training_crop(recipe), recipe.train.batch
+    (height, width), images = training_crop(recipe), recipe.train.batch
     image = torch.empty(images, 3, height, width, device=GPU)
     label = torch.zeros(images, height, width, dtype=torch.int64, device=GPU)
     return Iteration(

@@ -16,8 +16,9 @@ from cli.test_commands import Run, is_message, udaseg
 from PIL import Image
 
 import udaseg as api
-from udaseg import build
 from udaseg.data.classes import CITYSCAPES
+from udaseg.engine.domains import images_of, index_of
+from udaseg.engine.networks import load_weights, segmentor
 from udaseg.evaluation.confusion import count
 from udaseg.models import weights_file
 from udaseg.models.segmentor import IMAGENET_MEAN as MEAN
@@ -41,7 +42,7 @@ def weights(path: str | Path, *, seed: int = 0, **changes: Any) -> Path:
         protocol="cityscapes19", seed=0, iterations=1, data=DATA, **{**settings, **changes},
     )  # fmt: skip
     torch.manual_seed(seed)
-    module = build.segmentor(metadata.encoder, metadata.decoder, 19, wrapper=metadata.wrapper, crop=metadata.crop)
+    module = segmentor(metadata.encoder, metadata.decoder, 19, wrapper=metadata.wrapper, crop=metadata.crop)
     for tensor in module.decoder.parameters():
         torch.nn.init.normal_(tensor, std=0.2)
     weights_file.save(Path(path), module, metadata)
@@ -70,7 +71,7 @@ def test_predictions_are_those_that_evaluate_counts(udaseg: Run, streets: Path, 
     path = weights("w.safetensors", inference=inference)
     assert udaseg("predict", path, "--out", "p", *(str(p) for p in validation_images())).code == 0
     found = json.loads(udaseg("evaluate", path, "--json").out)["confusion"]
-    images = build.images_of(build.DomainSection.model_validate(DATA["validation"]), 1, CITYSCAPES.names)
+    images = images_of(build.DomainSection.model_validate(DATA["validation"]), 1, CITYSCAPES.names)
     mine = torch.zeros(19, 19, dtype=torch.int64)
     for i in range(len(images)):
         name = Path(images[i]["name"]).stem
@@ -79,7 +80,7 @@ def test_predictions_are_those_that_evaluate_counts(udaseg: Run, streets: Path, 
 
 
 def validation_images() -> list[Path]:
-    index = build.index_of(build.DomainSection.model_validate(DATA["validation"]))
+    index = index_of(build.DomainSection.model_validate(DATA["validation"]))
     return [index.root / pair.image for pair in index.pairs]
 
 
@@ -229,7 +230,7 @@ def exported_image(width: int, height: int) -> torch.Tensor:
 
 
 def eager(path: Path, image: torch.Tensor) -> torch.Tensor:
-    module, metadata = build.load_weights(path)
+    module, metadata = load_weights(path)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (metadata.mean, metadata.std))
     with torch.no_grad():
         return module.eval().logits((image.float() - mean) / std)

@@ -16,9 +16,9 @@ from parity.rule import DATA, image, public_shapes, rule_hrda, rule_segmentor, r
 from safetensors.torch import save_file
 from torch import Tensor
 
-from udaseg import build
 from udaseg.commands.importing import recipe_of, score
 from udaseg.data.classes import CITYSCAPES
+from udaseg.engine.networks import load_weights, segmentor
 from udaseg.evaluation.inference import Inference
 from udaseg.models import weights_file
 from udaseg.models.recognise import Network
@@ -63,7 +63,7 @@ def test_student_and_teacher(udaseg: Run) -> None:
                       "1024x512", "whole", f"udaseg evaluate {target}", f"udaseg predict {target}"):  # fmt: skip
             assert words in answer.out, words
         assert "published" not in answer.out  # of MiT-B5 only
-        module, metadata = build.load_weights(Path(target))
+        module, metadata = load_weights(Path(target))
         prefix = TEACHER if network == "teacher" else ""
         assert same(module, rule_segmentor("step_dacs_model", "mit_b0", "daformer", prefix=prefix))
         digest = hashlib.sha256(Path("latest.pth").read_bytes()).hexdigest()
@@ -90,7 +90,7 @@ def test_hrda(udaseg: Run) -> None:
     assert (
         answer.code == 0 and "wrapper: hrda, detail 0.5" in answer.out and "2048x1024, looked at: slide" in answer.out
     )
-    module, metadata = build.load_weights(Path("new/m.safetensors"))
+    module, metadata = load_weights(Path("new/m.safetensors"))
     assert same(module, rule_hrda("step_mic_model", "mit_b0", "daformer", crop=1024))
     assert (metadata.size, metadata.crop, metadata.inference) == ((2048, 1024), (1024, 1024), "slide")
     assert (metadata.protocol, metadata.benchmark, metadata.data["scale"]) == ("synthia16", "synthia_cityscapes", 2)
@@ -231,7 +231,7 @@ def test_daformer_at_full_size_gives_the_fixtures_logits(udaseg: Run) -> None:
     full_checkpoint(Path("daformer.pth"), "uda_full_daformer")
     answer = udaseg("import", "daformer.pth")
     assert answer.code == 0 and "DAFormer, gta5_cityscapes): 68.85 mIoU" in answer.out
-    module, _ = build.load_weights(Path("daformer-student.safetensors"))
+    module, _ = load_weights(Path("daformer-student.safetensors"))
     logits = module.eval()(image("input/daformer", (2, 3, 64, 128))).predictions[0].logits
     with np.load(DATA / "daformer_sepaspp_mitb5.npz") as arrays:
         np.testing.assert_allclose(logits.numpy(), arrays["logits"], rtol=0, atol=2e-5)
@@ -244,7 +244,7 @@ def test_hrda_at_full_size_gives_the_fixtures_logits(udaseg: Run) -> None:
     answer = udaseg("import", "mic.pth")
     assert answer.code == 0 and "HRDA, gta5_cityscapes): 73.79 mIoU" in answer.out
     metadata, tensors = weights_file.read(Path("mic-student.safetensors"))
-    module = build.segmentor(metadata.encoder, metadata.decoder, 19, wrapper=metadata.wrapper, crop=(128, 128)).eval()
+    module = segmentor(metadata.encoder, metadata.decoder, 19, wrapper=metadata.wrapper, crop=(128, 128)).eval()
     weights_file.restore(module, tensors, Path("mic-student.safetensors"))
     logits = Inference((128, 128), 2)(module, image("input/hrda_eval", (1, 3, 128, 256)))
     with np.load(DATA / "hrda_eval.npz") as arrays:

@@ -18,13 +18,14 @@ from cli.test_commands import udaseg as udaseg  # the fixture
 from PIL import Image
 from unit.data_files import labels, photo, save, truncate
 
-from udaseg import build
 from udaseg.commands import submit
 from udaseg.data import servers
 from udaseg.data.classes import CAMVID, CITYSCAPES_IDS
 from udaseg.data.images import read_image
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import resize_image
+from udaseg.engine.domains import class_set
+from udaseg.engine.networks import load_weights, segmentor, segmentor_of, weights_metadata
 from udaseg.models import weights_file
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -38,8 +39,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "weights.safetensors"
     recipe = toy.load("dacs", "evaluation.mode=slide", "data.validation.size=[160,80]").recipe
     torch.manual_seed(1)
-    module = build.segmentor_of(recipe)
-    weights_file.save(path, module, build.metadata(recipe, build.class_set(recipe), module))
+    module = segmentor_of(recipe)
+    weights_file.save(path, module, weights_metadata(recipe, class_set(recipe), module))
     return path
 
 
@@ -82,7 +83,7 @@ def contents(path: Path) -> dict[str, Any]:
 
 def expected(weights: Path, image: Path) -> np.ndarray:
     """Train ids, computed without the code under test: resize, normalise, eight windows, enlarge, best class."""
-    module, native = build.load_weights(weights)[0].eval(), read_image(image)
+    module, native = load_weights(weights)[0].eval(), read_image(image)
     small = torch.from_numpy(resize_image(native, (160, 80))).permute(2, 0, 1)[None]
     total, visits = torch.zeros(1, 19, 80, 160), torch.zeros(1, 1, 80, 160)
     normal = Normalise(IMAGENET_MEAN, IMAGENET_STD)(small)
@@ -191,12 +192,12 @@ def test_predictions_of_something_else_are_never_mixed_in(
         stopping(1, patch)
         assert udaseg("submit", "acdc", weights, "--out", "x.zip").code == 130
     metadata, _ = weights_file.read(weights)
-    module = build.load_weights(weights)[0]
+    module = load_weights(weights)[0]
     with torch.no_grad():
         next(module.parameters()).view(-1)[0] += 1e-3
     weights_file.save(Path("other.safetensors"), module, metadata)
     weights_file.save(
-        Path("whole.safetensors"), build.load_weights(weights)[0], dataclasses.replace(metadata, inference="whole")
+        Path("whole.safetensors"), load_weights(weights)[0], dataclasses.replace(metadata, inference="whole")
     )
     before = sorted(path.name for path in Path("x.zip.partial").iterdir())
     for file in ("other.safetensors", "whole.safetensors"):
@@ -221,7 +222,7 @@ def test_wrong_inputs(udaseg: Run, small: Path, weights: Path) -> None:
     is_message(udaseg("submit", "acdc", weights, "--root", "elsewhere"), "elsewhere", "rgb_anon")
     metadata, _ = weights_file.read(weights)
     odd = dataclasses.replace(metadata, classes=CAMVID.names, palette=CAMVID.palette)
-    weights_file.save(Path("camvid.safetensors"), build.segmentor(metadata.encoder, metadata.decoder, len(CAMVID)), odd)
+    weights_file.save(Path("camvid.safetensors"), segmentor(metadata.encoder, metadata.decoder, len(CAMVID)), odd)
     is_message(udaseg("submit", "acdc", "camvid.safetensors"), "pavement", "19 Cityscapes classes")
     assert not list(Path().glob("*.zip*"))
 

@@ -14,8 +14,8 @@ import toy
 from torch import nn
 from torch._dynamo.utils import counters
 
-from udaseg import build
 from udaseg.engine import trainer
+from udaseg.engine.assembly import assemble
 
 
 @pytest.mark.slow
@@ -35,7 +35,7 @@ def test_a_compiled_step_has_no_breaks_and_the_same_losses(
 
 def losses(name: str, *overrides: Any) -> list[float]:
     """Of two steps, and the counts of an evaluation after them."""
-    setup = build.training(toy.load(name, "train.iterations=2", *overrides, base=toy.MIT)).setup
+    setup = assemble(toy.load(name, "train.iterations=2", *overrides, base=toy.MIT)).setup
     steps = [trainer.step(setup, raw, t)[0] for t, raw in enumerate(setup.batches(0, 2))]
     assert setup.validate is not None
     counts = setup.validate(setup.learner.segmentor).flatten().tolist()

@@ -18,15 +18,18 @@ from pretend import GPU, NoBackward, PretendedDraws, card, moved
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from udaseg import build
-from udaseg.config.recipe import Loaded, shipped
+from udaseg.config.layers import shipped
+from udaseg.config.load import Loaded
 from udaseg.core.context import Loss
 from udaseg.core.step import Stepper
 from udaseg.deploy import model as deploy
 from udaseg.engine import trainer
+from udaseg.engine.assembly import assemble
 from udaseg.engine.device import autocast
+from udaseg.engine.domains import training_crop
 from udaseg.engine.optim import adamw, parameter_groups
 from udaseg.evaluation.evaluate import evaluating, predict
+from udaseg.evaluation.inference import inference
 
 OBJECTIVES = ("feature_teacher", "feature_student", "pixel_regression")
 NAMES = [name for name in shipped() if not name.startswith("demo")]
@@ -41,7 +44,7 @@ def mode(streets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorM
 
 def take(loaded: Loaded, mode: FakeTensorMode) -> None:
     """A step, after everything was built on the CPU; all that it gives back is on the device."""
-    setup = build.training(loaded).setup
+    setup = assemble(loaded).setup
     learning = loaded.recipe.optimiser.model_dump(exclude={"warmup", "power", "minimum"})
     raw = {key: mode.from_tensor(value) for key, value in next(setup.batches(0, 1)).items()}
     for module in (setup.learner, setup.teacher, setup.normalise, setup.labeller):
@@ -110,9 +113,9 @@ def test_neither_does_a_large_picture_in_bands_or_strips(
 @pytest.mark.parametrize("name", ["dacs", "daformer", "hrda"])
 def test_neither_does_the_prediction_of_an_image(name: str, mode: FakeTensorMode) -> None:
     loaded = toy.load(name, base=toy.small(name))
-    setup = build.training(loaded).setup
+    setup = assemble(loaded).setup
     segmentor, normalise = moved(setup.learner.segmentor, mode), moved(setup.normalise, mode)
-    look = build.inference(loaded.recipe.evaluation.mode, build.training_crop(loaded.recipe))
+    look = inference(loaded.recipe.evaluation.mode, training_crop(loaded.recipe))
     with mode, evaluating(segmentor):
         image = normalise(torch.zeros(1, 3, 64, 128, dtype=torch.uint8, device=GPU))
         label = predict(segmentor, image, (96, 192), autocast("bf16", GPU), look)

@@ -11,12 +11,15 @@ import torch
 import toy
 from torch import nn
 
-from udaseg import build
 from udaseg.addons.omuda.foreground import THINGS
 from udaseg.commands import recipes as commands
-from udaseg.config.recipe import benchmark_data, chain, leaves, recipe_folder, shipped
+from udaseg.config.layers import chain, leaves, recipe_folder, shipped
+from udaseg.config.load import benchmark_data, load
 from udaseg.data.loading import Normalise
 from udaseg.engine import trainer
+from udaseg.engine.assembly import assemble, stages
+from udaseg.engine.domains import class_set, scaled, training_crop
+from udaseg.engine.networks import segmentor_of
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
 RECIPES, BENCHMARKS = shipped(), shipped("benchmarks")
@@ -34,7 +37,7 @@ def test_something_is_shipped() -> None:
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_loads_with_every_benchmark(recipe: str, benchmark: str) -> None:
-    loaded = build.load(recipe, benchmark=benchmark)
+    loaded = load(recipe, benchmark=benchmark)
     assert (loaded.recipe.name, loaded.recipe.benchmark) == (recipe, benchmark)
     written = benchmark_data(benchmark)
     assert loaded.recipe.data.source == written.source and loaded.recipe.data.crop == written.crop
@@ -42,7 +45,7 @@ def test_loads_with_every_benchmark(recipe: str, benchmark: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_loads_as_it_is_and_every_value_has_an_origin(recipe: str) -> None:
-    loaded = build.load(recipe)
+    loaded = load(recipe)
     assert loaded.recipe.benchmark in BENCHMARKS
     files = {f"recipes/{path.relative_to(recipe_folder())}" for path in [*RECIPES.values(), *BENCHMARKS.values()]}
     for path, _ in leaves(loaded.tree):
@@ -63,7 +66,7 @@ def test_opens_with_a_comment_that_says_how_to_use_it(path: Path) -> None:
 
 @pytest.mark.parametrize("name", FULL)
 def test_full_recipes_keep_the_protocol_of_the_papers(name: str) -> None:
-    recipe = build.load(name).recipe
+    recipe = load(name).recipe
     assert (recipe.train.iterations, recipe.train.batch) == (40000, 3 if name in OMUDA else 2)
     assert (recipe.optimiser.lr, recipe.optimiser.weight_decay, recipe.optimiser.head_lr_factor) == (6e-5, 0.01, 10)
     assert (recipe.optimiser.warmup, recipe.optimiser.power, recipe.seed) == (1500, 1.0, 0)
@@ -72,21 +75,21 @@ def test_full_recipes_keep_the_protocol_of_the_papers(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_views_are_in_the_order_of_the_step(name: str) -> None:
-    views = list(build.load(name).recipe.views)
+    views = list(load(name).recipe.views)
     assert views == [view for view in ORDER if view in views]
 
 
 REAL = ("data.synthetic_source=false",)  # what only the masked view looks at
 STEPS = [
     *(pytest.param(name, (), id=name) for name in FULL),
-    *(pytest.param(name, REAL, id=f"{name}, real") for name in FULL if "masked" in build.load(name).recipe.views),
+    *(pytest.param(name, REAL, id=f"{name}, real") for name in FULL if "masked" in load(name).recipe.views),
     *(pytest.param(name, ("train.precision=bf16",), id=f"{name}, bf16", marks=pytest.mark.slow) for name in FULL),
 ]
 
 
 @pytest.mark.parametrize(("name", "overrides"), STEPS)
 def test_three_steps_at_toy_size(name: str, overrides: tuple[str, ...], streets: Path) -> None:
-    setup = build.training(toy.load(name, "train.iterations=3", *overrides, base=toy.small(name))).setup
+    setup = assemble(toy.load(name, "train.iterations=3", *overrides, base=toy.small(name))).setup
     before = {key: value.clone() for key, value in setup.learner.named_parameters()}
     meter = trainer.Meter()
     for t, raw in enumerate(setup.batches(0, 3)):
@@ -106,7 +109,7 @@ def test_three_steps_at_toy_size(name: str, overrides: tuple[str, ...], streets:
 )
 def test_papers_combine_by_naming_both(name: str, added: tuple[str, ...], streets: Path) -> None:
     """Two or three add-ons in one recipe: nothing but the recipe knows of it."""
-    setup = build.training(toy.load(name, "train.iterations=2", "train.batch=3", *added, base=toy.small(name))).setup
+    setup = assemble(toy.load(name, "train.iterations=2", "train.batch=3", *added, base=toy.small(name))).setup
     meter = trainer.Meter()
     for t, raw in enumerate(setup.batches(0, 2)):
         meter.add(*trainer.step(setup, raw, t), t)
@@ -125,9 +128,9 @@ def test_papers_combine_by_naming_both(name: str, added: tuple[str, ...], street
 @pytest.mark.parametrize("name", ["dacs", "daformer", "hrda", "mic"])
 def test_other_networks_by_override(name: str, model: str) -> None:
     """The architectures of the add-on papers' tables."""
-    recipe = build.load(name, overrides=[model]).recipe
+    recipe = load(name, overrides=[model]).recipe
     with torch.device("meta"):
-        segmentor = build.segmentor_of(recipe)
+        segmentor = segmentor_of(recipe)
     predictions = segmentor(torch.empty(2, 3, 1024, 1024, device="meta")).predictions
     assert len(predictions) == (2 if name in ("hrda", "mic") else 1)
 
@@ -140,22 +143,22 @@ def test_sizes_margins_and_modes_of_the_large_baselines() -> None:
         ("cityscapes_acdc", (2048, 1024), (1920, 1080), True),
         ("cityscapes_dark_zurich", (2048, 1024), (1920, 1080), True),
     ):
-        recipe = build.load("mic", benchmark=name).recipe
-        assert build.scaled(recipe.data.source, recipe.data.scale) == source
-        assert build.scaled(recipe.data.target, recipe.data.scale) == target
-        assert build.training_crop(recipe) == (1024, 1024) and recipe.evaluation.mode == "slide"
+        recipe = load("mic", benchmark=name).recipe
+        assert scaled(recipe.data.source, recipe.data.scale) == source
+        assert scaled(recipe.data.target, recipe.data.scale) == target
+        assert training_crop(recipe) == (1024, 1024) and recipe.evaluation.mode == "slide"
         assert (recipe.data.image_margins is None) == pair and recipe.data.margins == "image"
-        masked = build.stages(recipe, build.class_set(recipe), nn.Identity(), Normalise(IMAGENET_MEAN, IMAGENET_STD))[
+        masked = stages(recipe, class_set(recipe), nn.Identity(), Normalise(IMAGENET_MEAN, IMAGENET_STD))[
             "masked"
         ].build
         assert masked.pair == pair
-    whole = {name for name in FULL if build.load(name).recipe.evaluation.mode == "whole"}
+    whole = {name for name in FULL if load(name).recipe.evaluation.mode == "whole"}
     assert {"dacs", "daformer", "hrda_dlv2", "mic_daformer", "mic_dacs_dlv2"} <= whole
-    assert build.load("daformer_dlv2").recipe.data.margins == "crop"
+    assert load("daformer_dlv2").recipe.data.margins == "crop"
 
 
 def test_views_and_terms_of_the_baselines() -> None:
-    found = {name: {view: list(stage.terms) for view, stage in build.load(name).recipe.views.items()} for name in FULL}
+    found = {name: {view: list(stage.terms) for view, stage in load(name).recipe.views.items()} for name in FULL}
     assert found["source_only"] == found["oracle"] == {"source": ["cross_entropy"]}
     assert found["dacs"] == {"source": ["cross_entropy"], "mixed": ["cross_entropy"]}
     assert found["daformer"] == {"source": ["cross_entropy", "feature_distance"], "mixed": ["cross_entropy"]}
@@ -169,7 +172,7 @@ def test_views_and_terms_of_the_baselines() -> None:
 def test_omuda_is_its_three_components() -> None:
     """Each alone and all of them (its Table IV) differ from DAFormer at batch 3 in nothing else."""
     names = ("daformer", "daformer_cam", "daformer_fdm", "daformer_cdm", "daformer_omuda")
-    plain, cam, fdm, cdm, every = (build.load(name, overrides=["train.batch=3"]).recipe for name in names)
+    plain, cam, fdm, cdm, every = (load(name, overrides=["train.batch=3"]).recipe for name in names)
     kd, decoupled = fdm.views["source"], cdm.views["mixed"]
     assert every.data == cam.data and fdm.data == cdm.data == plain.data
     assert every.data.sampler["kind"] == every.views["masked"].options["masker"]["kind"] == "context_aware"
@@ -181,12 +184,12 @@ def test_omuda_is_its_three_components() -> None:
     assert cam.views["masked"].options["masker"]["foreground"] == cam.data.sampler["foreground"] == THINGS
     for part in (cam, fdm, cdm, every):
         assert part.model_dump(exclude={"name", "data", "views"}) == plain.model_dump(exclude={"name", "data", "views"})
-    distances = build.load("daformer").recipe.views["source"].terms["feature_distance"]
+    distances = load("daformer").recipe.views["source"].terms["feature_distance"]
     assert distances["class_names"] == THINGS
 
 
 def test_omuda_on_the_other_baselines() -> None:
-    found = {name: build.load(name).recipe for name in ("daformer_omuda", "dacs_omuda", "hrda_omuda", "mic_omuda")}
+    found = {name: load(name).recipe for name in ("daformer_omuda", "dacs_omuda", "hrda_omuda", "mic_omuda")}
     for recipe in found.values():
         assert recipe.views == found["daformer_omuda"].views
     assert found["mic_omuda"].fingerprint() == found["hrda_omuda"].fingerprint()
@@ -196,8 +199,8 @@ def test_omuda_on_the_other_baselines() -> None:
 @pytest.mark.parametrize("name", [name for name in FULL if name.endswith("_mrm")])
 def test_mrm_is_its_baseline_and_one_term(name: str) -> None:
     """Values: the paper's implementation details, section 4.1."""
-    baseline = build.load(name.removesuffix("_mrm")).recipe.model_dump(exclude={"name"})
-    recipe = build.load(name).recipe.model_dump(exclude={"name"})
+    baseline = load(name.removesuffix("_mrm")).recipe.model_dump(exclude={"name"})
+    recipe = load(name).recipe.model_dump(exclude={"name"})
     mixed = recipe["views"]["mixed"]
     settings = mixed["terms"].pop("rebuild")
     assert mixed["weights"].pop("rebuild") == 1.0 and recipe == baseline
@@ -208,9 +211,7 @@ def test_mrm_is_its_baseline_and_one_term(name: str) -> None:
 def test_a_method_is_the_same_on_another_benchmark() -> None:
     """Only data may differ: sizes belong to benchmarks, everything else to recipes."""
     for name in FULL:
-        here, *others = (
-            build.load(name, benchmark=b).recipe.model_dump(exclude={"benchmark", "data"}) for b in BENCHMARKS
-        )
+        here, *others = (load(name, benchmark=b).recipe.model_dump(exclude={"benchmark", "data"}) for b in BENCHMARKS)
         assert all(other == here for other in others)
 
 
@@ -222,7 +223,7 @@ def test_benchmarks_hold_data_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_show_prints(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = build.load(name)
+    loaded = load(name)
     commands.show(loaded)
     text = capsys.readouterr().out
     views = list(loaded.recipe.views)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from udaseg import build
+from udaseg.config.load import load
 from udaseg.report.study import load_study, studies
 
 STUDIES = [name for name in studies() if name.startswith("t2s_")]
@@ -17,22 +17,22 @@ def test_every_row_loads_and_is_a_run_of_its_own(name: str) -> None:
     seen = set()
     for row in study.rows:
         if row.recipe is not None:
-            recipe = build.load(row.recipe, benchmark=study.benchmark, overrides=row.overrides).recipe
+            recipe = load(row.recipe, benchmark=study.benchmark, overrides=row.overrides).recipe
             place = (row.group, recipe.fingerprint(), recipe.name)
             assert place not in seen, row.label
             seen.add(place)
-            plain = build.load(row.recipe, benchmark=study.benchmark).recipe
+            plain = load(row.recipe, benchmark=study.benchmark).recipe
             assert (plain.fingerprint() != recipe.fingerprint()) == bool(row.overrides), row.label
 
 
 @pytest.mark.parametrize(("name", "host"), HOSTS.items())
 def test_a_recipe_is_its_host_and_the_same_contrast(name: str, host: str) -> None:
-    ours, theirs = build.load(name).recipe, build.load(host).recipe
+    ours, theirs = load(name).recipe, load(host).recipe
     views = dict(ours.views)
     stylised = views.pop("stylised")
     assert views == theirs.views and list(ours.views)[-1] == "stylised"
     assert ours.model_dump(exclude={"name", "views"}) == theirs.model_dump(exclude={"name", "views"})
-    assert stylised == build.load("daformer_t2s").recipe.views["stylised"]
+    assert stylised == load("daformer_t2s").recipe.views["stylised"]
     assert stylised.weights == {"contrast": 0.1}
     assert stylised.terms["contrast"] == {
         **{"key": "source", "objective": "infonce", "temperature": 0.2, "n": 128, "m": 1024, "alpha": 0.5, "beta": 0.5},
@@ -44,9 +44,9 @@ def test_a_recipe_is_its_host_and_the_same_contrast(name: str, host: str) -> Non
 @pytest.mark.parametrize("name", ["dg_source_only", "dg_t2s"])
 def test_domain_generalisation_has_no_target(name: str) -> None:
     for benchmark in ("gta5_cityscapes", "streets"):
-        recipe = build.load(name, benchmark=benchmark).recipe
+        recipe = load(name, benchmark=benchmark).recipe
         assert recipe.data.target is None and recipe.data.validation is not None and not build.needs_target(recipe)
-    assert build.teacher_passes(build.load(name).recipe) == int(name == "dg_t2s")
+    assert build.teacher_passes(load(name).recipe) == int(name == "dg_t2s")
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_domain_generalisation_has_no_target(name: str) -> None:
 )
 def test_what_needs_a_target_is_refused_without_one(override: str, key: str) -> None:
     with pytest.raises(build.UserError, match=f"{key}needs a target domain"):
-        build.load("dg_t2s", overrides=[f"views.stylised.{override}"])
+        load("dg_t2s", overrides=[f"views.stylised.{override}"])
 
 
 @pytest.mark.parametrize(
     "override", ["engine=gaussian_blur", "terms.contrast.objective=mse", "terms.contrast.reduction=sum"]
 )
 def test_what_needs_none_is_not(override: str) -> None:
-    assert not build.needs_target(build.load("dg_t2s", overrides=[f"views.stylised.{override}"]).recipe)
+    assert not build.needs_target(load("dg_t2s", overrides=[f"views.stylised.{override}"]).recipe)

@@ -15,8 +15,10 @@ import toy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from udaseg import build
 from udaseg.core.step import Learner
+from udaseg.engine.assembly import assemble, warnings
+from udaseg.engine.domains import class_set, training_pairs
+from udaseg.engine.networks import encoder_weights, initial_networks, weights_metadata
 from udaseg.engine.optim import parameter_groups
 from udaseg.errors import UserError
 from udaseg.models import timm_encoders, weights
@@ -136,13 +138,13 @@ def test_normalisation_is_the_networks_own(streets: Path) -> None:
     assert body.mean == body.std == (127.5, 127.5, 127.5)
     assert encoder("resnet18").mean == (123.675, 116.28, 103.53) and encoder("resnet18").std == (58.395, 57.12, 57.375)
     loaded = toy.load("source_only", f"model.encoder={KIND}", "model.decoder=linear", "data.crop=[70,90]")
-    built = build.training(loaded)
-    assert built.setup.normalise.mean.flatten().tolist() == [127.5] * 3
-    model = built.setup.learner.segmentor
-    assert build.metadata(loaded.recipe, build.class_set(loaded.recipe), model).std == (127.5,) * 3
+    built = assemble(loaded)
+    assert built.trainer.normalise.mean.flatten().tolist() == [127.5] * 3
+    model = built.trainer.learner.segmentor
+    assert weights_metadata(loaded.recipe, class_set(loaded.recipe), model).std == (127.5,) * 3
     assert built.pairs.crop == (64, 80)
     assert any("crops are (64, 80) instead of (70, 90)" in text for text in built.warnings)
-    assert not any("crops are" in text for text in build.warnings(loaded.recipe, build.training_pairs(loaded.recipe)))
+    assert not any("crops are" in text for text in warnings(loaded.recipe, training_pairs(loaded.recipe)))
 
 
 # --- learning ------------------------------------------------------------------------------------------------------
@@ -245,7 +247,7 @@ def test_three_steps_and_a_resume(streets: Path, tune: str) -> None:
         "daformer", "model.decoder={kind: daformer, width: 16}", part, "train.iterations=3",
         "runtime.checkpoint_minutes=0", "data.validation=null",
     )  # fmt: skip
-    start = {k: v.clone() for k, v in build.beginning(loaded.recipe)[0].state_dict().items()}
+    start = {k: v.clone() for k, v in initial_networks(loaded.recipe)[0].state_dict().items()}
     runs.train(loaded, Path("run"), lambda _: runs._silent())
     end = load_file("run/weights.safetensors")
     assert end.keys() == start.keys()
@@ -290,7 +292,7 @@ def test_names() -> None:
 def test_timm_is_imported_for_timms_networks_only() -> None:
     code = (
         "import sys\nfrom udaseg import build\nbuild.load('daformer')\nprint('timm' in sys.modules)\n"
-        "build.load('daformer', overrides=['model.encoder=timm/test_vit'])\nprint('timm' in sys.modules)"
+        "load('daformer', overrides=['model.encoder=timm/test_vit'])\nprint('timm' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
@@ -360,16 +362,16 @@ def test_auto_looks_at_home_first_then_fetches(streets: Path, monkeypatch: pytes
     recipe = toy.load("source_only", part, "model.weights=auto").recipe
     fetched: list[tuple[object, ...]] = []
     monkeypatch.setattr(timm_encoders, "fetch", lambda *a: fetched.append(a) or Path("cache/model.safetensors"))
-    assert build.encoder_weights(recipe) == Path("cache/model.safetensors") and fetched == [(VIT, "abc")]
+    assert encoder_weights(recipe) == Path("cache/model.safetensors") and fetched == [(VIT, "abc")]
     monkeypatch.setattr(timm_encoders, "fetch", offline)
     with pytest.raises(UserError) as error:
-        build.encoder_weights(recipe)
+        encoder_weights(recipe)
     home = streets / "weights" / f"{VIT}.safetensors"
     for word in (FILE.replace("main", "abc"), f"put it at {home}", "ConnectionError", "model.weights=none"):
         assert word in str(error.value), word
     home.parent.mkdir()
     home.touch()
-    assert build.encoder_weights(recipe) == home
+    assert encoder_weights(recipe) == home
 
 
 def test_weights_none_never_asks_the_network(streets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,16 +380,16 @@ def test_weights_none_never_asks_the_network(streets: Path, monkeypatch: pytest.
     monkeypatch.setattr(socket.socket, "connect", offline)
     monkeypatch.setattr(timm_encoders, "fetch", offline)
     loaded = toy.load("source_only", f"model.encoder={KIND}", "model.decoder=linear")
-    assert build.beginning(loaded.recipe)[2]["encoder_weights"] is None
+    assert initial_networks(loaded.recipe)[2]["encoder_weights"] is None
 
 
 def test_the_stamp_says_what_was_loaded(streets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timm_file(streets / "x.safetensors")
     loaded = toy.load("source_only", f"model.encoder={KIND}", "model.decoder=linear", "model.weights=x.safetensors")
-    stamp = build.beginning(loaded.recipe)[2]["encoder_weights"]
+    stamp = initial_networks(loaded.recipe)[2]["encoder_weights"]
     assert stamp["file"] == "x.safetensors" and len(stamp["sha256"]) == 64 and stamp["missing"] == ()
     assert "source" not in stamp  # it may be any file
     monkeypatch.setattr(timm_encoders, "fetch", lambda *_: Path("x.safetensors"))
     loaded = toy.load("source_only", f"model.encoder={KIND}", "model.decoder=linear", "model.weights=auto")
-    stamp = build.beginning(loaded.recipe)[2]["encoder_weights"]
+    stamp = initial_networks(loaded.recipe)[2]["encoder_weights"]
     assert stamp["source"] == f"https://huggingface.co/{FILE}" and stamp["licence"] == "apache-2.0"

@@ -11,8 +11,8 @@ import toy
 from engine.test_step import NoReading
 from torch import Tensor
 
-from udaseg import build
 from udaseg.engine import trainer
+from udaseg.engine.assembly import Assembly, assemble
 from udaseg.engine.runlog import RunFolder
 from udaseg.errors import UserError
 
@@ -28,8 +28,8 @@ def base(name: str) -> tuple[str, ...]:
     )
 
 
-def built(name: str, *overrides: str) -> build.Built:
-    return build.training(toy.load(name, "train.iterations=8", *overrides, base=base(name)))
+def built(name: str, *overrides: str) -> Assembly:
+    return assemble(toy.load(name, "train.iterations=8", *overrides, base=base(name)))
 
 
 def steps(setup: trainer.Setup, first: int, last: int) -> list[dict[str, Tensor]]:

@@ -13,17 +13,17 @@ import toy
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from udaseg import build
 from udaseg.core.context import Draws, Iteration, Loss
 from udaseg.core.step import Learner, total
 from udaseg.engine import trainer
+from udaseg.engine.assembly import assemble
 from udaseg.engine.profile import Passes
 
 CPU = torch.device("cpu")
 
 
 def setup_of(name: str, *overrides: str, base: tuple[str, ...] = toy.TINY) -> trainer.Setup:
-    return build.training(toy.load(name, "train.iterations=8", *overrides, base=base)).setup
+    return assemble(toy.load(name, "train.iterations=8", *overrides, base=base)).setup
 
 
 def an_iteration(setup: trainer.Setup, t: int = 0) -> Iteration:

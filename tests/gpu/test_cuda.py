@@ -8,8 +8,8 @@ import pytest
 import torch
 import toy
 
-from udaseg import build
 from udaseg.engine import trainer
+from udaseg.engine.assembly import assemble
 from udaseg.engine.profile import profile
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -19,7 +19,7 @@ ON_GPU = ("runtime.device=cuda", "train.iterations=8")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", ["source_only", "dacs", "daformer"])
 def test_no_step_waits_for_the_device(streets: Path, name: str, precision: str) -> None:
-    setup = build.training(toy.load(name, *ON_GPU, f"train.precision={precision}", base=toy.MIT)).setup
+    setup = assemble(toy.load(name, *ON_GPU, f"train.precision={precision}", base=toy.MIT)).setup
     batches = [{k: v.pin_memory() for k, v in raw.items()} for raw in setup.batches(0, 4)]
     trainer.step(setup, batches[0], 0)  # the first step may allocate and tune
     torch.cuda.set_sync_debug_mode("error")
@@ -36,13 +36,13 @@ def test_a_compiled_model_learns_the_same(streets: Path, name: str) -> None:
     results = []
     for compiled in ("false", "true"):
         overrides = (*ON_GPU, "train.precision=fp32", f"train.compile={compiled}")
-        setup = build.training(toy.load(name, *overrides, base=toy.MIT)).setup
+        setup = assemble(toy.load(name, *overrides, base=toy.MIT)).setup
         losses = [trainer.step(setup, raw, t)[0] for t, raw in enumerate(setup.batches(0, 3))]
         results.append([value.value.item() for step in losses for value in step.values()])
     assert results[0] == pytest.approx(results[1], rel=1e-2)
 
 
 def test_profile_reports_the_card(streets: Path) -> None:
-    setup = build.training(toy.load("daformer", *ON_GPU, base=toy.MIT)).setup
+    setup = assemble(toy.load("daformer", *ON_GPU, base=toy.MIT)).setup
     found = profile(setup, batch=2, precision="bf16", steps=2)
     assert found.device == torch.cuda.get_device_name() and found.peak_memory_gb

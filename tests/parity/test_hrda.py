@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from parity.rule import DATA, blocks, hrda_parts, image, public_shapes, rng_for, rule_hrda
-from udaseg import build
 from udaseg.core.context import View
 from udaseg.core.terms.cross_entropy import segmentation_loss
+from udaseg.engine.networks import segmentor
 from udaseg.errors import UserError
 from udaseg.evaluation.inference import Inference
 from udaseg.models import weights
@@ -255,7 +255,7 @@ def test_branches_may_be_replaced_before_decoding(model: HRDA) -> None:
 def test_a_decoder_of_stride_32_takes_any_size(side: int) -> None:
     """The context has half the resolution, so images are padded to two of its cells."""
     wrapper = {"kind": "hrda"}
-    model = build.segmentor({"kind": "tiny"}, {"kind": "deeplabv2"}, 5, wrapper=wrapper, crop=(128, 128)).eval()
+    model = segmentor({"kind": "tiny"}, {"kind": "deeplabv2"}, 5, wrapper=wrapper, crop=(128, 128)).eval()
     assert model.logits(torch.zeros(1, 3, side, 64)).shape == (1, 5, side, 64)
 
 
@@ -263,16 +263,16 @@ def test_an_encoder_whose_cells_do_not_fit_is_refused() -> None:
     """Images are resized to multiples of 14, so that maps of context and detail would not lie on one another."""
     part, wrapper = {"kind": "timm/vit_small_patch14_dinov2"}, {"kind": "hrda"}
     with torch.device("meta"), pytest.raises(UserError, match=r"wrapper hrda: .*power of two up to 32, not of 14"):
-        build.segmentor(part, {"kind": "linear"}, 5, wrapper=wrapper, crop=(128, 128))
+        segmentor(part, {"kind": "linear"}, 5, wrapper=wrapper, crop=(128, 128))
 
 
 def test_a_crop_whose_half_is_not_in_whole_cells_is_refused() -> None:
     """Detail would lie beside its place in the context."""
     part, wrapper = {"kind": "mit_b0"}, {"kind": "hrda"}
     with torch.device("meta"), pytest.raises(UserError, match=r"wrapper hrda: .* 480 x 512.* multiples of 64"):
-        build.segmentor(part, {"kind": "deeplabv2"}, 5, wrapper=wrapper, crop=(480, 512))
+        segmentor(part, {"kind": "deeplabv2"}, 5, wrapper=wrapper, crop=(480, 512))
     with torch.device("meta"):
-        build.segmentor(part, {"kind": "daformer"}, 5, wrapper=wrapper, crop=(480, 512))
+        segmentor(part, {"kind": "daformer"}, 5, wrapper=wrapper, crop=(480, 512))
 
 
 def test_windows_are_summed_in_float32() -> None:

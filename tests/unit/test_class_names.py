@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from unit.data_files import camvid, cityscapes, gta5, labels, photo, save
 
-from udaseg import build
-from udaseg.config.recipe import Recipe
+from udaseg.config.load import load
+from udaseg.config.schema import Recipe
 from udaseg.data.classes import CAMVID, CITYSCAPES, IGNORE, match_classes
 from udaseg.data.index import load_index
 from udaseg.data.prepare import prepare
+from udaseg.engine.assembly import missing_prerequisites, scorer, warnings
+from udaseg.engine.domains import class_set, images_of, training_pairs
 from udaseg.errors import UserError
 
 
@@ -24,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recipe(benchmark: str, *overrides: str, name: str = "source_only") -> Recipe:
-    return build.load(name, benchmark=benchmark, overrides=overrides).recipe
+    return load(name, benchmark=benchmark, overrides=overrides).recipe
 
 
 def problems(benchmark: str, *overrides: str) -> str:
@@ -43,8 +45,8 @@ def test_streets_become_camvid(home: Path) -> None:
     camvid(home / "camvid")
     prepare("streets_source"), prepare("camvid")
     data = recipe("streets_camvid", "data.crop=[24,24]", "data.source.size=null", name="dacs")
-    assert build.class_set(data).names == CAMVID.names
-    pairs = build.training_pairs(data)
+    assert class_set(data).names == CAMVID.names
+    pairs = training_pairs(data)
     own, own_index = CITYSCAPES.names, load_index("streets_source", "train")
     index = pairs.source.index
     merge = data.data.source.merge
@@ -56,7 +58,7 @@ def test_streets_become_camvid(home: Path) -> None:
         assert np.bincount(label.ravel(), minlength=256)[:11].tolist() == index.counts[i].tolist()
     seen = {int(v) for k in range(6) for v in np.unique(pairs[k]["source_label"])}
     assert seen <= {*range(11), IGNORE} and {1, 5, 10, IGNORE} <= seen
-    images = build.images_of(data.data.validation, 1, CAMVID.names)
+    images = images_of(data.data.validation, 1, CAMVID.names)
     assert set(np.unique(images[0]["label"])) <= {*range(11), IGNORE}
 
 
@@ -68,8 +70,8 @@ def test_without_partner_a_class_is_ignored(home: Path) -> None:
         "gta5_cityscapes", "data.validation={dataset: camvid, split: val, merge: {tree: vegetation}, size: null}",
         "data.target=null",
     )  # fmt: skip
-    images = build.images_of(data.data.validation, 1, build.class_set(data).names)
-    raw = build.images_of(data.data.validation, 1)[0]["label"].numpy()
+    images = images_of(data.data.validation, 1, class_set(data).names)
+    raw = images_of(data.data.validation, 1)[0]["label"].numpy()
     expected = match_classes(CAMVID.names, CITYSCAPES.names, {"tree": "vegetation"})
     assert IGNORE in expected and expected[5] == CITYSCAPES.names.index("vegetation")
     found = images[0]["label"].numpy()
@@ -109,12 +111,12 @@ data:
 
 def test_a_described_data_set_in_a_benchmark(home: Path) -> None:
     field(home)
-    data = build.load("source_only", benchmark="fields.yaml").recipe
-    assert build.class_set(data).names == ("soil", "crop", "weed")
-    assert any("udaseg prepare" in p.message and "field.yaml" in p.message for p in build.missing_prerequisites(data))
+    data = load("source_only", benchmark="fields.yaml").recipe
+    assert class_set(data).names == ("soil", "crop", "weed")
+    assert any("udaseg prepare" in p.message and "field.yaml" in p.message for p in missing_prerequisites(data))
     prepare("field.yaml")
-    assert set(np.unique(build.training_pairs(data)[0]["source_label"])) == {0, 1, 2}
-    assert build.scorer(data)([[5, 0, 0], [0, 4, 0], [0, 4, 0]]) == pytest.approx(50.0)
+    assert set(np.unique(training_pairs(data)[0]["source_label"])) == {0, 1, 2}
+    assert scorer(data)([[5, 0, 0], [0, 4, 0], [0, 4, 0]]) == pytest.approx(50.0)
     message = problems("fields.yaml", "data.protocol=cityscapes19")
     assert "cityscapes19 counts classes that are not learnt here: road, sidewalk" in message and "`all`" in message
 
@@ -134,7 +136,7 @@ def test_wrong_names_are_all_told(home: Path) -> None:
 def test_both_spellings(home: Path) -> None:
     data = recipe("cityscapes_dark_zurich", "data.target.dataset=dark-zurich")
     cityscapes(home / "cityscapes")
-    assert build.class_set(data) == CITYSCAPES and data.data.crop_margins == (15, 120)
+    assert class_set(data) == CITYSCAPES and data.data.crop_margins == (15, 120)
 
 
 def test_warnings_name_what_is_ignored(home: Path) -> None:
@@ -142,5 +144,5 @@ def test_warnings_name_what_is_ignored(home: Path) -> None:
     camvid(home / "camvid")
     prepare("gta5"), prepare("camvid")
     data = recipe("gta5_cityscapes", "data.validation={dataset: camvid, split: val}", "data.target=null")
-    found = " ".join(build.warnings(data, build.training_pairs(data)))
+    found = " ".join(warnings(data, training_pairs(data)))
     assert "classes of camvid that become ignore (data.validation.merge): pavement, tree, sign" in found

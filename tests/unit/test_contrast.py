@@ -13,13 +13,13 @@ import toy
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from udaseg import build
 from udaseg.addons.t2s import pairs
 from udaseg.addons.t2s.contrast import Contrast, dynamic_weights, info_nce, prototypes, split
 from udaseg.addons.t2s.pairs import Cells, negative_pools
 from udaseg.core.context import IGNORE, Batch, Draws, Iteration, PseudoLabels, View
 from udaseg.core.weighting import ConfidenceShare, ReweightedShare
 from udaseg.engine import trainer
+from udaseg.engine.assembly import assemble
 from udaseg.engine.profile import Passes
 from udaseg.models.segmentor import Encoded, FeatureMaps, InferencePass, Output, Segmentor
 
@@ -324,7 +324,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def setup_of(name: str, *overrides: str) -> trainer.Setup:
-    return build.training(toy.load(name, "train.iterations=8", *overrides, base=toy.MIT)).setup
+    return assemble(toy.load(name, "train.iterations=8", *overrides, base=toy.MIT)).setup
 
 
 def test_a_step_pulls_pseudo_target_towards_the_prototypes_and_leaves_the_teacher(streets: Path) -> None:

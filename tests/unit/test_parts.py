@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from udaseg.config.parts import Problem, Table, explain, fields_at, keyword_parameters, suggest
+from udaseg.problems import Problem, explain, fields_at, suggest
 
 
 class Brush:

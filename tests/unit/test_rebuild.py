@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import run
 
-from udaseg import build
 from udaseg.addons.mrm.rebuild import Rebuild, masked_mean, patches, restrained, spread
 from udaseg.addons.mrm.rebuilder import LayerNorm2d, Projector, Rebuilder, sine_positions
+from udaseg.config.load import load
 from udaseg.core.context import Draws, Iteration, View
 from udaseg.core.step import clip_terms
 from udaseg.core.terms.cross_entropy import segmentation_loss
 from udaseg.engine import trainer
+from udaseg.engine.assembly import assemble
+from udaseg.engine.networks import load_weights, segmentor_of
 from udaseg.engine.profile import CountingPhases, Passes
 from udaseg.errors import UserError
 from udaseg.models.segmentor import FeatureMaps, Segmentor
@@ -35,13 +37,13 @@ SIZE = {"embed_dim": 16, "heads": 2, "blocks": 1, "grid": 4}
 
 
 def setup_of(name: str, *overrides: str, base: tuple[str, ...] = toy.MIT) -> trainer.Setup:
-    return build.training(toy.load(name, "train.iterations=4", *SMALL, *overrides, base=base)).setup
+    return assemble(toy.load(name, "train.iterations=4", *SMALL, *overrides, base=base)).setup
 
 
 def student_of(name: str = "dacs", *, base: tuple[str, ...] = toy.MIT) -> Segmentor:
     torch.manual_seed(0)
     recipe = toy.load(name, base=base).recipe
-    student = build.segmentor_of(recipe)
+    student = segmentor_of(recipe)
     for module in student.modules():
         if isinstance(module, nn.Dropout2d) or type(module).__name__ == "DropPath":
             module.p = module.rate = 0.0  # type: ignore[assignment]
@@ -496,7 +498,7 @@ def test_spread_is_nearest() -> None:
 def test_no_further_encoder_pass(streets: Path, name: str) -> None:
     counts = []
     for recipe in (name.removesuffix("_mrm"), name):
-        built = build.training(toy.load(recipe, *(SMALL if recipe == name else ()), base=toy.MIT)).setup
+        built = assemble(toy.load(recipe, *(SMALL if recipe == name else ()), base=toy.MIT)).setup
         passes = Passes(built)
         losses, _ = trainer.step(built, next(built.batches(0, 1)), 0)
         counts.append(passes.close())
@@ -550,7 +552,7 @@ def total_calls(setup: trainer.Setup) -> dict[str, int]:
 def test_the_domain_is_the_view(streets: Path, overrides: tuple[str, ...], expected: set[str]) -> None:
     small = () if "views.mixed.terms.rebuild=null" in overrides else SMALL
     sure = "pseudo_labels.threshold=0"
-    setup = build.training(toy.load("dacs_mrm", sure, *small, *overrides, base=toy.MIT)).setup
+    setup = assemble(toy.load("dacs_mrm", sure, *small, *overrides, base=toy.MIT)).setup
     losses, _ = trainer.step(setup, next(setup.batches(0, 1)), 0)
     assert {name for name in losses if "rebuild" in name} == expected
     assert all(losses[name].value > 0 for name in expected)
@@ -601,7 +603,7 @@ def test_clipping_follows_unscaling(clip: float, expected: float) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_segmentor_and_inference_are_those_of_the_plain_recipe(streets: Path, name: str) -> None:
-    plain = build.training(toy.load(name.removesuffix("_mrm"), base=toy.MIT)).setup.learner.segmentor.eval()
+    plain = assemble(toy.load(name.removesuffix("_mrm"), base=toy.MIT)).setup.learner.segmentor.eval()
     setup = setup_of(name)
     segmentor = setup.learner.segmentor.eval()
     assert segmentor.state_dict().keys() == plain.state_dict().keys()
@@ -630,8 +632,8 @@ def test_a_run_resumes_exactly_and_exports_the_segmentor_only(streets: Path, mon
     assert all(torch.equal(value, other["learner"][key]) for key, value in one["learner"].items())
     weights = load_file("whole/weights.safetensors")
     assert weights and all(key.split(".")[0] in ("encoder", "decoder") for key in weights)
-    module, _ = build.load_weights(Path("whole/weights.safetensors"))
-    plain = build.segmentor_of(toy.load("dacs", base=toy.MIT).recipe)
+    module, _ = load_weights(Path("whole/weights.safetensors"))
+    plain = segmentor_of(toy.load("dacs", base=toy.MIT).recipe)
     plain.load_state_dict(
         {k.removeprefix("segmentor."): v for k, v in one["learner"].items() if k.startswith("segmentor.")}
     )
@@ -700,7 +702,7 @@ def test_a_term_that_explodes_is_named_once(streets: Path, monkeypatch: pytest.M
 def multiply_adds(**options: Any) -> dict[str, float]:
     """G of one 512 x 512 target image by phase, DACS with DeepLab-V2 on ResNet-101; counted on shapes alone."""
     with torch.device("meta"):
-        student = build.segmentor_of(build.load("dacs_mrm").recipe)
+        student = segmentor_of(load("dacs_mrm").recipe)
         term = Rebuild(maps=student.feature_maps((512, 512)), **options)
         view = View(torch.empty(1, 3, 512, 512), torch.zeros(1, 512, 512, dtype=torch.long), torch.ones(1, 512, 512))
     draws = SimpleNamespace(per_image=lambda *shape: torch.empty(shape, device="meta"))

@@ -9,22 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from udaseg import build
-from udaseg.config.recipe import (
-    OVERRIDE,
-    Loaded,
-    benchmark_data,
-    chain,
-    checked,
-    difference,
-    found_in,
-    leaves,
-    locate,
-    merge,
-    normalise,
-    parse_override,
-    shipped,
-)
+from udaseg.config.layers import OVERRIDE, chain, difference, leaves, locate, merge, normalise, parse_override, shipped
+from udaseg.config.load import Loaded, benchmark_data, checked, found_in, load
+from udaseg.config.registry import REGISTRIES
 from udaseg.errors import UserError
 from udaseg.yamls import as_yaml, parse_yaml, read_yaml
 
@@ -36,7 +23,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def load(path: Path | str, *overrides: str, **layers: Any) -> Loaded:
-    return build.load(str(path), overrides=overrides, **layers)
+    return load(str(path), overrides=overrides, **layers)
 
 
 def refused(path: Path | str, *overrides: str, **layers: Any) -> str:
@@ -261,7 +248,7 @@ def test_what_null_removed_can_be_put_back(here: Path) -> None:
     above = write(here / "above.yaml", f"extends: {below}\nviews: {{mixed: {{terms: {{cross_entropy: {{}}}}}}}}")
     recipe = load(above).recipe
     assert list(recipe.views) == ["source", "mixed"]
-    assert recipe.views["mixed"].options["jitter"] == build.load("dacs").recipe.views["mixed"].options["jitter"]
+    assert recipe.views["mixed"].options["jitter"] == load("dacs").recipe.views["mixed"].options["jitter"]
 
 
 def test_another_sampler_or_encoder_leaves_the_settings_of_the_old_behind(here: Path) -> None:
@@ -481,7 +468,7 @@ def test_an_unknown_setting_of_the_default_part_is_refused() -> None:
 
 def test_the_flattened_tree_is_a_recipe_again() -> None:
     loaded = load("daformer", "seed=3", benchmark="streets")
-    again = checked(yaml.safe_load(as_yaml(loaded.tree)), {}, build.SOCKETS)
+    again = checked(yaml.safe_load(as_yaml(loaded.tree)), {}, REGISTRIES)
     assert again.recipe == loaded.recipe and again.recipe.fingerprint() == loaded.recipe.fingerprint()
     assert list(again.recipe.views) == list(loaded.recipe.views)
 
@@ -540,7 +527,7 @@ def test_the_order_of_views_is_part_of_what_is_computed() -> None:
     """The random draws of a step are made view after view."""
     tree = load("dacs").tree
     turned = {**tree, "views": dict(reversed(tree["views"].items()))}
-    one, other = (checked(t, {}, build.SOCKETS).recipe for t in (tree, turned))
+    one, other = (checked(t, {}, REGISTRIES).recipe for t in (tree, turned))
     assert list(other.views) == ["mixed", "source"] and one.fingerprint() != other.fingerprint()
     assert difference(one.model_dump(), other.model_dump()) == ["views: order source, mixed -> mixed, source"]
 

@@ -11,7 +11,7 @@ from parity.rule import public_shapes
 from parity.test_models import DLV2, r101_shapes
 from torch import Tensor
 
-from udaseg import build
+from udaseg.engine.networks import segmentor
 from udaseg.models.recognise import Network, encoder_of, one_network, recognise
 from udaseg.models.weights import public_names, segmentor_parts
 
@@ -37,7 +37,7 @@ def fits(found: Network, state: dict[str, Tensor]) -> None:
     assert found.encoder and found.decoder and found.classes
     with torch.device("meta"):
         wrapper = {"kind": "hrda"} if found.hrda else None
-        module = build.segmentor(found.encoder, found.decoder, found.classes, wrapper=wrapper, crop=(128, 128))
+        module = segmentor(found.encoder, found.decoder, found.classes, wrapper=wrapper, crop=(128, 128))
     parts = segmentor_parts(found.encoder["kind"], found.decoder["kind"], hrda=found.hrda)
     names = public_names(state, parts)
     ours = {name: state[public].shape for public, name in names.items()}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fake_runs import CLASSES, counts, write_log, write_run, write_start
 
-from udaseg import build
+from udaseg.config.load import load
 from udaseg.errors import UserError
 from udaseg.files import write_free
 from udaseg.report import charts, html, pages
@@ -192,7 +192,7 @@ def test_families_are_of_equal_recipes(tmp_path: Path) -> None:
 
 def test_curves_of_a_run_that_goes_on_have_its_validation(tmp_path: Path) -> None:
     """Its recipe tells the classes, which no result does yet."""
-    loaded = build.load("demo", benchmark="streets")
+    loaded = load("demo", benchmark="streets")
     folder = write_start(tmp_path / "a")
     (folder / "recipe.yaml").write_text(as_yaml(loaded.tree), encoding="utf-8")
     confusion = [[0] * 19 for _ in range(19)]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from udaseg import build
-from udaseg.config.recipe import Recipe, benchmark_data, parse_override, shipped
+from udaseg.config.layers import parse_override, shipped
+from udaseg.config.load import benchmark_data, load
+from udaseg.config.schema import Recipe
 from udaseg.data.classes import CITYSCAPES, PROTOCOLS
 from udaseg.errors import UserError
 from udaseg.report.study import Row, Study, find, load_study, studies
@@ -257,7 +258,7 @@ def test_every_row_with_a_recipe_loads(name: str) -> None:
     study = ALL[name]
     for r in study.rows:
         if r.recipe is not None:
-            assert build.load(r.recipe, benchmark=study.benchmark, overrides=r.overrides).recipe.name == r.recipe
+            assert load(r.recipe, benchmark=study.benchmark, overrides=r.overrides).recipe.name == r.recipe
 
 
 @pytest.mark.parametrize("name", SHIPPED)

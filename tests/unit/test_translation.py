@@ -12,16 +12,18 @@ import toy
 from PIL import Image
 from torch import Tensor, nn
 
-from udaseg import build
 from udaseg.addons.t2s import style_networks as styling
 from udaseg.addons.t2s import styles as augmentors
 from udaseg.addons.t2s.engines import FDA, ColorJitter, GaussianBlur, Untranslated
+from udaseg.config.load import load
 from udaseg.core.augment import swap_amplitude
 from udaseg.core.context import Batch, Draws, Iteration
 from udaseg.data.images import read_image
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import resize_image
 from udaseg.engine import trainer
+from udaseg.engine.assembly import assemble
+from udaseg.engine.domains import index_of, training_pairs
 from udaseg.errors import UserError
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD, Segmentor
 
@@ -105,7 +107,7 @@ def translated(streets: Path) -> Path:
     """A folder with the inverse of every source image at twice the size, under its name alone."""
     folder = streets / "translated"
     folder.mkdir()
-    for pair in (index := build.index_of(build.load("daformer_t2s", benchmark="streets").recipe.data.source)).pairs:
+    for pair in (index := index_of(load("daformer_t2s", benchmark="streets").recipe.data.source)).pairs:
         image = resize_image(read_image(index.root / pair.image), (128, 64))
         Image.fromarray(255 - image).save(folder / pair.image.name)
     return folder
@@ -118,17 +120,17 @@ def offline(folder: Path) -> build.Loaded:
 
 
 def test_a_translated_image_has_the_crop_and_flip_of_its_source(translated: Path) -> None:
-    pairs = build.training_pairs(offline(translated).recipe)
+    pairs = training_pairs(offline(translated).recipe)
     for k in range(6):
         sample = pairs[k]
         inverse = 255 - sample["source_translated"].float()
         assert torch.equal(inverse, sample["source_image"].float())
-        plain = build.training_pairs(toy.load("daformer_t2s", "train.iterations=3", base=toy.MIT).recipe)[k]
+        plain = training_pairs(toy.load("daformer_t2s", "train.iterations=3", base=toy.MIT).recipe)[k]
         assert all(torch.equal(plain[key], sample[key]) for key in plain)
 
 
 def test_a_translated_image_reaches_the_view(translated: Path) -> None:
-    setup = build.training(offline(translated)).setup
+    setup = assemble(offline(translated)).setup
     raw = next(setup.batches(0, 1))
     batch = trainer.make_batch(raw, setup)
     view = setup.learner.stages["stylised"].build(
@@ -140,12 +142,12 @@ def test_a_translated_image_reaches_the_view(translated: Path) -> None:
 def test_missing_translations_are_counted_and_the_first_named(translated: Path) -> None:
     (gone := sorted(translated.iterdir())[3]).unlink()
     with pytest.raises(UserError, match=rf"(?s)views.stylised.engine.folder: 1 of 24 images.*{gone.name}"):
-        build.training(offline(translated))
+        assemble(offline(translated))
 
 
 def test_two_folders_are_refused() -> None:
     with pytest.raises(UserError, match="one folder of translated images is read, not 2: b, a"):
-        build.load("daformer_t2s", overrides=[
+        load("daformer_t2s", overrides=[
             "views.stylised.engine={kind: offline, folder: a}",
             "views.source.terms.contrast={key: stylised, engine: {kind: offline, folder: b}}",
         ])  # fmt: skip
@@ -196,7 +198,7 @@ def test_style_images_of_a_folder(tmp_path: Path) -> None:
 )
 def test_what_is_missing_for_a_look_is_said(streets: Path, settings: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build.training(toy.load("dg_t2s", f"views.stylised.engine={settings[:-1]}, kind: augmentors}}", base=toy.MIT))
+        assemble(toy.load("dg_t2s", f"views.stylised.engine={settings[:-1]}, kind: augmentors}}", base=toy.MIT))
 
 
 def public_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from parity.rule import public_shapes, tensor
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from udaseg import build
+from udaseg.engine.networks import encoder_weights
 from udaseg.errors import UserError
 from udaseg.models import weights
 from udaseg.models.zoo import ENCODERS
@@ -194,10 +194,10 @@ def test_auto_names_the_file_of_the_chosen_stem(tmp_path: Path, monkeypatch: pyt
     for setting, file in (("", "resnet101_v1c-e67eebb6.pth"), (", stem: plain", "resnet101-63fe2227.pth")):
         loaded = toy.load("dacs", f"model.encoder={{kind: resnet101{setting}}}", "model.weights=auto")
         with pytest.raises(UserError, match=file):
-            build.encoder_weights(loaded.recipe)
+            encoder_weights(loaded.recipe)
         (tmp_path / "weights").mkdir(exist_ok=True)
         (tmp_path / "weights" / file).touch()
-        assert build.encoder_weights(loaded.recipe) == tmp_path / "weights" / file
+        assert encoder_weights(loaded.recipe) == tmp_path / "weights" / file
 
 
 def test_resnet_files_need_no_batch_counters(tmp_path: Path) -> None:

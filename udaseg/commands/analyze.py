@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from udaseg import build
 from udaseg.console import Counting, out, table
 from udaseg.data.loading import Normalise
 from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
+from udaseg.engine.domains import images_of
 from udaseg.errors import UserError
 from udaseg.evaluation import analysis
 from udaseg.evaluation.measure import data_section, domain_section, reporting
@@ -41,7 +41,7 @@ class Subject(NamedTuple):
         data = data_section(self.metadata, self.benchmark)
         section = domain_section(data, domain)
         device = next(self.module.parameters()).device
-        images = build.images_of(section, data.scale, self.metadata.classes, limit=self.limit)
+        images = images_of(section, data.scale, self.metadata.classes, limit=self.limit)
         normalise = Normalise(self.metadata.mean, self.metadata.std).to(device)
         numbers = autocast(choose_precision("auto", device), device)
         with Counting(f"{self.name}, {section.dataset} {section.split}") as progress:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from udaseg import build
-from udaseg.config import recipe as recipes
-from udaseg.config.parts import Problem
-from udaseg.config.recipe import DomainSection, Loaded, Recipe
+from udaseg.config.checks import components, domains
+from udaseg.config.load import Loaded, listed, load
+from udaseg.config.registry import settings_of_type, walk
+from udaseg.config.schema import DomainSection, Recipe
 from udaseg.console import out, table
 from udaseg.data import cache
 from udaseg.data.classes import ClassSet
 from udaseg.data.dataset import Domain
 from udaseg.data.index import Index
 from udaseg.data.transforms import keep_ratio_size
+from udaseg.engine.domains import class_set, ignored_classes, index_of, scaled
 from udaseg.errors import UserError
 from udaseg.files import write_free
+from udaseg.problems import Problem
+from udaseg.ranges import ClassNames
 from udaseg.report import figures
 
 SHOWN = 6  # images of each domain
@@ -34,14 +36,14 @@ Domains = dict[str, tuple[DomainSection, Index]]
 
 def run(benchmark: str, recipe: str, picture: Path | None) -> None:
     """Print what was found and write the picture; UserError for a data set that is not usable."""
-    loaded = build.load(recipe, benchmark=benchmark)
+    loaded = load(recipe, benchmark=benchmark)
     domains = prepared(loaded, benchmark)
     table(
         ("", "data set", "pairs", "left out", "labels", "images", "in the box", "copy"),
         [domain_row(key, *domain, loaded.recipe.data.scale) for key, domain in domains.items()],
         left=2,
     )
-    classes = build.class_set(loaded.recipe)
+    classes = class_set(loaded.recipe)
     pixels = {key: index.counts.sum(0) for key, (_, index) in domains.items() if index.labelled}
     shares = {key: (100 * column / max(column.sum(), 1)).tolist() for key, column in pixels.items()}
     rows = [[name, *map(percentage, row)] for name, *row in zip(classes.names, *shares.values(), strict=True)]
@@ -59,10 +61,10 @@ def prepared(loaded: Loaded, benchmark: str) -> Domains:
     """The domains with their indices in the recipe's classes; UserError with the remedy for each that is not usable."""
     found: Domains = {}
     problems: list[Problem] = []
-    names = build.class_set(loaded.recipe).names
-    for key, section in build.domains(loaded.recipe).items():
+    names = class_set(loaded.recipe).names
+    for key, section in domains(loaded.recipe).items():
         try:
-            index = build.index_of(section)
+            index = index_of(section)
             if key != "target" and not index.labelled:
                 raise UserError(f"Data set {section.dataset!r} ({section.split}) in {index.root} has no labels.")
             found[key] = section, index.as_classes(names, section.merge) if index.labelled else index
@@ -70,7 +72,7 @@ def prepared(loaded: Loaded, benchmark: str) -> Domains:
             if all(problem.message != str(error) for problem in problems):
                 problems.append(Problem(("data", key), str(error)))
     if problems:
-        raise UserError(f"benchmark {benchmark!r} cannot be used:\n{recipes.listed(problems, loaded.origin)}")
+        raise UserError(f"benchmark {benchmark!r} cannot be used:\n{listed(problems, loaded.origin)}")
     return found
 
 
@@ -78,7 +80,7 @@ def domain_row(key: str, section: DomainSection, index: Index, scale: int) -> li
     """What there is of one domain; the commonest size stands for all."""
     sizes, times = np.unique(index.sizes, axis=0, return_counts=True)
     width, height = (int(side) for side in sizes[times.argmax()])
-    box = build.scaled(section, scale)
+    box = scaled(section, scale)
     inside = keep_ratio_size((width, height), box) if box else (width, height)
     native = f"{width}x{height}" + (f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else "")
     return [
@@ -107,7 +109,7 @@ def one_sided(shares: dict[str, list[float]], names: tuple[str, ...]) -> Iterato
 
 def misfits(recipe: Recipe, domains: Domains) -> Iterator[str]:
     """Values made for GTA5 -> Cityscapes that are active on other data, and values that the data make void."""
-    data, names = recipe.data, build.class_set(recipe).names
+    data, names = recipe.data, class_set(recipe).names
     hidden = {"crop": data.crop_margins, "image": data.image_margins, "none": None}[data.margins]
     if hidden not in (None, (0, 0)) and "target" in domains and domains["target"][1].dataset != "cityscapes":
         yield (
@@ -116,16 +118,14 @@ def misfits(recipe: Recipe, domains: Domains) -> Iterator[str]:
         )
     yield from pixel_misfits(recipe, domains["source"][1], names)
     for key, (section, index) in domains.items():
-        if index.labelled and (ignored := build.ignored_classes(section, names)):
+        if index.labelled and (ignored := ignored_classes(section, names)):
             yield f"classes of {key} that become ignore (data.{key}.merge): {', '.join(ignored)}"
-    parts: list[tuple[str, dict[str, Any]]] = [("data.sampler", data.sampler)]
-    for keys, _, settings in build.view_parts(recipe):
-        parts += [(".".join(keys), settings), (".".join((*keys, "masker")), settings.get("masker", {}))]
-    for path, settings in parts:
-        for key in ("class_names", "foreground"):
-            strangers = [name for name in settings.get(key) or () if name not in names]
-            if strangers:
-                yield f"{path}.{key}: no class is called {', '.join(strangers)}"
+    for path, kind, part in components(recipe):
+        for where, component, settings in walk(kind, part, path):
+            for key in settings_of_type(component, ClassNames):
+                strangers = [name for name in settings.get(key) or () if name not in names]
+                if strangers:
+                    yield f"{'.'.join((*where, key))}: no class is called {', '.join(strangers)}"
 
 
 def pixel_misfits(recipe: Recipe, source: Index, names: tuple[str, ...]) -> Iterator[str]:
@@ -150,7 +150,7 @@ def panel(domains: Domains, scale: int, classes: ClassSet) -> Image.Image:
     for key in ("source", "target"):
         if key in domains:
             section, index = domains[key]
-            domain = Domain(index, size=build.scaled(section, scale), labels=index.labelled)
+            domain = Domain(index, size=scaled(section, scale), labels=index.labelled)
             columns += zip(*tiles(domain, classes), strict=True)
             headers += [f"{key}: {index.dataset}", "labels" if index.labelled else "no labels"]
     grid = figures.panel(list(zip(*columns, strict=False)), headers, width=TILE[0])

@@ -19,9 +19,8 @@ import torch
 from PIL import Image
 
 import udaseg
-from udaseg import build
-from udaseg.config import recipe as recipes
-from udaseg.config.recipe import Loaded
+from udaseg.config.layers import chain
+from udaseg.config.load import Loaded, checked, load
 from udaseg.console import Counting, Watching, out, percent
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import data_home
@@ -29,6 +28,9 @@ from udaseg.data.loading import evaluation_loader
 from udaseg.data.prepare import prepare
 from udaseg.data.streets import write_streets
 from udaseg.engine import runs
+from udaseg.engine.assembly import assemble
+from udaseg.engine.domains import class_set, images_of
+from udaseg.engine.networks import normalisation
 from udaseg.engine.profile import time_steps
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
@@ -70,9 +72,9 @@ def run(*, quick: bool, recipe: str | None, seed: int, folder: Path | None) -> R
     network = {"model": {"wrapper": load_adaptation(recipe, common).recipe.model.wrapper}}  # both halves have one
     overlays = [("the demo", network)]
     if not (folder / "adapted" / "result.json").is_file():
-        threads = fastest_threads(build.load("demo_source_only", overlays=overlays, overrides=common))
+        threads = fastest_threads(load("demo_source_only", overlays=overlays, overrides=common))
         common.append(f"runtime.threads={threads}")
-    train(build.load("demo_source_only", overlays=overlays, overrides=common), start, "1/2 source-only")
+    train(load("demo_source_only", overlays=overlays, overrides=common), start, "1/2 source-only")
     adapted = load_adaptation(recipe, [*common, f"model.start={start}"])
     train(adapted, folder / "adapted", f"2/2 {adapted.recipe.name}")
     result = report(folder, adapted, start, time.monotonic() - began)
@@ -97,9 +99,9 @@ def prepare_streets() -> None:
 def load_adaptation(name: str | None, overrides: Sequence[str]) -> Loaded:
     """The demo's own recipe, or any other at the demo's size: its own keys on top of that recipe."""
     if name is None:
-        return build.load("demo", overrides=overrides)
-    source, own = recipes.chain("demo")[-1]
-    loaded = build.load(name, overlays=[(source, own)], benchmark="streets", overrides=overrides)
+        return load("demo", overrides=overrides)
+    source, own = chain("demo")[-1]
+    loaded = load(name, overlays=[(source, own)], benchmark="streets", overrides=overrides)
     if loaded.recipe.data.target is None:
         raise UserError(f"recipe {name!r} has no target domain; the demo adapts to one")
     return loaded
@@ -113,7 +115,7 @@ def fastest_threads(loaded: Loaded) -> int:
     taken = {}
     for threads in sorted({1, 2, min(cores, 8)}):
         tree = {**loaded.tree, "runtime": {**loaded.tree.get("runtime", {}), "threads": threads, "workers": 0}}
-        setup = build.training(recipes.checked(tree, loaded.origin, build.SOCKETS)).setup
+        setup = assemble(checked(tree, loaded.origin, more=False)).trainer
         taken[threads] = time_steps(setup, 4)
     best = min(taken, key=lambda threads: taken[threads])
     times = ", ".join(f"{threads}: {1000 * seconds:.0f} ms" for threads, seconds in taken.items())
@@ -135,7 +137,7 @@ def train(loaded: Loaded, folder: Path, title: str) -> None:
 
 def report(folder: Path, adapted: Loaded, start: Path, seconds: float) -> Result:
     """Evaluate all three, draw, write the page."""
-    names, only = build.class_set(adapted.recipe).names, PROTOCOLS[adapted.recipe.data.protocol]
+    names, only = class_set(adapted.recipe).names, PROTOCOLS[adapted.recipe.data.protocol]
 
     def of_run(path: Path) -> Scores:
         return scores(np.array(runs.read_result(path)["validation"]["confusion"]), names, only)
@@ -151,24 +153,24 @@ def report(folder: Path, adapted: Loaded, start: Path, seconds: float) -> Result
 
 def control_confusion(model: Segmentor, adapted: Loaded) -> np.ndarray:
     """Counts of the source-only model after its BatchNorm statistics were recomputed on the unlabelled target."""
-    data, names = adapted.recipe.data, build.class_set(adapted.recipe).names
+    data, names = adapted.recipe.data, class_set(adapted.recipe).names
     assert data.target is not None and data.validation is not None
-    normalise = build.normalisation(model)
-    images = build.images_of(data.target, data.scale, labels=False)
+    normalise = normalisation(model)
+    images = images_of(data.target, data.scale, labels=False)
     recompute_batchnorm(model, (normalise(item["image"][None]) for item in evaluation_loader(images, workers=0)))
-    held_out = evaluation_loader(build.images_of(data.validation, data.scale, names), workers=0)
+    held_out = evaluation_loader(images_of(data.validation, data.scale, names), workers=0)
     return evaluate(model, held_out, normalise, classes=len(names), device=torch.device("cpu")).numpy()
 
 
 def draw(loaded: Loaded, models: Sequence[Segmentor]) -> Image.Image:
     """Target image, truth, predictions of source-only and adapted, for evenly spaced validation images."""
-    section, classes = loaded.recipe.data.validation, build.class_set(loaded.recipe)
+    section, classes = loaded.recipe.data.validation, class_set(loaded.recipe)
     assert section is not None
-    images = build.images_of(section, loaded.recipe.data.scale, classes.names)
+    images = images_of(section, loaded.recipe.data.scale, classes.names)
     rows = []
     for position in np.linspace(0, len(images) - 1, SHOWN).round().astype(int):
         item = images[int(position)]
-        normalised = build.normalisation(models[0])(item["image"][None])
+        normalised = normalisation(models[0])(item["image"][None])
         row = [item["image"].permute(1, 2, 0).numpy(), figures.colour(item["label"].numpy(), classes.palette)]
         for model in models:
             with evaluating(model):

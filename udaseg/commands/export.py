@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from udaseg import build
 from udaseg.console import out, table
 from udaseg.deploy import export as exporting
 from udaseg.deploy.files import title
 from udaseg.deploy.model import LEAST, load
+from udaseg.engine.domains import images_of
 from udaseg.errors import UserError
 from udaseg.evaluation.measure import data_section
 from udaseg.models.weights_file import WeightsMetadata
@@ -43,7 +43,7 @@ def samples(metadata: WeightsMetadata, size: tuple[int, int]) -> tuple[list[Tens
     data = data_section(metadata, None)
     section = data.validation or data.source
     try:
-        images = build.images_of(section, data.scale, labels=False, limit=2)
+        images = images_of(section, data.scale, labels=False, limit=2)
         return [images[i]["image"][None] for i in range(len(images))], f"images of {section.dataset} {section.split}"
     except UserError:
         return exporting.generated(size), f"generated images ({section.dataset} is not here)"

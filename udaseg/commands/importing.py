@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udaseg import build
-from udaseg.config.recipe import Recipe
+from udaseg.config.load import load
+from udaseg.config.schema import Recipe
 from udaseg.console import out as console
+from udaseg.engine.domains import class_set
+from udaseg.engine.networks import segmentor_of, weights_metadata
 from udaseg.errors import UserError
 from udaseg.models import weights, weights_file
 from udaseg.models.recognise import Network, one_network, recognise
@@ -29,22 +31,22 @@ def run(
     target = free(out, f"{file.stem}-{network}.safetensors")
     if not file.is_file():
         raise UserError(f"{file}: {'is a folder; name the file in it' if file.is_dir() else 'no such file'}")
-    state = segmentor_of(file, teacher=teacher)
+    state = network_tensors(file, teacher=teacher)
     found = recognise(state)
     recipe = recipe_of(found, encoder, decoder, benchmark=benchmark, file=file)
-    classes = build.class_set(recipe)
+    classes = class_set(recipe)
     if found.classes is not None and found.classes != len(classes):
         raise UserError(
             f"{file} predicts {found.classes} classes, benchmark {benchmark} has {len(classes)}: name the one it was "
             "trained on with --benchmark (also a YAML file of your own; udaseg recipe ls lists the shipped ones)"
         )
     with torch.device("meta"):  # every value comes from the file
-        module = build.segmentor_of(recipe)
+        module = segmentor_of(recipe)
     parts = weights.segmentor_parts(recipe.model.encoder["kind"], recipe.model.decoder["kind"], hrda=found.hrda)
     report = weights.load_segmentor(module, weights.from_public(state, parts), file)
     origin = {"file": file.name, "sha256": report.sha256, "network": network}
     metadata = dataclasses.replace(
-        build.metadata(recipe, classes, module), recipe=file.name, seed=None, iterations=None, origin=origin
+        weights_metadata(recipe, module), recipe=file.name, seed=None, iterations=None, origin=origin
     )
     weights_file.save(target, module, metadata)
     show(metadata, report, target, published=score(recipe, teacher=teacher))
@@ -60,7 +62,7 @@ def free(out: Path | None, name: str) -> Path:
     return target
 
 
-def segmentor_of(file: Path, *, teacher: bool) -> dict[str, Tensor]:
+def network_tensors(file: Path, *, teacher: bool) -> dict[str, Tensor]:
     """The chosen network's tensors, names ``backbone.*`` and ``decode_head.*``."""
     tensors = weights.read_tensors(file)
     state = one_network(tensors, teacher=teacher)
@@ -87,12 +89,12 @@ def recipe_of(found: Network, encoder: str | None, decoder: str | None, *, bench
         if part is None:
             raise UserError(f"{file}: its {key} is none of those known here; if you know better, name it with --{key}")
     name = "daformer" if not found.hrda else "hrda_dlv2" if model["decoder"]["kind"] == "deeplabv2" else "hrda"
-    return build.load(name, benchmark=benchmark, overlays=[(HERE, {"model": model})]).recipe
+    return load(name, benchmark=benchmark, overlays=[(HERE, {"model": model})]).recipe
 
 
 def score(recipe: Recipe, *, teacher: bool) -> tuple[str, float] | None:
     """Method and mIoU of the released file with just this architecture and benchmark, if there is one."""
-    like = build.load("hrda" if recipe.model.wrapper else "daformer", benchmark="gta5_cityscapes").recipe
+    like = load("hrda" if recipe.model.wrapper else "daformer", benchmark="gta5_cityscapes").recipe
     same = like.model == recipe.model and like.benchmark == recipe.benchmark and not teacher
     return PUBLISHED[recipe.model.wrapper is not None] if same else None
 

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from udaseg import build
-from udaseg.config.parts import suggest
+from udaseg.config.registry import REGISTRIES
 from udaseg.console import out, table
 from udaseg.errors import UserError
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from udaseg.models.weights import official_file
 from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
+from udaseg.problems import suggest
 
 MOST = 40  # networks that are made to be counted; one takes about half a second
 LEGEND = """\
@@ -82,7 +82,7 @@ def encoder_row(name: str, *, made: bool) -> Row:
         return Row(name, None, None, "", "", *known)
     try:
         with torch.device("meta"):
-            encoder = build.make("encoder", {"kind": name})
+            encoder = REGISTRIES["encoder"].create({"kind": name})
     except (UserError, RuntimeError) as error:  # not every network can be made without memory
         return Row(name, None, None, str(error).rpartition(": ")[2], "", *known)
     normalisation = ""
@@ -95,9 +95,10 @@ def encoder_row(name: str, *, made: bool) -> Row:
 
 def decoder_rows() -> list[list[str]]:
     with torch.device("meta"):
-        encoder = build.make("encoder", {"kind": REFERENCE})
-        given = {"channels": encoder.channels, "strides": encoder.strides, "classes": 19}
-        return [[name, f"{millions(build.make('decoder', {'kind': name}, **given)):.1f}"] for name in DECODERS]
+        encoder = REGISTRIES["encoder"].create({"kind": REFERENCE})
+        given = encoder.channels, encoder.strides, 19
+        create = REGISTRIES["decoder"].create
+        return [[name, f"{millions(create({'kind': name}, *given)):.1f}"] for name in DECODERS]
 
 
 def millions(module: torch.nn.Module) -> float:

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from udaseg import build
-from udaseg.config.parts import suggest
 from udaseg.console import Counting
 from udaseg.console import out as screen
 from udaseg.data.classes import PROTOCOLS, ClassSet
 from udaseg.data.loading import Normalise
 from udaseg.engine import runs
 from udaseg.engine.device import choose_device
+from udaseg.engine.domains import class_set, images_of
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import count, scores
 from udaseg.evaluation.evaluate import evaluating, predict
+from udaseg.evaluation.inference import inference
 from udaseg.files import write_free
+from udaseg.problems import suggest
 from udaseg.report import plots
 from udaseg.report.figures import Pixels, colour
 from udaseg.report.results import Run, curves, read
@@ -75,10 +76,10 @@ def panels(found: Sequence[Run], images: int) -> Any:
     """The images that the last run improves most on the first, and those that it degrades most (one run: its best and
     worst), by the mIoU of each image, most improved first: image, truth, predictions."""
     recipe = runs.read_recipe(found[-1].folder).recipe
-    classes, only = build.class_set(recipe), PROTOCOLS[recipe.data.protocol]
+    classes, only = class_set(recipe), PROTOCOLS[recipe.data.protocol]
     if recipe.data.validation is None:
         raise UserError(f"{found[-1].folder}: its recipe has no validation images to show")
-    items = build.images_of(recipe.data.validation, recipe.data.scale, classes.names)
+    items = images_of(recipe.data.validation, recipe.data.scale, classes.names)
 
     def mious(one: Run) -> dict[int, float]:
         return {i: value for i, _, value in predictions(one, items, range(len(items)), classes, only)}
@@ -117,7 +118,7 @@ def predictions(
     if tuple(metadata.classes) != tuple(classes.names):
         raise UserError(f"{one.folder}: has other classes than the last run; plot them apart")
     device, normalise = choose_device("auto"), Normalise(metadata.mean, metadata.std)
-    look = build.inference(metadata.inference, metadata.crop)
+    look = inference(metadata.inference, metadata.crop)
     with Counting(f"predicting, {one.folder.name}") as progress, evaluating(module.to(device)):
         for done, i in enumerate(which, 1):
             item = items[i]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from udaseg import build
-from udaseg.config import recipe as recipes
-from udaseg.config.recipe import Loaded
+from udaseg.config.checks import components, needs
+from udaseg.config.layers import Tree, leaves, locate, shipped
+from udaseg.config.load import Loaded, set_by
+from udaseg.config.registry import needs_of
 from udaseg.console import out, table
 from udaseg.errors import UserError
-from udaseg.terms_table import TERMS
 
 
 def listing() -> None:
     """All shipped recipes and benchmarks with the first sentence of their header."""
     for title, folder in (("recipes", ""), ("benchmarks", "benchmarks")):
-        rows = [[name, first_sentence(path)] for name, path in recipes.shipped(folder).items()]
+        rows = [[name, first_sentence(path)] for name, path in shipped(folder).items()]
         table((title, "what it is"), rows, left=2)
         out.print()
 
@@ -33,17 +33,17 @@ def first_sentence(path: Path) -> str:
 
 def show(loaded: Loaded) -> None:
     """Flattened, each value with the file it came from; then what a step costs in passes."""
-    written = dict(recipes.leaves(loaded.tree))
+    written = dict(leaves(loaded.tree))
     rows = []
-    for path, value in recipes.leaves(effective(loaded)):
-        origin = recipes.found_in(path, loaded.origin) if path in written else "default"
+    for path, value in leaves(effective(loaded)):
+        origin = set_by(path, loaded.origin) if path in written else "default"
         rows.append([".".join(path), str(value), origin])
     table(("key", "value", "from"), rows, left=3)
     out.print(f"\npasses per step: {passes(loaded)}")
     out.print(f"fingerprint: {loaded.recipe.fingerprint()[:12]}")
 
 
-def effective(loaded: Loaded) -> recipes.Tree:
+def effective(loaded: Loaded) -> Tree:
     """The checked recipe with its defaults, in the shape recipes are written in."""
     tree = loaded.recipe.model_dump()
     tree["views"] = {
@@ -59,25 +59,21 @@ def effective(loaded: Loaded) -> recipes.Tree:
 def passes(loaded: Loaded) -> str:
     """Network passes of one step, read off the recipe: one of the student a view, at most one of the teacher.
 
-    Terms whose settings ask for a further one say so.
+    Components whose settings ask for a further one say so.
     """
-    recipe = loaded.recipe
-    student = " + ".join(recipe.views)
-    parts = [f"student {len(recipe.views)} ({student})", f"teacher {int(build.needs_target(recipe))}"]
-    if extra := build.teacher_passes(recipe):
-        parts.append(f"teacher's encoder {extra}")
-    if build.uses_reference(recipe):
-        parts.append("frozen ImageNet encoder 1")
-    for view, stage in recipe.views.items():
-        for key, settings in stage.terms.items():
-            if who := getattr(TERMS[key], "more_passes", lambda _: None)(settings):
-                parts.append(f"{who} 1 more for {view}/{key}")
+    recipe, total = loaded.recipe, needs(loaded.recipe)
+    parts = [f"student {len(recipe.views)} ({' + '.join(recipe.views)})", f"teacher {int(total.target)}"]
+    if total.pretrained_encoder:
+        parts.append("pretrained encoder 1")
+    for path, kind, part in components(recipe):
+        for network, number in needs_of(kind, part).passes.items():
+            parts.append(f"{network} {number} more for {path[1]}/{path[-1]}")
     return ", ".join(parts)
 
 
 def copy(name: str, target: Path) -> None:
     """Copy a shipped recipe to a new file."""
-    source = recipes.locate(name)
+    source = locate(name)
     target = target / source.name if target.is_dir() else target
     if target.suffix not in (".yaml", ".yml"):
         raise UserError(f"{target}: a recipe's file ends in .yaml")

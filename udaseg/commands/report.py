@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import udaseg
-from udaseg.config.parts import suggest
 from udaseg.console import out as screen
 from udaseg.errors import UserError
 from udaseg.files import write_free
+from udaseg.problems import suggest
 from udaseg.report import html, pages
 from udaseg.report.results import Run, scan
 from udaseg.report.summary import Summary, families_table, overview_table, study_table, summarise

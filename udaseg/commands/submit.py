@@ -9,21 +9,22 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from udaseg import build
-from udaseg.config.parts import suggest
-from udaseg.config.recipe import DomainSection
+from udaseg.config.schema import DomainSection
 from udaseg.console import Counting, out
 from udaseg.data.classes import CITYSCAPES
 from udaseg.data.loading import Normalise, evaluation_loader
 from udaseg.data.servers import SERVERS, Server, check_prediction, encode, pack, prediction_names
 from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
+from udaseg.engine.domains import images_of
 from udaseg.errors import UserError
 from udaseg.evaluation.evaluate import evaluating, predict
+from udaseg.evaluation.inference import inference
 from udaseg.files import write_atomic, write_json
 from udaseg.models import weights_file
 from udaseg.models.segmentor import Segmentor
 from udaseg.models.weights_file import WeightsMetadata
+from udaseg.problems import suggest
 
 STAMP = "submit.json"
 """In the folder of predictions: what they were made with."""
@@ -42,7 +43,7 @@ def run(benchmark: str, path: Path, *, target: Path | None, teacher: bool, root:
             f"{path} predicts {', '.join(metadata.classes)}; {name} needs the 19 Cityscapes classes in order"
         )
     section = DomainSection(dataset=name, split="test", root=str(root) if root else None, size=metadata.size)
-    images: Any = build.images_of(section, 1, labels=False)  # metadata.size is scaled already
+    images: Any = images_of(section, 1, labels=False)  # metadata.size is scaled already
     index = images.dataset.domain.index
     names = prediction_names(server, index)
     folder = target.with_name(target.name + ".partial")
@@ -101,7 +102,7 @@ def predict_missing(
     set_up(device, precision, None)
     module.to(device)
     normalise = Normalise(metadata.mean, metadata.std).to(device)
-    cast, look = autocast(precision, device), build.inference(metadata.inference, metadata.crop)
+    cast, look = autocast(precision, device), inference(metadata.inference, metadata.crop)
     loader = evaluation_loader(Subset(images, todo), workers=2)
     with evaluating(module), Counting("predicting") as progress:
         for done, (i, item) in enumerate(zip(todo, loader, strict=True), len(files) - len(todo) + 1):

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import torch
 
-from udaseg import build
-from udaseg.config.recipe import Loaded
+from udaseg.config.load import Loaded
 from udaseg.console import out, percent, table
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.loading import evaluation_loader
 from udaseg.engine import runs
+from udaseg.engine.assembly import Assembly, assemble
+from udaseg.engine.domains import class_set, images_of, index_of, training_crop
 from udaseg.engine.profile import Profile
 from udaseg.engine.profile import profile as measure
 from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
+from udaseg.evaluation.inference import inference
 
 CHECKPOINTS = 3  # two rolling ones and, while it is written, a third
 
@@ -53,21 +55,21 @@ def print_result(folder: Path) -> None:
 def dry_run(loaded: Loaded) -> None:
     """Build everything, take three steps, evaluate one image; print what the whole run needs."""
     recipe = loaded.recipe
-    built = build.training(loaded)
+    built = assemble(loaded)
     for text in built.warnings:
         out.print(f"warning: {text}", style="yellow")
-    found = measure(built.setup, batch=recipe.train.batch, precision=built.stamp["precision"], steps=3, warmup=0)
+    found = measure(built.trainer, batch=recipe.train.batch, precision=built.stamp["precision"], steps=3, warmup=0)
     rows = profile_rows(found)
     image_seconds = 0.0
     if recipe.data.validation:
-        names = build.class_set(recipe).names
-        images = build.images_of(recipe.data.validation, recipe.data.scale, names, limit=1)
+        names = class_set(recipe).names
+        images = images_of(recipe.data.validation, recipe.data.scale, names, limit=1)
         began = time.perf_counter()
         evaluate(
-            built.setup.learner.segmentor, evaluation_loader(images, workers=0), built.setup.normalise,
-            classes=len(build.class_set(recipe)), device=built.setup.device, autocast=built.setup.stepper.autocast,
-            inference=build.inference(
-                recipe.evaluation.mode, build.training_crop(recipe), recipe.evaluation.window_batch
+            built.trainer.learner.segmentor, evaluation_loader(images, workers=0), built.trainer.normalise,
+            classes=len(class_set(recipe)), device=built.trainer.device, autocast=built.trainer.autocast,
+            inference=inference(
+                recipe.evaluation.mode, training_crop(recipe), recipe.evaluation.window_batch
             ),
         )  # fmt: skip
         image_seconds = time.perf_counter() - began
@@ -76,16 +78,18 @@ def dry_run(loaded: Loaded) -> None:
     table(("dry run of " + recipe.name, ""), rows, left=2)
 
 
-def totals(loaded: Loaded, built: build.Built, step: float, image: float) -> list[list[str]]:
+def totals(loaded: Loaded, built: Assembly, step: float, image: float) -> list[list[str]]:
     """Hours and disk of the whole run."""
     recipe = loaded.recipe
     steps = recipe.train.iterations
     validations = -(-steps // recipe.evaluation.every) if recipe.data.validation else 0
-    count = len(build.index_of(recipe.data.validation)) if recipe.data.validation else 0
+    count = len(index_of(recipe.data.validation)) if recipe.data.validation else 0
     hours = (steps * step + validations * count * image) / 3600
-    parameters = sum(p.numel() for p in built.setup.learner.parameters() if p.requires_grad)
-    buffers = sum(t.numel() for t in built.setup.learner.state_dict().values()) - parameters
-    checkpoint = 4 * (parameters * (4 if built.setup.teacher else 3) + buffers) / 2**30  # weights, two moments, teacher
+    parameters = sum(p.numel() for p in built.trainer.learner.parameters() if p.requires_grad)
+    buffers = sum(t.numel() for t in built.trainer.learner.state_dict().values()) - parameters
+    checkpoint = (
+        4 * (parameters * (4 if built.trainer.teacher else 3) + buffers) / 2**30
+    )  # weights, two moments, teacher
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     return [
         ["parameters trained", f"{parameters / 1e6:.2f} M"],
@@ -121,8 +125,8 @@ def counted(calls: list[int]) -> str:
 
 def profile(loaded: Loaded, steps: int, as_json: bool) -> None:
     """Print time, multiply-adds and memory by phase."""
-    built = build.training(loaded)
-    found = measure(built.setup, batch=loaded.recipe.train.batch, precision=built.stamp["precision"], steps=steps)
+    built = assemble(loaded)
+    found = measure(built.trainer, batch=loaded.recipe.train.batch, precision=built.stamp["precision"], steps=steps)
     if as_json:
         print(json.dumps({"recipe": loaded.recipe.name, "benchmark": loaded.recipe.benchmark, **found.as_dict()}))
     else:

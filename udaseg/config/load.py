@@ -45,7 +45,8 @@ def checked(tree: Tree, origin: dict[KeyPath, str], *, more: bool = True) -> Loa
 
 def validated(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
     """The recipe and its problems. Refused values are left out, so that the rest can be checked at the same time."""
-    tree, problems = copy.deepcopy(tree), []
+    tree = copy.deepcopy(tree)
+    problems: list[Problem] = []
     for attempt in range(ROUNDS):
         try:
             return Recipe.model_validate(tree), problems

@@ -162,6 +162,12 @@ def hints(component: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
 
 
+def settings_of_type(component: Callable[..., Any], kind: Any) -> list[str]:
+    """Settings whose annotation is this very type of ``udaseg.ranges`` (or None)."""
+    known = hints(component)
+    return [name for name in keyword_parameters(component) if kind in (known[name], *typing.get_args(known[name]))]
+
+
 def keyword_parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters a recipe may set (those bound by ``functools.partial`` are settled)."""
     bound = component.keywords if isinstance(component, functools.partial) else {}

@@ -8,7 +8,7 @@ from udaseg.core.terms.feature_distance import FeatureDistance
 from udaseg.core.views import Masked, Mixed, Source, Target
 from udaseg.core.weighting import ConfidenceShare
 
-COMPONENTS = {
+COMPONENTS: dict[str, dict[str, type]] = {
     "view": {"source": Source, "target": Target, "mixed": Mixed, "masked": Masked},
     "masker": {"blocks": Blocks},
     "pseudo_labels": {"confidence_share": ConfidenceShare},

@@ -193,7 +193,8 @@ class StepContext:
 
         UserError where there is no teacher because no view looks at the target.
         """
-        encode = self.pretrained_encoder if network == "pretrained" else self.teacher and self.teacher.encode
+        teacher = self.teacher.encode if self.teacher else None
+        encode = {"pretrained": self.pretrained_encoder, "teacher": teacher}[network]
         if encode is None:
             raise UserError(f"features of the {network}: the recipe has none, as no view needs a target")
         with self.phase(network):

@@ -27,11 +27,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
-from udaseg.config.parts import Problem, explain, suggest
 from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, ClassSet
 from udaseg.data.images import Pixels
 from udaseg.data.spec import DataSetSpec, Encoding, Found, match
 from udaseg.errors import UserError
+from udaseg.problems import Problem, explain, suggest
 from udaseg.yamls import read_yaml
 
 Colour = tuple[int, int, int]

@@ -98,7 +98,7 @@ class RareClass(ClassThenImage):
 
 def drawable_classes(sampler: str, statistics: LabelStatistics) -> npt.NDArray[np.bool_]:
     """(K,): has any image more than `min_pixels` of the class? UserError if no class has such an image."""
-    drawable = (statistics.counts > statistics.min_pixels).any(axis=0)
+    drawable = np.any(statistics.counts > statistics.min_pixels, axis=0)
     if not drawable.any():
         raise UserError(
             f"{sampler}: no image has more than {statistics.min_pixels} pixels of any class; "

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from udaseg import build
 from udaseg.data.images import Bytes
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import MEAN_COLOUR, keep_ratio_size, pad, resize_image
@@ -29,7 +28,7 @@ from udaseg.deploy.pictures import as_rgb
 from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.evaluation.evaluate import evaluating
-from udaseg.evaluation.inference import Inference
+from udaseg.evaluation.inference import Inference, inference
 from udaseg.models.segmentor import Segmentor, upsample
 from udaseg.models.weights_file import WeightsMetadata
 from udaseg.models.windows import grid, slide_down
@@ -104,7 +103,7 @@ class Model:
             for band in slide_down(lambda tile: self._look(tile, Inference()), image, boxes, tiles=3):
                 yield band[0, :, :, :width]
         else:
-            logits = self._look(image, build.inference(metadata.inference, metadata.crop))
+            logits = self._look(image, inference(metadata.inference, metadata.crop))
             yield from strips(logits[0, :, :height, :width], native)
 
     def _look(self, image: Tensor, inference: Inference) -> Tensor:

@@ -76,7 +76,7 @@ class CountingPhases(Phases):
 
 
 class Passes:
-    """Counts, while open, the images that go through the encoder of student, teacher and pretrained encoder, call by call.
+    """Counts, while open, the images of every encoder call of student, teacher and pretrained encoder.
 
     ``calls``: who -> images of each call. HRDA's tiles are images here.
     """

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udaseg import build
-from udaseg.config.recipe import Loaded, checked, difference
+from udaseg.config.layers import difference
+from udaseg.config.load import Loaded, checked, load
 from udaseg.console import Silent, Watching
 from udaseg.engine import checkpoint, distributed
+from udaseg.engine.assembly import Assembly, assemble
+from udaseg.engine.domains import class_set
+from udaseg.engine.networks import load_weights, segmentor_of, weights_metadata
 from udaseg.engine.runlog import RunFolder
-from udaseg.engine.trainer import Cadence, Progress, Trainer
+from udaseg.engine.trainer import Progress, Trainer
 from udaseg.errors import UserError
 from udaseg.files import write_json, write_text
 from udaseg.models import weights_file
@@ -44,7 +47,7 @@ def choose_recipe(
     """The recipe to train: the named one, or with ``resume`` the ``folder``'s own."""
     if name is not None:
         own_seed = [] if seed is None else [f"seed={seed}"]
-        return build.load(name, benchmark=benchmark, overrides=[*overrides, *own_seed])
+        return load(name, benchmark=benchmark, overrides=[*overrides, *own_seed])
     if not (resume and folder):
         raise UserError("which recipe? give --recipe NAME (udaseg recipe ls lists them), or --resume --out FOLDER")
     if overrides or benchmark or seed is not None:
@@ -78,7 +81,7 @@ def train(
     if (folder / "result.json").is_file():
         return Outcome(folder, True)
     try:
-        return train_in(folder, loaded, build.training(loaded), watch)
+        return train_in(folder, loaded, assemble(loaded), watch)
     finally:
         distributed.leave()
 
@@ -106,13 +109,13 @@ def read_recipe(folder: Path) -> Loaded:
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder (it has no recipe.yaml)")
     tree = read_yaml(path)
-    return checked(tree, {(key,): str(path) for key in tree}, build.SOCKETS)
+    return checked(tree, {(key,): str(path) for key in tree}, more=False)
 
 
-def train_in(folder: Path, loaded: Loaded, built: build.Built, watch: Callable[[Loaded], Progress]) -> Outcome:
+def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loaded], Progress]) -> Outcome:
     """``train`` in a folder that may be used, with what was built for it."""
-    runtime = loaded.recipe.runtime
-    run = RunFolder(folder, writes=built.setup.ranks.first, tensorboard=runtime.tensorboard)
+    board = loaded.recipe.runtime.tensorboard
+    run = RunFolder(folder, writes=built.trainer.ranks.first, tensorboard=board)
     run.lock()
     try:
         if run.result.is_file():  # another process finished it while this one was being built
@@ -124,10 +127,8 @@ def train_in(folder: Path, loaded: Loaded, built: build.Built, watch: Callable[[
         for text in built.warnings:
             progress.note(f"warning: {text}")
             run.say(f"warning: {text}")
-        cadence = Cadence(runtime.log_every, loaded.recipe.evaluation.every, runtime.checkpoint_minutes)
-        trainer = Trainer(built.setup, run, cadence, progress)
-        trainer.train()
-        finish(loaded, trainer, run)
+        built.trainer.fit(run, progress)
+        finish(loaded, built.trainer, run)
     finally:
         run.unlock()
     return Outcome(folder, False)
@@ -137,7 +138,7 @@ def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
     """Write the student's weights, and result.json with the raw counts from which scores are computed when needed."""
     if not run.writes:
         return
-    trainer.setup.save_weights(run.weights, trainer.setup.learner.segmentor)
+    trainer.save_weights(run.weights, trainer.learner.segmentor)
     recipe = loaded.recipe
     result: dict[str, Any] = {
         "recipe": recipe.name,
@@ -146,7 +147,7 @@ def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
         "fingerprint": recipe.fingerprint(),
         "iterations": trainer.done,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "classes": list(build.class_set(recipe).names),
+        "classes": list(class_set(recipe).names),
         "protocol": recipe.data.protocol,
         "network": "student",
         "selection": "last iteration",
@@ -162,11 +163,11 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weigh
     if path.is_file():
         if teacher:
             raise UserError(f"{path}: a weights file holds one network; give the run folder for --teacher")
-        return build.load_weights(path)
+        return load_weights(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder or weights file")
     if (path / "weights.safetensors").is_file() and not teacher:
-        return build.load_weights(path / "weights.safetensors")
+        return load_weights(path / "weights.safetensors")
     recipe = read_recipe(path).recipe
     newest = checkpoint.newest(path / "checkpoints")
     if newest is None:
@@ -174,11 +175,11 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weigh
     state = checkpoint.load(newest)
     if teacher and state["teacher"] is None:
         raise UserError(f"{path}: recipe {recipe.name!r} has no teacher; leave out --teacher")
-    module = build.segmentor_of(recipe)
+    module = segmentor_of(recipe)
     prefix, tensors = "segmentor.", state["teacher" if teacher else "learner"]
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     weights_file.restore(module, own, newest)
-    return module, build.metadata(recipe, build.class_set(recipe), module)
+    return module, weights_metadata(recipe, module)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

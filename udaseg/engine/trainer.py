@@ -41,7 +41,7 @@ Batches = Callable[[int, int], Iterator[dict[str, Tensor]]]
 
 
 class Trainer:
-    """Takes steps (``step``), and trains to the end in a run folder, from the newest checkpoint if there is one (``fit``).
+    """Takes steps (``step``); trains to the end in a run folder, from its newest checkpoint if there is one (``fit``).
 
     ``batches``: (first iteration, past the last) -> this process's raw batches. ``validate``: student -> confusion
     counts; ``score``: counts -> mIoU of the benchmark's protocol. ``save_weights``: writes the student's weights file.

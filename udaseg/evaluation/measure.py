@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from udaseg import build
-from udaseg.config import recipe as recipes
-from udaseg.config.parts import suggest
-from udaseg.config.recipe import DataSection, DomainSection
+from udaseg.config.load import benchmark_data
+from udaseg.config.schema import DataSection, DomainSection
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import dataset_spec
 from udaseg.data.loading import Normalise, evaluation_loader
 from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
+from udaseg.engine.domains import ignored_classes, images_of
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
 from udaseg.evaluation.evaluate import evaluate, recompute_batchnorm
+from udaseg.evaluation.inference import inference
 from udaseg.models.weights_file import WeightsMetadata
+from udaseg.problems import suggest
 
 DOMAINS = ("source", "target", "validation")
 
@@ -72,14 +73,14 @@ def measure(
     set_up(device, precision, None)
     module.to(device).eval()
     normalise = Normalise(metadata.mean, metadata.std).to(device)
-    images = build.images_of(section, data.scale, metadata.classes, limit=limit)
+    images = images_of(section, data.scale, metadata.classes, limit=limit)
     groups = by_condition(images) if per_condition else {"all": images}  # each image is in one of them
     if recompute_bn:
         recompute_batchnorm(module, unlabelled(data, normalise, device))
     counts = {
         name: evaluate(
             module, reporting(group, progress), normalise, classes=len(metadata.classes), device=device,
-            autocast=autocast(precision, device), inference=build.inference(metadata.inference, metadata.crop),
+            autocast=autocast(precision, device), inference=inference(metadata.inference, metadata.crop),
         ).cpu()
         for name, group in groups.items()
     }  # fmt: skip
@@ -92,7 +93,7 @@ def measure(
         protocol=protocol,
         title=f"{network} of {metadata.recipe} on {section.dataset} {section.split} ({len(images)} images), {protocol}",
         dataset=section.dataset,
-        ignored=build.ignored_classes(section, metadata.classes),
+        ignored=ignored_classes(section, metadata.classes),
     )
 
 
@@ -100,7 +101,7 @@ def data_section(metadata: WeightsMetadata, benchmark: str | None) -> DataSectio
     """The data to evaluate on: a benchmark's, or those the model was trained with."""
     if benchmark is None:
         return DataSection.model_validate({**metadata.data, "crop": (1, 1)})
-    return recipes.benchmark_data(benchmark)
+    return benchmark_data(benchmark)
 
 
 def domain_section(data: DataSection, domain: str) -> DomainSection:
@@ -138,5 +139,5 @@ def unlabelled(data: DataSection, normalise: Normalise, device: torch.device) ->
     """Normalised (1, 3, H, W) images of the target's training split; labels are not read."""
     if data.target is None:
         raise UserError("--recompute-bn needs a target domain; choose a --benchmark that has one")
-    for item in evaluation_loader(build.images_of(data.target, data.scale, labels=False), workers=2):
+    for item in evaluation_loader(images_of(data.target, data.scale, labels=False), workers=2):
         yield normalise(item["image"][None].to(device))

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from udaseg.config.recipe import Loaded
+from udaseg.config.load import Loaded
 from udaseg.engine import runs
 from udaseg.engine.trainer import Interrupted, Progress
 from udaseg.errors import Busy, UserError

@@ -15,11 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from udaseg import build
-from udaseg.config.parts import suggest
-from udaseg.config.recipe import Loaded, Recipe, parse_override
+from udaseg.config.layers import parse_override
+from udaseg.config.load import Loaded, load
+from udaseg.config.schema import Recipe
+from udaseg.engine.domains import training_crop
 from udaseg.engine.runs import read_recipe, read_result
 from udaseg.errors import UserError
+from udaseg.problems import suggest
 from udaseg.report.results import Run, read
 from udaseg.report.study import Row, Study, own_option
 
@@ -99,7 +101,7 @@ def lay_out(
 def terms_of(row: Row, benchmark: str) -> set[tuple[str, ...]]:
     """("views", view, "terms", term) of a row's own recipe; none where it has no (valid) one."""
     try:
-        recipe = build.load(row.recipe, benchmark=benchmark, overrides=row.overrides).recipe if row.recipe else None
+        recipe = load(row.recipe, benchmark=benchmark, overrides=row.overrides).recipe if row.recipe else None
     except UserError:
         recipe = None
     views = recipe.views.items() if recipe else ()
@@ -126,7 +128,7 @@ def cell(row: Row, seed: int, out: Path, benchmark: str, overrides: Sequence[str
     """A row with a seed; UserError for what is wrong with its recipe."""
     assert row.recipe is not None
     settings = [*row.overrides, *overrides]
-    loaded = build.load(row.recipe, benchmark=benchmark, overrides=[*settings, f"seed={seed}"])
+    loaded = load(row.recipe, benchmark=benchmark, overrides=[*settings, f"seed={seed}"])
     folder = folder_of(loaded.recipe, out)
     options = ("--recipe", row.recipe, "--benchmark", benchmark, "--seed", str(seed), "--out", str(folder))
     return Cell(row, seed, loaded, folder, ("train", *options, *settings))
@@ -177,7 +179,7 @@ def costs(cells: Iterable[Cell], out: Path) -> dict[Path, Cost]:
 
 def kind_of(recipe: Recipe) -> tuple[Any, ...]:
     """Runs of a kind take the same time an iteration."""
-    return (recipe.name, recipe.benchmark, build.training_crop(recipe), recipe.train.batch, str(recipe.model.encoder))
+    return (recipe.name, recipe.benchmark, training_crop(recipe), recipe.train.batch, str(recipe.model.encoder))
 
 
 def measure(folder: Path, recipe: Recipe) -> Cost:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from udaseg.config.recipe import parse_override
+from udaseg.config.layers import parse_override
 from udaseg.report import charts
 from udaseg.report.charts import Bars, Series
 from udaseg.report.html import Figure, Part

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 
-from udaseg import build
-from udaseg.config.recipe import TrainSection
+from udaseg.config.schema import TrainSection
 from udaseg.data.classes import PROTOCOLS
+from udaseg.engine.domains import class_set
 from udaseg.engine.runlog import held
 from udaseg.engine.runs import read_recipe
 from udaseg.errors import UserError
@@ -273,7 +273,7 @@ def judged_by(run: Run) -> tuple[tuple[str, ...], str]:
         return run.classes, run.protocol
     try:
         recipe = read_recipe(run.folder).recipe
-        return tuple(build.class_set(recipe).names), recipe.data.protocol
+        return tuple(class_set(recipe).names), recipe.data.protocol
     except (UserError, OSError):
         return (), run.protocol
 

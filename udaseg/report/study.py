@@ -14,10 +14,11 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
-from udaseg.config.parts import Problem, explain, suggest
-from udaseg.config.recipe import Section, label, locate, parse_override, shipped
+from udaseg.config.layers import label, locate, parse_override, shipped
+from udaseg.config.schema import Section
 from udaseg.data.classes import PROTOCOLS
 from udaseg.errors import UserError
+from udaseg.problems import Problem, explain, suggest
 from udaseg.yamls import read_yaml
 
 OUT_OF_MEMORY = "OOM"

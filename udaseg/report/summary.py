@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from udaseg.config.recipe import benchmark_data
+from udaseg.config.load import benchmark_data
 from udaseg.console import duration
 from udaseg.data.classes import PROTOCOLS
 from udaseg.report.grid import CELLS, lay_out

@@ -1,4 +1,4 @@
-"""Masked representation modelling (MRM, Zhou et al.; eq. 6 and 7 are ``Rebuild.masked``) and every ablation of its paper.
+"""Masked representation modelling (MRM, Zhou et al.) and every ablation of its paper; eq. 6 and 7 are ``masked``.
 
 The features of the view's one student pass are masked on a grid, rebuilt from what is left, decoded once more and asked
 for the view's labels, with the view's weights and the segmentor's own coefficients (eq. 4). The domain is the view that

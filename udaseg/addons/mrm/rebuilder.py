@@ -1,8 +1,8 @@
 """The Rebuilder: fills masked places of feature maps in from the places that are left (MRM, section 3.3).
 
-Training only: it belongs to a loss term, so it is never exported and has no moving average. What the paper prints, and
-what it leaves open, is in docs/assumptions.md: initialisation of the transposed convolutions (PyTorch's own here), ratios
-that are no power of two (the nearest one, then bilinear).
+Training only: it belongs to a loss term, so it is never exported and has no moving average. The paper leaves open
+(docs/assumptions.md): initialisation of the transposed convolutions (PyTorch's own here), ratios that are no power of
+two (the nearest one, then bilinear).
 
 Shapes: B images, C channels of the last map, D embedding, g x g cells of the grid, N = g g tokens.
 """

@@ -1,4 +1,4 @@
-"""Class decoupling masking, CDM (OMUDA eq. 13-15): cross-entropy averaged class by class, classes weighed by reliability.
+"""Class decoupling masking, CDM (OMUDA eq. 13-15): cross-entropy averaged by class, classes weighed by reliability.
 
 It needs the student's prediction on the view, which a weighting rule for pseudo-labels never sees; so it is a term that
 takes the place of ``cross_entropy`` on a view, whichever it is. In a mixed image pasted pixels count like all others.

@@ -23,6 +23,7 @@ from torch import Tensor
 from udaseg.addons.omuda.foreground import THINGS, foreground_mask
 from udaseg.plugin import (
     BuildContext,
+    ClassNames,
     Loss,
     Needs,
     Output,
@@ -52,7 +53,7 @@ class RelationalDistillation(Term):
         self,
         context: BuildContext,
         *,
-        foreground: tuple[str, ...] = THINGS,
+        foreground: ClassNames = THINGS,
         min_ratio: Share = 0.75,
         neck: Literal["last", "fused"] = "last",
     ) -> None:

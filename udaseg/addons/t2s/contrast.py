@@ -3,8 +3,8 @@
 B images, K classes, C channels and h x w cells of the last map, D projected channels, N cells, Q slots for queries, m
 negatives a query. Queries are the student's features of the view the term stands on: on ``stylised`` pseudo-target is
 pulled (the method), on ``source`` or ``target`` it is those (rows of table 7). Keys are the teacher's features; all
-features are those of the context branch, so a multi-resolution segmentor needs no special case. Labels and confidence come to the
-map's size by nearest sampling; ignored cells are neither queries nor keys.
+features are those of the context branch, so a multi-resolution segmentor needs no special case. Labels and confidence
+come to the map's size by nearest sampling; ignored cells are neither queries nor keys.
 
 Choices, the paper being silent: queries are drawn without replacement and go round when a class has fewer cells; the
 loss of a class is the mean over its queries (``reduction`` "sum" is as printed); prototypes, shares and confidences are

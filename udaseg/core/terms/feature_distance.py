@@ -16,7 +16,7 @@ from udaseg.component import Needs
 from udaseg.core.base import Term
 from udaseg.core.context import IGNORE, BuildContext, Loss, StepContext, View
 from udaseg.models.segmentor import Output
-from udaseg.ranges import Share
+from udaseg.ranges import ClassNames, Share
 
 
 class FeatureDistance(Term):
@@ -29,7 +29,7 @@ class FeatureDistance(Term):
     wanted: Tensor
 
     def __init__(
-        self, context: BuildContext, *, class_names: tuple[str, ...] | None = None, min_ratio: Share = 0.75
+        self, context: BuildContext, *, class_names: ClassNames | None = None, min_ratio: Share = 0.75
     ) -> None:
         super().__init__(context)
         names = context.classes
