@@ -9,9 +9,9 @@ from udaseg.deploy.files import Result, predict
 from udaseg.deploy.model import Model, Prediction
 from udaseg.deploy.model import load as load_model
 from udaseg.engine import runs
+from udaseg.engine.measure import measure
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores
-from udaseg.evaluation.measure import measure
 
 __all__ = ["Model", "Prediction", "Result", "Scores", "UserError", "evaluate", "load_model", "predict", "train"]
 

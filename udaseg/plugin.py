@@ -2,7 +2,7 @@
 """All that a method may import: base classes, the nouns of a step, and the pieces that methods are made of.
 
 A method is a module with a table ``COMPONENTS``: kind of component -> name in recipes -> class. The kinds are encoder,
-decoder, wrapper, sampler, view, masker, engine, pseudo_labels and term. `udaseg.addons` holds three of them.
+decoder, wrapper, sampler, view, masker, engine, pseudo_labels, term and measure. `udaseg.addons` holds three of them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from udaseg.data.sampling import (
 from udaseg.data.spec import walk as list_images
 from udaseg.data.transforms import resize_image
 from udaseg.errors import UserError
+from udaseg.evaluation.features import Cells, Centres, FeatureMeasure
 from udaseg.models.blocks import ConvBNReLU, resize
 from udaseg.models.segmentor import (
     Box,

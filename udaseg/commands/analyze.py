@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from udaseg.config.registry import REGISTRIES
 from udaseg.console import Counting, out, table
 from udaseg.data.loading import Normalise
 from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.engine.domains import images_of
+from udaseg.engine.measure import data_section, domain_section, reporting
 from udaseg.errors import UserError
-from udaseg.evaluation import analysis
-from udaseg.evaluation.measure import data_section, domain_section, reporting
+from udaseg.evaluation import features as analysis
 from udaseg.files import write_atomic, write_text
 from udaseg.models.segmentor import Segmentor
 from udaseg.models.weights_file import WeightsMetadata
@@ -76,15 +77,15 @@ def similarity(paths: Sequence[Path], target: Path | None, **options: Any) -> No
 
 
 def discriminability(paths: Sequence[Path], target: Path | None, domain: str, **options: Any) -> None:
-    """Class centre distance and pixel-wise discrimination distance."""
+    """Every registered measure of how well features tell classes apart."""
     place = files(target, "discriminability")
-    values = {}
-    found = subjects(paths, **options)
-    for subject in found:
-        middle = subject.centres(domain)
-        values[f"{subject.name} CCD"] = analysis.centre_distance(middle).tolist()
-        values[f"{subject.name} PDD"] = analysis.pixel_distance(subject.cells(domain), middle).tolist()
-    report(place, found[0].metadata.classes, values, f"discriminability of {domain} features (less is better)")
+    values, networks = {}, subjects(paths, **options)
+    measures = {name: REGISTRIES["measure"].create({"kind": name}) for name in REGISTRIES["measure"].entries}
+    for subject in networks:
+        centres = subject.centres(domain)
+        for name, measure in measures.items():
+            values[f"{subject.name} {name}"] = measure(lambda s=subject: s.cells(domain), centres).tolist()
+    report(place, networks[0].metadata.classes, values, f"discriminability of {domain} features (less is better)")
 
 
 def tsne(paths: Sequence[Path], target: Path | None, pixels: int, seed: int, **options: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from udaseg.console import Counting, out, percent, table
+from udaseg.engine.measure import Measured, measure
 from udaseg.evaluation.confusion import Scores
-from udaseg.evaluation.measure import Measured, measure
 
 
 def evaluate(path: Path, *, as_json: bool, **choices: Any) -> None:

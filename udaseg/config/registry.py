@@ -24,6 +24,7 @@ from udaseg.core.base import Masker, PseudoLabelRule, Term, TranslationEngine, V
 from udaseg.core.components import COMPONENTS
 from udaseg.data.sampling import SAMPLERS, Sampler
 from udaseg.errors import UserError
+from udaseg.evaluation.features import FeatureMeasure
 from udaseg.models.multires import WRAPPERS
 from udaseg.models.segmentor import Decoder, Encoder, Wrapper
 from udaseg.models.zoo import DECODERS, ENCODERS
@@ -88,6 +89,7 @@ REGISTRIES: dict[str, Registry] = {
     "masker": Registry("masker", Masker),
     "engine": Registry("translation engine", TranslationEngine),
     "term": Registry("term", Term),
+    "measure": Registry("feature measure", FeatureMeasure),
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from udaseg.addons.t2s.contrast import Contrast
+from udaseg.addons.t2s.discriminability import ClassCentreDistance, PixelDistance
 from udaseg.addons.t2s.engines import FDA, ColorJitter, GaussianBlur, Offline, Stylised, Untranslated
 from udaseg.addons.t2s.reweighting import ReweightedShare
 from udaseg.addons.t2s.styles import Augmentors
 
 COMPONENTS = {
+    "measure": {"CCD": ClassCentreDistance, "PDD": PixelDistance},
     "view": {"stylised": Stylised},
     "term": {"contrast": Contrast},
     "pseudo_labels": {"reweighted_share": ReweightedShare},

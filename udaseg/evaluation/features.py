@@ -1,14 +1,14 @@
-"""How alike the features of two domains are, and how well they tell classes apart (T2S-DA section 5, figures 1, 7, 8).
+"""Features of a domain, class by class: their centres, how alike those of two domains are, samples of them.
 
-Features are the encoder's last map of the context, labels come to its size by nearest sampling [choice]. Everything
-streams: what is kept is one mean feature a class, or a fixed number of cells a class. C, the number of classes in the
-equations, counts those that occur.
+Features are the encoder's last map of the context, labels come to its size by nearest sampling. Everything streams:
+what is kept is one mean feature a class, or a fixed number of cells a class.
 
 K classes, D channels, N cells of one image.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,12 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.component import Component
 from udaseg.evaluation.confusion import IGNORE
 from udaseg.evaluation.evaluate import Autocast, evaluating
 from udaseg.models.segmentor import Segmentor
 
 Cells = Iterable[tuple[Tensor, Tensor]]
 """Image by image: features (N, D) float32 and train ids (N,) without ignored ones."""
+
+
+class FeatureMeasure(Component):
+    """A number for each class of one domain's features (`udaseg analyze discriminability`)."""
+
+    @abstractmethod
+    def __call__(self, cells: Callable[[], Cells], centres: Centres) -> Tensor:
+        """(K,) from the features, which ``cells`` streams anew at every call, and their centres."""
 
 
 def cells_of(
@@ -74,28 +83,8 @@ def centres(cells: Cells, classes: int) -> Centres:
 
 
 def similarity(source: Centres, target: Centres) -> Tensor:
-    """Cosine of the two domains' mean features of each class, (K,); NaN where a domain lacks it (figure 1)."""
+    """Cosine of the two domains' mean features of each class, (K,); NaN where a domain lacks it."""
     return F.cosine_similarity(source.mean, target.mean, dim=1)
-
-
-def centre_distance(found: Centres) -> Tensor:
-    """CCD (K,), eq. 19: spread of a class over its squared distance to another's centre, mean over the others."""
-    spread = found.squares / found.count - found.mean.square().sum(dim=1)
-    apart = torch.cdist(found.mean.nan_to_num(), found.mean.nan_to_num()).square()
-    ratio = spread[:, None] / apart
-    others = found.present & ~torch.eye(len(spread), dtype=torch.bool)
-    return torch.where(others, ratio, 0.0).sum(dim=1) / others.sum(dim=1)
-
-
-def pixel_distance(cells: Cells, found: Centres) -> Tensor:
-    """PDD (K,), eq. 20: 1 - mean over the class's cells of cos(x, its centre) / sum of cos(x, other centres)."""
-    directions = F.normalize(found.mean.nan_to_num(), dim=1)
-    total = torch.zeros_like(found.count)
-    for features, label in cells:
-        cosine = F.normalize(features.double().cpu(), dim=1) @ directions.T  # 0 for classes that do not occur
-        own = cosine.gather(1, label.cpu()[:, None])[:, 0]
-        total.index_add_(0, label.cpu(), own / (cosine.sum(dim=1) - own))
-    return 1 - total / found.count
 
 
 def sample(cells: Cells, classes: int, number: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
