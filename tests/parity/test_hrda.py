@@ -16,7 +16,7 @@ from udaseg.core.context import View
 from udaseg.core.terms.cross_entropy import segmentation_loss
 from udaseg.errors import UserError
 from udaseg.evaluation.inference import Inference
-from udaseg.models import weights
+from udaseg.models import renaming
 from udaseg.models.blocks import DropPath
 from udaseg.models.multires import HRDA, box_mask, draw_box, fuse, half
 from udaseg.models.segmentor import Box, Encoded, upsample
@@ -139,7 +139,7 @@ def test_detail_crop_that_is_the_whole_crop() -> None:
 def compare_gradients(
     keys: str, encoder: str, expected: dict[str, float], ours: dict[str, float], tolerance: float = 1e-4
 ) -> None:
-    table = weights.public_names(public_shapes(keys), hrda_parts(encoder, "daformer"))
+    table = renaming.public_names(public_shapes(keys), hrda_parts(encoder, "daformer"))
     assert {table[name] for name in expected} == set(ours)
     typical = np.median(list(expected.values()))
     compared = 0
@@ -152,7 +152,7 @@ def compare_gradients(
 
 def compare_running_statistics(model: HRDA, expected: dict[str, dict[str, Any]]) -> None:
     """The decoder's BatchNorm saw two batches, context first."""
-    table = weights.public_names(expected, hrda_parts("mit_b5", "daformer"))
+    table = renaming.public_names(expected, hrda_parts("mit_b5", "daformer"))
     state = model.state_dict()
     for name, statistics in expected.items():
         assert state[table[name]].mean().item() == pytest.approx(statistics["mean"], rel=1e-4, abs=1e-6)

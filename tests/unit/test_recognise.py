@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udaseg import build
 from udaseg.models.recognise import Network, encoder_of, one_network, recognise
-from udaseg.models.weights import public_names, segmentor_parts
+from udaseg.models.renaming import public_names, segmentor_parts
 
 DAFORMER: dict[str, Any] = {"kind": "daformer", "width": 256, "fusion": "sep_aspp"}
 V3PLUS: dict[str, Any] = {"kind": "deeplabv3plus", "width": 512, "detail_width": 48}

@@ -13,7 +13,7 @@ from udaseg import build
 from udaseg.config.recipe import Recipe
 from udaseg.console import out as console
 from udaseg.errors import UserError
-from udaseg.models import weights, weights_file
+from udaseg.models import renaming, weights, weights_file
 from udaseg.models.recognise import Network, one_network, recognise
 
 PUBLISHED = {False: ("DAFormer", 68.85), True: ("HRDA", 73.79)}
@@ -40,8 +40,8 @@ def run(
         )
     with torch.device("meta"):  # every value comes from the file
         module = build.segmentor_of(recipe)
-    parts = weights.segmentor_parts(recipe.model.encoder["kind"], recipe.model.decoder["kind"], hrda=found.hrda)
-    report = weights.load_segmentor(module, weights.from_public(state, parts), file)
+    parts = renaming.segmentor_parts(recipe.model.encoder["kind"], recipe.model.decoder["kind"], hrda=found.hrda)
+    report = weights.load_segmentor(module, renaming.from_public(state, parts), file)
     origin = {"file": file.name, "sha256": report.sha256, "network": network}
     metadata = dataclasses.replace(
         build.metadata(recipe, classes, module), recipe=file.name, seed=None, iterations=None, origin=origin

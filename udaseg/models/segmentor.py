@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udaseg.models.renaming import encoder_part
+
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """Statistics of ImageNet, RGB, on the 0-255 scale."""
@@ -106,6 +108,13 @@ class Encoder(nn.Module):
     def learning_rate_scale(self, name: str) -> float | None:
         """Factor on the base learning rate of a parameter or buffer; None: not pretrained, it has the head's rate."""
         return 1.0
+
+    def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's tensors of a weights file under its own names. ValueError if they cannot be its own.
+
+        By default, the names are its own but for prefixes such as ``backbone.``.
+        """
+        return encoder_part(state)
 
 
 class Decoder(nn.Module):

@@ -23,7 +23,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -53,7 +53,7 @@ class Pyramid(nn.Module):
         self.levels = nn.ModuleList(_rescale(channels, times) for times in doublings)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """``size``: of the image. What the powers of two miss (patch 14) is made up bilinearly."""
+        """``size``: of the image. Patches that are no power of two (14) need a bilinear resize, too."""
         scaled = (level(map_) for level, map_ in zip(self.levels, maps, strict=True))
         return tuple(resize(x, [-(-side // s) for side in size]) for x, s in zip(scaled, STRIDES, strict=True))
 
@@ -137,11 +137,7 @@ class TimmEncoder(Encoder):
         return None if inner == name or is_adapter(name) else self._scales.get(inner, 1.0)
 
     def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """timm's file under our names, through timm's own filter (other releases' names, positions resampled).
-
-        A file of ours stays as it is.
-        ValueError if that filter does not know what to do with it.
-        """
+        """timm's file through timm's own filter (other releases' names, positions resampled); our own as it is."""
         ours = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
         if own := {name: tensor for name, tensor in ours.items() if name.startswith("core.")}:
             return own
@@ -258,22 +254,26 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*timm.list_models(), *timm.list_models(include_tags=True)}))
 
 
-def description(name: str) -> Any:
-    """timm's record of a network's pretrained weights: ``hf_hub_id``, ``license``, ``mean`` ..."""
-    return timm.models.get_pretrained_cfg(name)
+class HubFile(NamedTuple):
+    """Pretrained weights on the Hugging Face hub."""
+
+    repository: str
+    file: str
+    licence: str | None
 
 
-def hub_file(name: str) -> tuple[str, str] | None:
-    """Repository and file of the pretrained weights on the Hugging Face hub."""
-    found = description(name)
-    return (found.hf_hub_id, found.hf_hub_filename or "model.safetensors") if found and found.hf_hub_id else None
+def hub_file(name: str) -> HubFile | None:
+    """The pretrained weights of a network, if the hub has any."""
+    record = timm.models.get_pretrained_cfg(name)
+    if record is None or not record.hf_hub_id:
+        return None
+    return HubFile(record.hf_hub_id, record.hf_hub_filename or "model.safetensors", record.license)
 
 
 def fetch(name: str, revision: str) -> Path:
     """The weights from the hub's cache, downloaded if need be. Raises the hub's many kinds of errors."""
     from huggingface_hub import hf_hub_download
 
-    found = hub_file(name)
-    assert found is not None
-    repository, file = found
-    return Path(hf_hub_download(repository, file, revision=revision))
+    on_hub = hub_file(name)
+    assert on_hub is not None
+    return Path(hf_hub_download(on_hub.repository, on_hub.file, revision=revision))
