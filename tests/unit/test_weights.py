@@ -112,7 +112,7 @@ HF_NAMES = {
     r"\.block\.(\d)\.(\d)\.mlp\.dense(\d)": "block{}.{}.mlp.fc{}",
     r"\.block\.(\d)\.(\d)\.mlp\.dwconv\.dwconv": "block{}.{}.mlp.dwconv.dwconv",
 }
-"""Hugging Face's name of a module -> the public one (baselines.md 6.1), written the other way round than the rules."""
+"""Hugging Face's name of a module -> the public one, written the other way round than the rules."""
 
 
 def hugging_face(b0: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ class TinyEncoder(Encoder):
         return each_stage(self.stem(image), self.stages)
 
     def no_weight_decay(self) -> set[str]:
-        """Everything with one dimension (norms): the measured recipe decays only convolution weights."""
+        """Everything with one dimension (norms): only convolution weights decay."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
 
