@@ -1,8 +1,7 @@
 """Which network a public checkpoint of the DAFormer family holds, by the names and shapes of its tensors alone.
 
-Depths and widths give the encoder, the names inside ``decode_head.`` the decoder and its settings; ``decode_head.head.``
-means HRDA. Settings without a tensor (dropout, dilations of an ASPP) are the published ones. Head types were renamed
-over the years (UniHead, MultiResAttentionWrapper), parameters never.
+Depths and widths give the encoder, the names inside ``decode_head.`` the decoder and its settings; there is a
+``decode_head.head.`` with HRDA. Settings without a tensor (dropout, dilations of an ASPP) are the published ones.
 """
 
 from __future__ import annotations

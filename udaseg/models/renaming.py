@@ -105,9 +105,10 @@ def _less(template: str) -> Callable[[re.Match[str]], str]:
     return lambda match: template.format(int(match[1]) - 1, *match.groups()[1:])
 
 
-def _stem(index: int) -> tuple[int, str]:
-    """Public stems count conv, norm, ReLU one by one. A single rule: two would apply one after the other."""
-    return index // 3, "bn" if index % 3 else "conv"
+def _stem(match: re.Match[str]) -> str:
+    """Public stems count conv, norm, ReLU one by one."""
+    index = int(match[1])
+    return f"stem.{index // 3}.{'bn' if index % 3 else 'conv'}."
 
 
 # Public block -> ours, for the heads: the outer name of a convolution module stays in front of "conv" or "bn".
@@ -143,7 +144,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "resnet": (
         (r"^fc\.", None),
         (r"^(conv|bn)1\.", r"stem.\1."),
-        (r"^stem\.(\d)\.", lambda match: "stem.{}.{}.".format(*_stem(int(match[1])))),
+        (r"^stem\.(\d)\.", _stem),
         (r"^layer(\d)\.", _less("stages.{0}.")),
         (r"\.(conv|bn)1\.", r".reduce.\1."),
         (r"\.(conv|bn)2\.", r".conv.\1."),

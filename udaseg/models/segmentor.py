@@ -138,17 +138,6 @@ class Decoder(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no fused map (its `fuses` is False)")
 
 
-class FusingDecoder(Decoder):
-    """A decoder that classifies one fused map. Subclasses write ``fused`` and set the two modules behind it."""
-
-    fuses = True
-    dropout: nn.Module
-    classifier: nn.Module
-
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.classifier(self.dropout(self.fused(features)))
-
-
 class Segmentor(nn.Module):
     """Encoder and decoder; one branch, one prediction."""
 

@@ -23,7 +23,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import timm
 import torch
@@ -253,20 +253,12 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*timm.list_models(), *timm.list_models(include_tags=True)}))
 
 
-class HubFile(NamedTuple):
-    """Pretrained weights on the Hugging Face hub."""
-
-    repository: str
-    file: str
-    licence: str | None
-
-
-def hub_file(name: str) -> HubFile | None:
-    """The pretrained weights of a network, if the hub has any."""
+def hub_file(name: str) -> tuple[str, str, str | None] | None:
+    """Repository, file and licence of the pretrained weights on the Hugging Face hub, if there are any."""
     record = timm.models.get_pretrained_cfg(name)
     if record is None or not record.hf_hub_id:
         return None
-    return HubFile(record.hf_hub_id, record.hf_hub_filename or "model.safetensors", record.license)
+    return record.hf_hub_id, record.hf_hub_filename or "model.safetensors", record.license
 
 
 def fetch(name: str, revision: str) -> Path:
@@ -275,4 +267,4 @@ def fetch(name: str, revision: str) -> Path:
 
     on_hub = hub_file(name)
     assert on_hub is not None
-    return Path(hf_hub_download(on_hub.repository, on_hub.file, revision=revision))
+    return Path(hf_hub_download(*on_hub[:2], revision=revision))

@@ -48,8 +48,9 @@ def official_file(name: str | None, *, stem: str | None = None, revision: str = 
     name = name.removeprefix(TIMM)
     if (on_hub := timm.hub_file(name)) is None:
         return None
-    source = f"https://huggingface.co/{on_hub.repository}/resolve/{revision}/{on_hub.file}"
-    return Official(name + Path(on_hub.file).suffix, source, on_hub.licence or UNKNOWN)
+    repository, file, licence = on_hub
+    source = f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
+    return Official(name + Path(file).suffix, source, licence or UNKNOWN)
 
 
 def advice(name: str | None, path: Path, stem: str | None = None) -> str:

@@ -9,13 +9,11 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from udaseg.models.daformer import DAFormerHead
-from udaseg.models.deeplab import DeepLabV2Head, DeepLabV3PlusHead
+from udaseg.models import decoders
 from udaseg.models.mit import MixTransformer
 from udaseg.models.resnet import ResNet
-from udaseg.models.segformer import LinearHead, SegFormerHead
 from udaseg.models.segmentor import Decoder, Encoder
-from udaseg.models.tiny import FPNHead, TinyEncoder
+from udaseg.models.tiny import TinyEncoder
 
 NARROW, WIDE = (32, 64, 160, 256), (64, 128, 320, 512)
 
@@ -66,10 +64,10 @@ class Encoders(Mapping[str, Callable[..., Encoder]]):
 ENCODERS = Encoders()
 
 DECODERS: dict[str, type[Decoder]] = {
-    "daformer": DAFormerHead,
-    "segformer": SegFormerHead,
-    "deeplabv2": DeepLabV2Head,
-    "deeplabv3plus": DeepLabV3PlusHead,
-    "fpn": FPNHead,
-    "linear": LinearHead,
+    "daformer": decoders.DAFormerHead,
+    "segformer": decoders.SegFormerHead,
+    "deeplabv2": decoders.DeepLabV2Head,
+    "deeplabv3plus": decoders.DeepLabV3PlusHead,
+    "fpn": decoders.FPNHead,
+    "linear": decoders.LinearHead,
 }
