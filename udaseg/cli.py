@@ -234,7 +234,7 @@ def import_(
     """A public DAFormer, HRDA or MIC checkpoint as a weights file that every command understands."""
     from udaseg.commands import importing
 
-    importing.run(file, teacher=teacher, out=out, benchmark=benchmark, encoder=encoder, decoder=decoder)
+    importing.import_checkpoint(file, teacher=teacher, out=out, benchmark=benchmark, encoder=encoder, decoder=decoder)
 
 
 @app.command()
@@ -351,7 +351,7 @@ def models(
     """Encoders and decoders: parameters, strides, image sizes, weights and their licences."""
     from udaseg.commands import models as zoo
 
-    zoo.run(pattern, json)
+    zoo.list_models(pattern, json)
 
 
 @app.command()
