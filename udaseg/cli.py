@@ -213,7 +213,9 @@ def import_(
     decoder: Annotated[str | None, Option(help="Instead of the recognised one, as in daformer.")] = None,
 ) -> None:
     """A public DAFormer, HRDA or MIC checkpoint as a weights file that every command understands."""
-    commands.importing.run(file, teacher=teacher, out=out, benchmark=benchmark, encoder=encoder, decoder=decoder)
+    commands.importing.import_checkpoint(
+        file, teacher=teacher, out=out, benchmark=benchmark, encoder=encoder, decoder=decoder
+    )
 
 
 @app.command()
@@ -311,7 +313,7 @@ def models(
     json: Json = False,
 ) -> None:
     """Encoders and decoders: parameters, strides, image sizes, weights and their licences."""
-    commands.models.run(pattern, json)
+    commands.models.list_models(pattern, json)
 
 
 @app.command()

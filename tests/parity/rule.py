@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udaseg.models import weights
+from udaseg.models import renaming
 from udaseg.models.multires import HRDA
 from udaseg.models.segmentor import Segmentor
 from udaseg.models.zoo import DECODERS, ENCODERS
@@ -113,14 +113,14 @@ def rule_segmentor(keys_file: str, encoder: str, decoder: str, *, prefix: str = 
     """``segmentor`` in eval mode with rule weights. Raises if a public key is missing or left over."""
     with torch.device("meta"):  # no time lost on an initialisation that nobody sees
         model = segmentor(encoder, decoder, **options)
-    state = weights.from_public(rule_state(keys_file, prefix), weights.segmentor_parts(encoder, decoder))
+    state = renaming.from_public(rule_state(keys_file, prefix), renaming.segmentor_parts(encoder, decoder))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def hrda_parts(encoder: str, decoder: str) -> tuple[weights.Part, ...]:
+def hrda_parts(encoder: str, decoder: str) -> tuple[renaming.Part, ...]:
     """The three parts of an HRDA checkpoint."""
-    return weights.segmentor_parts(encoder, decoder, hrda=True)
+    return renaming.segmentor_parts(encoder, decoder, hrda=True)
 
 
 def rule_hrda(keys_file: str, encoder: str, decoder: str, *, crop: int, prefix: str = "", **options: Any) -> HRDA:
@@ -132,6 +132,6 @@ def rule_hrda(keys_file: str, encoder: str, decoder: str, *, crop: int, prefix: 
         model = HRDA(
             encoder=plain.encoder, decoder=plain.decoder, attention=head(**shape, **light), crop=(crop, crop), **options
         )
-    state = weights.from_public(rule_state(keys_file, prefix), hrda_parts(encoder, decoder))
+    state = renaming.from_public(rule_state(keys_file, prefix), hrda_parts(encoder, decoder))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()

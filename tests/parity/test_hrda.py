@@ -16,7 +16,7 @@ from udaseg.core.terms.cross_entropy import segmentation_loss
 from udaseg.engine.networks import segmentor
 from udaseg.errors import UserError
 from udaseg.evaluation.inference import Inference
-from udaseg.models import weights
+from udaseg.models import renaming
 from udaseg.models.blocks import DropPath
 from udaseg.models.multires import HRDA, box_mask, draw_box, fuse, half
 from udaseg.models.segmentor import Box, Encoded, upsample
@@ -139,7 +139,7 @@ def test_detail_crop_that_is_the_whole_crop() -> None:
 def compare_gradients(
     keys: str, encoder: str, expected: dict[str, float], ours: dict[str, float], tolerance: float = 1e-4
 ) -> None:
-    table = weights.public_names(public_shapes(keys), hrda_parts(encoder, "daformer"))
+    table = renaming.public_names(public_shapes(keys), hrda_parts(encoder, "daformer"))
     assert {table[name] for name in expected} == set(ours)
     typical = np.median(list(expected.values()))
     compared = 0
@@ -152,7 +152,7 @@ def compare_gradients(
 
 def compare_running_statistics(model: HRDA, expected: dict[str, dict[str, Any]]) -> None:
     """The decoder's BatchNorm saw two batches, context first."""
-    table = weights.public_names(expected, hrda_parts("mit_b5", "daformer"))
+    table = renaming.public_names(expected, hrda_parts("mit_b5", "daformer"))
     state = model.state_dict()
     for name, statistics in expected.items():
         assert state[table[name]].mean().item() == pytest.approx(statistics["mean"], rel=1e-4, abs=1e-6)
@@ -195,7 +195,7 @@ def test_attention_is_cut_before_it_is_upsampled() -> None:
 
 
 def test_stride_8_boxes_are_truncated_to_context_cells() -> None:
-    """DeepLab-V2: offset 8 of the box is half a context cell (baselines.md 5.3)."""
+    """DeepLab-V2: offset 8 of the box is half a context cell."""
     assert box_mask(torch.zeros(1, 1, 4, 4), Box(8, 40, 24, 56), 16).tolist() == [
         [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0],
     ]  # fmt: skip
@@ -231,7 +231,7 @@ def test_window_batch_bounds_what_goes_through_at_once() -> None:
 
 
 def test_window_grid() -> None:
-    """Numbers of baselines.md 12: 3 windows for Cityscapes, 6 for ACDC, 9 detail windows a crop."""
+    """3 windows for Cityscapes, 6 for ACDC, 9 detail windows a crop."""
     assert [box.left for box in grid((1024, 2048), (1024, 1024), (512, 512))] == [0, 512, 1024]
     acdc = grid((1080, 1920), (1024, 1024), (512, 512))
     assert [(box.top, box.left) for box in acdc] == [(0, 0), (0, 512), (0, 896), (56, 0), (56, 512), (56, 896)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from parity import rule
-from udaseg.models import weights
+from udaseg.models import renaming
 
 STATS: dict[str, dict[str, Any]] = json.loads((rule.DATA / "init_stats.json").read_text())
 SIGMAS = 7.0  # of two independent draws; a third of a per cent off shows only in large tensors, a wrong rule in all
@@ -32,7 +32,7 @@ def check(name: str, got: Tensor, expected: dict[str, Any]) -> None:
 def check_model(stats: dict[str, Any], encoder: str, decoder: str, **options: Any) -> None:
     torch.manual_seed(0)
     state = rule.segmentor(encoder, decoder, **options).state_dict()
-    names = weights.public_names(stats, weights.segmentor_parts(encoder, decoder))
+    names = renaming.public_names(stats, renaming.segmentor_parts(encoder, decoder))
     assert len(names) == len(stats) > 20
     for public, ours in names.items():
         check(public, state[ours], stats[public])
@@ -52,7 +52,7 @@ def test_scale_attention_of_hrda() -> None:
     stats = {key.replace(prefix, "decode_head."): v for key, v in STATS["hrda_mitb5"].items() if key.startswith(prefix)}
     torch.manual_seed(0)
     state = rule.segmentor("mit_b1", "daformer", fusion="conv1").state_dict()
-    names = weights.public_names(stats, weights.segmentor_parts("mit_b1", "daformer"))
+    names = renaming.public_names(stats, renaming.segmentor_parts("mit_b1", "daformer"))
     assert len(names) == 13
     for public, ours in names.items():
         check(public, state[ours], stats[public])

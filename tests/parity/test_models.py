@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from parity import rule
-from udaseg.models import weights
+from udaseg.models import renaming
 from udaseg.models.segmentor import upsample
 from udaseg.models.zoo import DECODERS, ENCODERS
 
@@ -61,8 +61,8 @@ def rule_encoder(name: str, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
     state = {key: rule.tensor(key, shape) for key, shape in shapes.items()}
     with torch.device("meta"):
         encoder = ENCODERS[name]()
-    part = weights.Part("backbone.", "", weights.family(name))
-    encoder.load_state_dict(weights.from_public(state, [part]), strict=True, assign=True)
+    part = renaming.Part("backbone.", "", renaming.family(name))
+    encoder.load_state_dict(renaming.from_public(state, [part]), strict=True, assign=True)
     return encoder.eval()
 
 
@@ -173,25 +173,25 @@ def test_public_encoder_keys_load_completely(n: int) -> None:
     with torch.device("meta"):
         encoder = ENCODERS[f"mit_b{n}"]()
     public = rule.public_shapes(f"mit_b{n}")
-    names = weights.public_names(public, [weights.Part("backbone.", "", "mit")])
+    names = renaming.public_names(public, [renaming.Part("backbone.", "", "mit")])
     assert {ours: public[key] for key, ours in names.items()} == {
         key: tuple(value.shape) for key, value in encoder.state_dict().items()
     }
 
 
 def test_a_name_of_no_part_is_kept_for_the_strict_load_to_report() -> None:
-    parts = weights.segmentor_parts("mit_b5", "daformer")
-    assert weights.public_names(["neck.conv.weight"], parts) == {"neck.conv.weight": "neck.conv.weight"}
+    parts = renaming.segmentor_parts("mit_b5", "daformer")
+    assert renaming.public_names(["neck.conv.weight"], parts) == {"neck.conv.weight": "neck.conv.weight"}
 
 
 def test_no_weight_decay_is_the_official_group() -> None:
     """The parameters that the official DAFormer optimizer leaves undecayed, name by name."""
     official = {key.removeprefix("model.") for key, (_, decay) in OPTIM["params"].items() if decay == 0}
-    parts = weights.segmentor_parts("mit_b5", "daformer")
+    parts = renaming.segmentor_parts("mit_b5", "daformer")
     with torch.device("meta"):
         model = rule.segmentor("mit_b5", "daformer")
     ours = {f"encoder.{name}" for name in model.encoder.no_weight_decay()}  # type: ignore[operator]
-    assert ours == set(weights.public_names(official, parts).values())
+    assert ours == set(renaming.public_names(official, parts).values())
     assert len(ours) == 322 and ours <= dict(model.named_parameters()).keys()
 
 

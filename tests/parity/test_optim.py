@@ -12,7 +12,7 @@ from udaseg.core.step import Learner, Stage
 from udaseg.core.terms.cross_entropy import CrossEntropy
 from udaseg.core.views import Source
 from udaseg.engine.optim import parameter_groups
-from udaseg.models import weights
+from udaseg.models import renaming
 
 OFFICIAL = json.loads((DATA / "optim_daformer.json").read_text())
 
@@ -30,7 +30,8 @@ def by_name(model: Learner) -> dict[str, tuple[float, float]]:
 
 
 def test_every_parameter_of_daformer_has_its_official_rate_and_decay() -> None:
-    table = weights.public_names(public_shapes("daformer_sepaspp_mitb5"), weights.segmentor_parts("mit_b5", "daformer"))
+    parts = renaming.segmentor_parts("mit_b5", "daformer")
+    table = renaming.public_names(public_shapes("daformer_sepaspp_mitb5"), parts)
     ours = by_name(learner("mit_b5", "daformer"))
     official = {name.removeprefix("model."): value for name, value in OFFICIAL["params"].items()}
     assert len(official) == len(ours) == 1086

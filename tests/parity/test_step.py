@@ -22,7 +22,7 @@ from udaseg.core.terms.feature_distance import FeatureDistance
 from udaseg.core.weighting import ConfidenceShare
 from udaseg.data.classes import CITYSCAPES
 from udaseg.engine.optim import adamw, parameter_groups
-from udaseg.models import weights
+from udaseg.models import renaming
 from udaseg.models.blocks import DropPath
 from udaseg.models.frozen import Frozen
 from udaseg.models.segmentor import InferencePass, Segmentor
@@ -30,7 +30,7 @@ from udaseg.models.segmentor import InferencePass, Segmentor
 REFERENCE = json.loads((DATA / "step_dacs.json").read_text())
 EXACT = json.loads((DATA / "step_dacs_f64.json").read_text())
 THINGS = ("traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
-PARTS = weights.segmentor_parts("mit_b0", "daformer")
+PARTS = renaming.segmentor_parts("mit_b0", "daformer")
 SIZE = 128
 
 
@@ -162,7 +162,7 @@ def traces() -> Iterator[list[dict[str, Any]]]:
     yield found
 
 
-TABLE = weights.public_names(public_shapes("step_dacs_model"), PARTS)
+TABLE = renaming.public_names(public_shapes("step_dacs_model"), PARTS)
 FIXTURE = np.load(DATA / "step_dacs.npz")
 
 

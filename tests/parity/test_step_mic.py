@@ -24,14 +24,14 @@ from udaseg.core.terms.feature_distance import FeatureDistance
 from udaseg.core.weighting import ConfidenceShare
 from udaseg.data.classes import CITYSCAPES
 from udaseg.engine.optim import adamw, parameter_groups
-from udaseg.models import multires, weights
+from udaseg.models import multires, renaming
 from udaseg.models.frozen import Frozen
 from udaseg.models.segmentor import Box, InferencePass, Segmentor
 
 REFERENCE = json.loads((DATA / "step_mic.json").read_text())
 EXACT = json.loads((DATA / "step_mic_f64.json").read_text())
 FIXTURE = np.load(DATA / "step_mic.npz")
-TABLE = weights.public_names(public_shapes("step_mic_model"), hrda_parts("mit_b0", "daformer"))
+TABLE = renaming.public_names(public_shapes("step_mic_model"), hrda_parts("mit_b0", "daformer"))
 SIZE = 256
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udaseg.engine.networks import segmentor
 from udaseg.models.recognise import Network, encoder_of, one_network, recognise
-from udaseg.models.weights import public_names, segmentor_parts
+from udaseg.models.renaming import public_names, segmentor_parts
 
 DAFORMER: dict[str, Any] = {"kind": "daformer", "width": 256, "fusion": "sep_aspp"}
 V3PLUS: dict[str, Any] = {"kind": "deeplabv3plus", "width": 512, "detail_width": 48}
@@ -56,7 +56,7 @@ def test_every_public_key_set(name: str) -> None:
 
 
 def test_hrda_on_deeplab_and_v3plus_without_norms() -> None:
-    """Key sets that no fixture has, made from those that are there (baselines.md 6.7, 6.8)."""
+    """Key sets that no fixture has, made from those that are there."""
     v2 = public_shapes("dlv2red_r50")
     twice = {k.replace("decode_head.", f"decode_head.{part}."): v for k, v in v2.items() for part in HRDA_PARTS}
     found = recognise(tensors(twice))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from udaseg.engine.networks import encoder_weights
 from udaseg.errors import UserError
-from udaseg.models import weights
+from udaseg.models import weights, weights_file
 from udaseg.models.zoo import ENCODERS
 
 
@@ -112,7 +114,7 @@ HF_NAMES = {
     r"\.block\.(\d)\.(\d)\.mlp\.dense(\d)": "block{}.{}.mlp.fc{}",
     r"\.block\.(\d)\.(\d)\.mlp\.dwconv\.dwconv": "block{}.{}.mlp.dwconv.dwconv",
 }
-"""Hugging Face's name of a module -> the public one (baselines.md 6.1), written the other way round than the rules."""
+"""Hugging Face's name of a module -> the public one, written the other way round than the rules."""
 
 
 def hugging_face(b0: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -308,3 +310,34 @@ def test_a_file_without_named_tensors(tmp_path: Path, content: Any) -> None:
 def test_official_rows_are_encoders() -> None:
     assert weights.OFFICIAL.keys() == ENCODERS.keys() - {"tiny"}
     assert weights.OFFICIAL["mit_b5"].file == "mit_b5.pth"
+
+
+# --- our own weights file ------------------------------------------------------------------------------------------
+
+
+METADATA = weights_file.WeightsMetadata(
+    encoder={"kind": "tiny"}, decoder={"kind": "linear"}, classes=("road", "sky"), palette=((1, 2, 3), (4, 5, 6)),
+    mean=(1.5, 2.0, 3.0), std=(1.0, 1.0, 1.0), size=(64, 32), recipe="x", benchmark=None, protocol="all", seed=0,
+    iterations=7, crop=(16, 32), inference="slide",
+)  # fmt: skip
+
+
+def test_metadata_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Also the types: JSON has no tuples."""
+    module = nn.Linear(2, 2)
+    weights_file.save(tmp_path / "w.safetensors", module, METADATA)
+    metadata, tensors = weights_file.read(tmp_path / "w.safetensors")
+    assert metadata == METADATA
+    assert all(torch.equal(tensors[key], value) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"later": 1}, "later"), ({"palette": [[1, 2]]}, "palette"), ({"inference": "zoom"}, "inference"),
+     ({"classes": None}, "classes")],
+)  # fmt: skip
+def test_a_header_of_another_version_is_refused_with_its_key(tmp_path: Path, change: dict[str, Any], word: str) -> None:
+    header = json.dumps(dataclasses.asdict(METADATA) | change)
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", metadata={"udaseg": header})
+    with pytest.raises(UserError, match=rf"w\.safetensors: its udaseg header is damaged .*\({word}"):
+        weights_file.read(tmp_path / "w.safetensors")

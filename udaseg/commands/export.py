@@ -11,8 +11,8 @@ from udaseg.deploy import export as exporting
 from udaseg.deploy.files import title
 from udaseg.deploy.model import LEAST, load
 from udaseg.engine.domains import images_of
-from udaseg.errors import UserError
 from udaseg.engine.measure import data_section
+from udaseg.errors import UserError
 from udaseg.models.weights_file import WeightsMetadata
 from udaseg.ranges import parse_size
 

@@ -13,43 +13,50 @@ from udaseg.config.load import load
 from udaseg.config.schema import Recipe
 from udaseg.console import out as console
 from udaseg.engine.domains import class_set
-from udaseg.engine.networks import segmentor_of, weights_metadata
+from udaseg.engine.networks import segmentor_of
 from udaseg.errors import UserError
-from udaseg.models import weights, weights_file
+from udaseg.models import renaming, weights, weights_file
 from udaseg.models.recognise import Network, one_network, recognise
 
 PUBLISHED = {False: ("DAFormer", 68.85), True: ("HRDA", 73.79)}
-"""mIoU of the released GTA5 -> Cityscapes files (MiT-B5, DAFormer head), without HRDA and with it (baselines.md 8)."""
-HERE = "udaseg import"
+"""mIoU of the released GTA5 -> Cityscapes files (MiT-B5, DAFormer head), without HRDA and with it."""
 
 
-def run(
+def import_checkpoint(
     file: Path, *, teacher: bool, out: Path | None, benchmark: str, encoder: str | None, decoder: str | None
 ) -> None:
-    """Read, recognise, check, write, say what to do next."""
-    network = "teacher" if teacher else "student"
-    target = free(out, f"{file.stem}-{network}.safetensors")
+    """Read, recognise, check, write; print what was read and the commands that come next."""
+    which = "teacher" if teacher else "student"
+    target = free(out, f"{file.stem}-{which}.safetensors")
     if not file.is_file():
         raise UserError(f"{file}: {'is a folder; name the file in it' if file.is_dir() else 'no such file'}")
     state = network_tensors(file, teacher=teacher)
-    found = recognise(state)
-    recipe = recipe_of(found, encoder, decoder, benchmark=benchmark, file=file)
+    network = recognise(state)
+    recipe = recipe_of(network, encoder, decoder, benchmark=benchmark, file=file)
     classes = class_set(recipe)
-    if found.classes is not None and found.classes != len(classes):
+    if network.classes is not None and network.classes != len(classes):
         raise UserError(
-            f"{file} predicts {found.classes} classes, benchmark {benchmark} has {len(classes)}: name the one it was "
+            f"{file} predicts {network.classes} classes, benchmark {benchmark} has {len(classes)}: name the one it was "
             "trained on with --benchmark (also a YAML file of your own; udaseg recipe ls lists the shipped ones)"
         )
     with torch.device("meta"):  # every value comes from the file
         module = segmentor_of(recipe)
-    parts = weights.segmentor_parts(recipe.model.encoder["kind"], recipe.model.decoder["kind"], hrda=found.hrda)
-    report = weights.load_segmentor(module, weights.from_public(state, parts), file)
-    origin = {"file": file.name, "sha256": report.sha256, "network": network}
+    parts = renaming.segmentor_parts(recipe.model.encoder["kind"], recipe.model.decoder["kind"], hrda=network.hrda)
+    report = weights.load_segmentor(module, renaming.from_public(state, parts), file)
+    origin = {"file": file.name, "sha256": report.sha256, "network": which}
     metadata = dataclasses.replace(
         weights_metadata(recipe, module), recipe=file.name, seed=None, iterations=None, origin=origin
     )
     weights_file.save(target, module, metadata)
-    show(metadata, report, target, published=score(recipe, teacher=teacher))
+    console.print(f"{which} of {file} (sha256 {report.sha256[:12]}): {len(report.matched)} tensors, nothing missing")
+    show(metadata)
+    if report.unexpected:
+        console.print(f"  left out, not part of the network: {', '.join(report.unexpected)}", style="yellow")
+    console.print(f"written: {target}")
+    if published := score(recipe, teacher=teacher):
+        method, miou = published
+        console.print(f"published for this architecture's released file ({method}, {recipe.benchmark}): {miou} mIoU")
+    console.print(f"next: udaseg evaluate {target}\n      udaseg predict {target} IMAGE")
 
 
 def free(out: Path | None, name: str) -> Path:
@@ -79,37 +86,21 @@ def network_tensors(file: Path, *, teacher: bool) -> dict[str, Tensor]:
     return state
 
 
-def recipe_of(found: Network, encoder: str | None, decoder: str | None, *, benchmark: str, file: Path) -> Recipe:
-    """The recipe of the paper, with the network that was found: it knows sizes, scale and how to look at images."""
+def recipe_of(network: Network, encoder: str | None, decoder: str | None, *, benchmark: str, file: Path) -> Recipe:
+    """The paper's recipe (image sizes, scale, inference) with the recognised network or the one that was named."""
     model: dict[str, Any] = {
-        "encoder": {"kind": encoder} if encoder else found.encoder,
-        "decoder": {"kind": decoder} if decoder else found.decoder,
+        "encoder": {"kind": encoder} if encoder else network.encoder,
+        "decoder": {"kind": decoder} if decoder else network.decoder,
     }
     for key, part in model.items():
         if part is None:
             raise UserError(f"{file}: its {key} is none of those known here; if you know better, name it with --{key}")
-    name = "daformer" if not found.hrda else "hrda_dlv2" if model["decoder"]["kind"] == "deeplabv2" else "hrda"
-    return load(name, benchmark=benchmark, overlays=[(HERE, {"model": model})]).recipe
+    name = "daformer" if not network.hrda else "hrda_dlv2" if model["decoder"]["kind"] == "deeplabv2" else "hrda"
+    return load(name, benchmark=benchmark, overlays=[("udaseg import", {"model": model})]).recipe
 
 
-def score(recipe: Recipe, *, teacher: bool) -> tuple[str, float] | None:
-    """Method and mIoU of the released file with just this architecture and benchmark, if there is one."""
-    like = load("hrda" if recipe.model.wrapper else "daformer", benchmark="gta5_cityscapes").recipe
-    same = like.model == recipe.model and like.benchmark == recipe.benchmark and not teacher
-    return PUBLISHED[recipe.model.wrapper is not None] if same else None
-
-
-def show(
-    metadata: weights_file.WeightsMetadata,
-    report: weights.LoadReport,
-    target: Path,
-    *,
-    published: tuple[str, float] | None,
-) -> None:
-    """What was recognised, left out and written, and the commands that come next."""
-    assert metadata.origin is not None
-    who = f"{metadata.origin['network']} of {report.path}"
-    console.print(f"{who} (sha256 {report.sha256[:12]}): {len(report.matched)} tensors, nothing missing")
+def show(metadata: weights_file.WeightsMetadata) -> None:
+    """Print the network and how it is used."""
     for name in ("encoder", "decoder", "wrapper"):
         if part := getattr(metadata, name):
             settings = [f"{key} {value}" for key, value in part.items() if key != "kind" and value is not None]
@@ -118,12 +109,10 @@ def show(
     console.print(
         f"  {len(metadata.classes)} classes of {metadata.benchmark}; images at {size}, looked at: {metadata.inference}"
     )
-    if report.unexpected:
-        console.print(f"  left out, not part of the network: {', '.join(report.unexpected)}", style="yellow")
-    console.print(f"written: {target}")
-    if published:
-        console.print(
-            f"published for this architecture's released file ({published[0]}, {metadata.benchmark}): "
-            f"{published[1]} mIoU"
-        )
-    console.print(f"next: udaseg evaluate {target}\n      udaseg predict {target} IMAGE")
+
+
+def score(recipe: Recipe, *, teacher: bool) -> tuple[str, float] | None:
+    """Method and mIoU of the released file with just this architecture and benchmark, if there is one."""
+    like = load("hrda" if recipe.model.wrapper else "daformer", benchmark="gta5_cityscapes").recipe
+    same = like.model == recipe.model and like.benchmark == recipe.benchmark and not teacher
+    return PUBLISHED[recipe.model.wrapper is not None] if same else None

@@ -1,4 +1,4 @@
-"""`udaseg models`: what there is to build a segmentor from. Networks are made without memory (on the meta device)."""
+"""`udaseg models`: the encoders and decoders. Networks are made without memory (on the meta device)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from udaseg.models.weights import official_file
 from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
 from udaseg.problems import suggest
 
-MOST = 40  # networks that are made to be counted; one takes about half a second
+MOST = 40  # networks whose parameters are counted; one takes about half a second
 LEGEND = """\
 M: million parameters. images: any size is taken; best 32 n: multiples of 32 are tiled exactly; to 14 n: resized to
 multiples of 14, and training crops are rounded down to them. mean; std: 0-255 scale, where not ImageNet's. weights: the
@@ -26,7 +26,7 @@ REFERENCE = "mit_b5"  # decoders are counted on it, with 19 classes
 
 @dataclass(frozen=True)
 class Row:
-    """An encoder; ``parameters`` in millions and what follows from the network are None where it was not made."""
+    """An encoder; ``parameters`` in millions. What only the network tells is None or empty where it was not made."""
 
     name: str
     parameters: float | None
@@ -38,18 +38,18 @@ class Row:
     licence: str
 
 
-def run(pattern: str | None, as_json: bool) -> None:
+def list_models(pattern: str | None, as_json: bool) -> None:
     """Print the encoders that match, and without a pattern the decoders, too."""
-    found = matching(pattern)
-    rows = [encoder_row(name, made=len(found) <= MOST) for name in found]
+    names = matching(pattern)
+    rows = [encoder_row(name, made=len(names) <= MOST) for name in names]
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
     header = ("encoder", "M", "strides", "images", "mean; std", "weights", "licence of weights")
     table(header, [cells(row) for row in rows], left=len(header))
     out.print(f"\n{LEGEND}")
-    if len(found) > MOST:
-        out.print(f"\n{len(found)} networks: parameters are counted for up to {MOST}; give a narrower pattern")
+    if len(names) > MOST:
+        out.print(f"\n{len(names)} networks: parameters are counted for up to {MOST}; give a narrower pattern")
     if pattern is None:
         out.print()
         table((f"decoder on {REFERENCE}", "M parameters"), decoder_rows())
@@ -61,9 +61,8 @@ def matching(pattern: str | None) -> list[str]:
     if pattern is None or pattern in ENCODERS:
         return list(ENCODERS) if pattern is None else [pattern]
     wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    names = [*ENCODERS, *timm_names()]
-    if found := fnmatch.filter(names, wanted):
-        return found
+    if names := fnmatch.filter([*ENCODERS, *timm_names()], wanted):
+        return names
     raise UserError(f"no encoder matches {pattern!r}; {suggest(pattern, ENCODERS.near(pattern))}")
 
 
@@ -75,7 +74,7 @@ def timm_names() -> list[str]:
 
 
 def encoder_row(name: str, *, made: bool) -> Row:
-    """``made``: build the network; else only what is known of its weights is told."""
+    """``made``: also build the network; else the row has its weights only."""
     official = official_file(name)
     known = (official.file, official.source, official.licence) if official else ("none", "", "")
     if not made:

@@ -1,10 +1,6 @@
-"""Building blocks that several networks share, and how their weights start.
+"""Building blocks that several networks share. Each initialises its own weights (docs/fidelity.md, "Models").
 
-Source: baselines.md sections 6.1 (drop path), 6.2 and 6.7 (convolution modules, ASPP branches, initialisation).
-Differs from the usual library block in one point only: every block initialises itself, so that no network needs a pass
-over its modules afterwards.
-
-Shapes: B images, C channels, H x W cells, N tokens.
+Shapes: B images, C channels, h x w cells.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from torch import Tensor, nn
 class ConvBNReLU(nn.Module):
     """Convolution with "same" padding -> BatchNorm -> ReLU. Without a norm the convolution has a bias instead.
 
-    Starts Kaiming normal (fan_out, ReLU gain), bias 0.
+    Initialisation: Kaiming normal (fan_out, ReLU gain), bias 0.
     """
 
     def __init__(
@@ -87,7 +83,7 @@ class DropPath(nn.Module):
 class ASPP(nn.Module):
     """Parallel branches over one map, concatenated, then a 3x3 bottleneck: (B, C, h, w) -> (B, to, h, w).
 
-    Dilation 1 is a 1x1 convolution, any other a (separable) dilated 3x3; ``pool``: a branch that sees the map's mean.
+    Dilation 1 is a 1x1 convolution, any other a (separable) dilated 3x3; ``pool``: a branch with the map's mean.
     """
 
     def __init__(
@@ -119,7 +115,7 @@ class ASPP(nn.Module):
 
 
 def each_stage(x: Tensor, stages: Iterable[nn.Module]) -> tuple[Tensor, ...]:
-    """What each stage in turn makes of the last one's map."""
+    """The outputs of all stages, each applied to the output of the one before."""
     maps = []
     for stage in stages:
         x = stage(x)
@@ -128,7 +124,7 @@ def each_stage(x: Tensor, stages: Iterable[nn.Module]) -> tuple[Tensor, ...]:
 
 
 def classifier(channels: int, *, classes: int, kernel: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """The last convolution of a head: N(0, 0.01), bias 0."""
+    """The last convolution of a head, initialised with N(0, 0.01) and bias 0."""
     conv = nn.Conv2d(channels, classes, kernel, padding=dilation * (kernel // 2), dilation=dilation)
     nn.init.normal_(conv.weight, std=0.01)
     assert conv.bias is not None

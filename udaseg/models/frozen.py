@@ -1,4 +1,4 @@
-"""An encoder that never changes: the ImageNet reference of feature distances (baselines.md 5.2)."""
+"""An encoder that never changes, for losses that compare features with a pretrained encoder's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Frozen(nn.Module):
-    """A module in eval mode for good, without gradient, whatever the modules around it are told."""
+    """An encoder without gradient that stays in eval mode when the modules around it are set to train mode."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

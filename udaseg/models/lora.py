@@ -1,8 +1,8 @@
 """Low-rank adapters for a frozen network: y = W x + B A x (Hu et al., ICLR 2022, section 4.1).
 
-The paper scales B A by alpha / rank; here alpha is the rank, so the scale is 1 and no further setting. A starts
-Kaiming uniform, B at zero: an adapted network starts as the very function it was. The adapted layers' own tensors keep
-their names, so weights files of the bare network fit.
+The paper scales B A by alpha / rank; here alpha is the rank, so the scale is 1. A is initialised Kaiming uniform and B
+with zeros, so the adapted network starts as the same function. The tensors of adapted layers keep their names, so
+weights files of the bare network fit.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def adapt(network: nn.Module, *, rank: int) -> None:
     """
     network.requires_grad_(False)
     attentions = [module for name, module in network.named_modules() if name.endswith("attn")]
-    found = [(at, name) for at in attentions for name in ADAPTED if type(getattr(at, name, None)) is nn.Linear]
-    if not found:
+    layers = [(at, name) for at in attentions for name in ADAPTED if type(getattr(at, name, None)) is nn.Linear]
+    if not layers:
         raise ValueError("tune=lora needs attention with linear layers, which it does not have; allowed: full, frozen")
-    for parent, name in found:
+    for parent, name in layers:
         setattr(parent, name, LowRankLinear(getattr(parent, name), rank=rank))
-        if hasattr(parent, "qkv_bias_separate"):  # else timm reads the layer's weight and passes its forward by
+        if hasattr(parent, "qkv_bias_separate"):  # else timm uses the weight without calling the layer
             parent.qkv_bias_separate = True
 
 

@@ -1,10 +1,10 @@
 """Mix Transformer (MiT-B0 .. B5), the hierarchical encoder of SegFormer (Xie et al., NeurIPS 2021).
 
-Source: baselines.md section 6.1. Same function and parameters as the public code; different in three ways. Attention
-runs through ``scaled_dot_product_attention``, so the N x M matrix is never stored. Tokens and maps are two views of one
-channels-last memory, so nothing is copied between them. Parameters have names of their own; ``weights.py`` translates.
+Same function and parameters as the public code (docs/fidelity.md, "Models"). Attention runs through
+``scaled_dot_product_attention``, so the N x M matrix is never stored. Tokens and maps are two views of one
+channels-last memory, so nothing is copied between them. ``renaming`` translates the public names of parameters.
 
-The trap: LayerNorm eps is 1e-6 in the blocks and after a stage, but 1e-5 after a patch embedding and in the attention.
+LayerNorm eps is 1e-6 in the blocks and after a stage, but 1e-5 after a patch embedding and in the attention.
 Any input size works; only multiples of 32 are tiled exactly by the key/value reductions (they have no padding).
 
 Shapes: B images, N = h * w tokens of a map (h, w), M tokens after the reduction, C channels, n heads of d channels.
@@ -12,10 +12,13 @@ Shapes: B images, N = h * w tokens of a map (h, w), M tokens after the reduction
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.models.blocks import DropPath, each_stage
+from udaseg.models.renaming import encoder_from_public
 from udaseg.models.segmentor import Encoder
 
 HEADS = (1, 2, 5, 8)
@@ -154,9 +157,12 @@ class MixTransformer(Encoder):
         return each_stage(image, self.stages)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the LayerNorm parameters: MiT trains them without weight decay (section 7.1)."""
+        """The LayerNorms."""
         norms = {name for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)}
         return {f"{name}.{kind}" for name in norms for kind in ("weight", "bias")}
+
+    def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return encoder_from_public(state, "mit")
 
 
 def _initialise(module: nn.Module) -> None:

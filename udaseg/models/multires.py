@@ -1,15 +1,14 @@
 """HRDA: a segmentor at two resolutions (Hoyer et al., ECCV 2022; docs/fidelity.md, "HRDA").
 
 The *context* branch sees the whole crop at half its resolution, the *detail* branch a part of it in full. Both share
-encoder and decoder. A second decoder on the context features, the scale attention, says for each class and place
-which branch to believe: fused = up((1 - a) z_context) + up(a) z_detail.
+encoder and decoder. A second decoder on the context features, the scale attention, weights the branches for each class
+and place: fused = up((1 - a) z_context) + up(a) z_detail.
 
-Traps kept on purpose: attention outside the detail box is cut off *before* it is up-sampled, so it bleeds one cell;
+Kept from the public code: attention outside the detail box is cut off *before* it is up-sampled, so it bleeds one cell;
 the product with 1 - a is formed before up-sampling; offsets of the box are multiples of 8 and never reach the far
 border; with a decoder of stride 8 the box is truncated to whole cells of the context. Nothing is detached.
-What differs from the public code: where the encoder has no BatchNorm and both branches have one size, they go through
-it in one batch, which changes nothing but rounding; any image size is accepted (padded to whole cells with the mean
-colour). In eval mode windows go through in small batches, since their number cannot matter there.
+Different: where the encoder has no BatchNorm and both branches have one size, they form one batch, which changes
+nothing but rounding; any image size is accepted (padded to whole cells with the mean colour).
 
 Shapes: B images, K classes, H x W pixels of the crop, h x w of the detail box, o the decoder's output stride.
 """
@@ -48,9 +47,8 @@ class HRDA(Wrapper):
 
     ``attention``: a decoder with K outputs, for the context features. ``crop``: (height, width) of a training crop.
     ``detail``: side of the detail crop as a share of it. ``detail_weight``: lambda_d, the detail prediction's share of
-    the loss; the fused one has the rest. ``window_batch``: detail windows (of single images) that teacher and
-    evaluation put through the network at once; None: all in train mode, where a decoder's BatchNorm sees them all as
-    one batch as in the public code, and a few in eval mode.
+    the loss; the fused one has the rest. ``window_batch``: detail windows (of single images) in a batch of ``infer``;
+    None: all in train mode, where a decoder's BatchNorm needs them as one batch (public code), and a few in eval mode.
     """
 
     def __init__(
@@ -107,7 +105,7 @@ class HRDA(Wrapper):
         return Decoded(fused, coefficient=1 - share * len(parts)), *parts
 
     def feature_maps(self, crop: tuple[int, int]) -> FeatureMaps:
-        """Of the context; the detail has the same size where it is half of the crop."""
+        """The context's; the detail's have the same size where it is half of the crop."""
         return super().feature_maps((crop[0] // 2, crop[1] // 2))
 
     def context(self, image: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""What a public checkpoint of the DAFormer family holds, told from its names and shapes alone.
+"""Which network a public checkpoint of the DAFormer family holds, by the names and shapes of its tensors alone.
 
-Source: baselines.md sections 6.1 - 6.9. Depths and widths give the encoder, the names inside ``decode_head.`` the
-decoder and its settings; ``decode_head.head.`` means HRDA. Settings without a tensor (dropout, dilations of an ASPP)
-are the published ones. Head types were renamed over the years (UniHead, MultiResAttentionWrapper), parameters never.
+Depths and widths give the encoder, the names inside ``decode_head.`` the decoder and its settings; there is a
+``decode_head.head.`` with HRDA. Settings without a tensor (dropout, dilations of an ASPP) are the published ones.
 """
 
 from __future__ import annotations
@@ -19,13 +18,16 @@ from udaseg.models.zoo import ENCODERS
 Tensors = Mapping[str, Tensor]
 
 HRDA_HEAD = "decode_head.head."
+STAGES = (1, 2, 3, 4)
 DILATIONS = {2: (6, 12), 4: (6, 12, 18, 24)}
 """Of DeepLab-V2, by the number of its branches."""
+FUSIONS = {"aspp_modules.1.depthwise_conv.conv": "sep_aspp", "aspp_modules.1.conv": "aspp", "conv": "conv1"}
+"""A layer inside DAFormer's ``fuse_layer.`` -> its setting ``fusion``; the first that is there decides."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Encoder and decoder as a recipe writes them, None where the zoo has no such part; outputs of the last layer."""
+    """Encoder and decoder as a recipe writes them, None if the zoo has no such component; outputs of the last layer."""
 
     encoder: dict[str, Any] | None
     decoder: dict[str, Any] | None
@@ -35,42 +37,36 @@ class Network:
 
 def one_network(state: Tensors, *, teacher: bool) -> dict[str, Tensor]:
     """Student or teacher of a training checkpoint; a segmentor by itself is a student. Empty if it is not there."""
-    prefix = "ema_model." if teacher else "model."
-    plain = {key.removeprefix("module."): value for key, value in state.items()}
-    own = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
-    return own or ({} if teacher else plain)
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    return _inside(state, "ema_model." if teacher else "model.") or ({} if teacher else state)
 
 
 def recognise(state: Tensors) -> Network:
     """The network of a segmentor's tensors (names ``backbone.*``, ``decode_head.*``)."""
     hrda = any(name.startswith(HRDA_HEAD) for name in state)
-    head = inside(state, HRDA_HEAD if hrda else "decode_head.")
-    return Network(encoder_of(inside(state, "backbone.")), decoder_of(head), hrda, classes_of(head))
-
-
-def inside(state: Tensors, prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    head = _inside(state, HRDA_HEAD if hrda else "decode_head.")
+    return Network(encoder_of(_inside(state, "backbone.")), _decoder_of(head), hrda, _classes_of(head))
 
 
 def encoder_of(state: Tensors) -> dict[str, Any] | None:
     """By blocks a stage and, for MiT, channels a stage."""
     blocks = {(int(m[1]), int(m[2])) for name in state if (m := re.match(r"(?:block|layer)(\d)\.(\d+)\.", name))}
-    found: dict[str, Any] = {"depths": tuple(sum(stage == s for stage, _ in blocks) for s in (1, 2, 3, 4))}
-    embeds = [f"patch_embed{s}.proj.weight" for s in (1, 2, 3, 4)]
+    settings: dict[str, Any] = {"depths": tuple(sum(stage == s for stage, _ in blocks) for s in STAGES)}
+    embeds = [f"patch_embed{s}.proj.weight" for s in STAGES]
     if all(name in state for name in embeds):
-        found["widths"] = tuple(state[name].shape[0] for name in embeds)
-    kind = next((name for name, row in ENCODERS.items() if getattr(row, "keywords", None) == found), None)
+        settings["widths"] = tuple(state[name].shape[0] for name in embeds)
+    kind = next((name for name, row in ENCODERS.items() if getattr(row, "keywords", None) == settings), None)
     if kind is None:
         return None
     return {"kind": kind, "stem": "plain"} if "conv1.weight" in state else {"kind": kind}
 
 
-def decoder_of(head: Tensors) -> dict[str, Any] | None:
+def _decoder_of(head: Tensors) -> dict[str, Any] | None:
     """By the names of its layers; widths from their shapes."""
     if "linear_c.0.proj.weight" in head and "linear_pred.weight" in head:
         return {"kind": "segformer", "width": head["linear_pred.weight"].shape[1]}
-    if "embed_layers.0.proj.weight" in head and (fusion := fusion_of(head)):
+    fusion = next((value for layer, value in FUSIONS.items() if f"fuse_layer.{layer}.weight" in head), None)
+    if fusion and "embed_layers.0.proj.weight" in head:
         return {"kind": "daformer", "width": head["embed_layers.0.proj.weight"].shape[0], "fusion": fusion}
     if "image_pool.1.conv.weight" in head and "c1_bottleneck.conv.weight" in head:
         return {
@@ -85,13 +81,12 @@ def decoder_of(head: Tensors) -> dict[str, Any] | None:
     return None
 
 
-def fusion_of(head: Tensors) -> str | None:
-    """Which of DAFormer's fusions: the published one or another row of its decoder study."""
-    of = {"aspp_modules.1.depthwise_conv.conv": "sep_aspp", "aspp_modules.1.conv": "aspp", "conv": "conv1"}
-    return next((fusion for name, fusion in of.items() if f"fuse_layer.{name}.weight" in head), None)
-
-
-def classes_of(head: Tensors) -> int | None:
-    """Outputs of the classifier (DeepLab-V2 consists of nothing else)."""
+def _classes_of(head: Tensors) -> int | None:
+    """Outputs of the classifier; DeepLab-V2 has no other layers."""
     last = next((head[name] for name in ("conv_seg.weight", "aspp_modules.0.conv.weight") if name in head), None)
     return None if last is None else last.shape[0]
+
+
+def _inside(state: Tensors, prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

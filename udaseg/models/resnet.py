@@ -1,21 +1,23 @@
 """ResNet-V1c 50 and 101 with output stride 8: the encoder of the DeepLab baselines.
 
-Source: baselines.md section 6.4 (He et al., CVPR 2016; "V1c" is the stem of three 3x3 convolutions, ``stem="plain"``
-the original 7x7 one, for torchvision's weights). The last two stages trade their stride for dilation, and their first
-block has half the dilation of the others ("contracted"; torchvision dilates in the same way).
-All BatchNorms train. Parameters have names of their own; ``weights.py`` translates the public ones.
+He et al., CVPR 2016; "V1c" is the stem of three 3x3 convolutions, ``stem="plain"`` the original 7x7 one, for
+torchvision's weights. The last two stages trade their stride for dilation, and their first block has half the dilation
+of the others ("contracted"; torchvision dilates in the same way). All BatchNorms train (docs/fidelity.md, "Models").
+``renaming`` translates the public names of parameters.
 
 Shapes: B images, C channels. Maps have 256, 512, 1024, 2048 channels at strides 4, 8, 8, 8.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.models.blocks import ConvBNReLU, each_stage
+from udaseg.models.renaming import encoder_from_public
 from udaseg.models.segmentor import Encoder
 
 STRIDES = (1, 2, 1, 1)
@@ -65,6 +67,9 @@ class ResNet(Encoder):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return each_stage(self.pool(self.stem(image)), self.stages)
+
+    def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return encoder_from_public(state, "resnet")
 
 
 def _stem(kind: Stem) -> nn.Module:

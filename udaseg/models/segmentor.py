@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udaseg.models.renaming import encoder_part
+
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """Statistics of ImageNet, RGB, on the 0-255 scale."""
@@ -107,6 +109,13 @@ class Encoder(nn.Module):
         """Factor on the base learning rate of a parameter or buffer; None: not pretrained, it has the head's rate."""
         return 1.0
 
+    def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's tensors of a weights file under its own names. ValueError if they cannot be its own.
+
+        By default, the names are its own but for prefixes such as ``backbone.``.
+        """
+        return encoder_part(state)
+
 
 class Decoder(nn.Module):
     """Base class of heads: the encoder's maps -> logits (B, K, h, w), not up-sampled.
@@ -127,17 +136,6 @@ class Decoder(nn.Module):
     def fused(self, features: tuple[Tensor, ...]) -> Tensor:
         """The single map (B, C, h, w) that is classified. NotImplementedError if the decoder has none."""
         raise NotImplementedError(f"{type(self).__name__} has no fused map (its `fuses` is False)")
-
-
-class FusingDecoder(Decoder):
-    """A decoder that classifies one fused map. Subclasses write ``fused`` and set the two modules behind it."""
-
-    fuses = True
-    dropout: nn.Module
-    classifier: nn.Module
-
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.classifier(self.dropout(self.fused(features)))
 
 
 class Segmentor(nn.Module):

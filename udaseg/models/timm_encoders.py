@@ -2,15 +2,15 @@
 
 Networks of several strides give their own maps at strides 4 to 32, as many as they have. Plain ones (ViT, DINOv2,
 DINOv3, EVA-02, CLIP ...) have one stride: four evenly spaced blocks, the last among them, each through the final norm,
-feed a simple feature pyramid (Li et al., ECCV 2022, "ViTDet", section 3). Differs from it: there the last block alone
-feeds all levels; the paper's 1x1 and 3x3 convolutions behind are left to the decoder.
+feed a simple feature pyramid (Li et al., ECCV 2022, "ViTDet", section 3). Different from the paper: there the last
+block alone feeds all levels, and 1x1 and 3x3 convolutions follow.
 
 What timm says of a network's image sizes is not reliable, so every network is tried once when it is made: with sides
-of any size, then with multiples of its patch, then of 32. One that takes none is refused. An image that does not fit is
-resized to the nearest multiple, and the maps' strides are then those of the resized image.
+of any size, then with multiples of its patch, then of 32. One that takes none is refused. Other images are resized to
+the nearest multiple, and the maps' strides are then those of the resized image.
 
 Fine-tuning: ``full``; ``frozen`` (eval mode, no gradient; only the pyramid learns); ``lora`` (frozen, with adapters,
-see ``lora.py``). Pyramid and adapters are not pretrained and have the head's learning rate.
+see ``lora``). Pyramid and adapters are not pretrained and have the head's learning rate.
 
 Shapes: B images, C channels, p the patch.
 """
@@ -39,43 +39,16 @@ from udaseg.ranges import Count, Share
 
 STRIDES = (4, 8, 16, 32)
 FLEXIBLE: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
-"""How timm's constructors are asked to accept any image size. Some families swallow ``dynamic_img_size`` unheard."""
-SMALLEST = 64  # pixels of the image a network is tried with
-
-
-class Pyramid(nn.Module):
-    """Four maps (B, C, H/p, W/p) -> maps at strides 4, 8, 16, 32 of the image, with C / 2 channels a doubling."""
-
-    def __init__(self, channels: int, *, patch: int) -> None:
-        super().__init__()
-        doublings = [round(math.log2(patch / stride)) for stride in STRIDES]
-        self.channels = tuple(channels >> max(times, 0) for times in doublings)
-        self.levels = nn.ModuleList(_rescale(channels, times) for times in doublings)
-
-    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """``size``: of the image. What the powers of two miss (patch 14) is made up bilinearly."""
-        scaled = (level(map_) for level, map_ in zip(self.levels, maps, strict=True))
-        return tuple(resize(x, [-(-side // s) for side in size]) for x, s in zip(scaled, STRIDES, strict=True))
-
-
-def _rescale(channels: int, doublings: int) -> nn.Module:
-    """Transposed convolutions with norm and GELU between, the identity, or a maximum."""
-    if doublings < 0:
-        return nn.MaxPool2d(2**-doublings, ceil_mode=True)
-    layers: list[nn.Module] = []
-    for done in range(doublings):
-        layers += [LayerNorm2d(channels), nn.GELU()] if done else []
-        layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, 2))
-        channels //= 2
-    return nn.Sequential(*layers)
+"""Arguments for networks of any image size, in the order they are tried. Some families ignore ``dynamic_img_size``."""
+SMALLEST = 64  # side in pixels of the image a network is tried with
 
 
 class TimmEncoder(Encoder):
     """Image (B, 3, H, W) -> maps, finest first.
 
     ``layer_decay``: the learning rate of block i of n is multiplied by layer_decay^(n - i), that of the embedding by
-    layer_decay^n. ``drop_path`` is off where nothing but adapters is trained. ``pyramid``: False gives the four maps of
-    a plain network as they are, all at its patch's stride (what a linear head wants). ``revision``: branch, tag or
+    layer_decay^n. ``drop_path``: rate of the last block, for ``full`` only. ``pyramid``: False gives the four maps of a
+    plain network as they are, all at its patch's stride, as a linear head needs them. ``revision``: branch, tag or
     commit of the Hugging Face repository that ``model.weights=auto`` fetches.
     """
 
@@ -137,11 +110,7 @@ class TimmEncoder(Encoder):
         return None if inner == name or is_adapter(name) else self._scales.get(inner, 1.0)
 
     def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """timm's file under our names, through timm's own filter (other releases' names, positions resampled).
-
-        A file of ours stays as it is.
-        ValueError if that filter does not know what to do with it.
-        """
+        """timm's file through timm's own filter (other releases' names, positions resampled); our own as it is."""
         ours = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
         if own := {name: tensor for name, tensor in ours.items() if name.startswith("core.")}:
             return own
@@ -183,8 +152,35 @@ class TimmEncoder(Encoder):
         raise ValueError(f"it is of no use for segmentation: it takes images of one size only ({own})")
 
 
+class Pyramid(nn.Module):
+    """Four maps (B, C, H/p, W/p) -> maps at strides 4, 8, 16, 32 of the image, with C / 2 channels a doubling."""
+
+    def __init__(self, channels: int, *, patch: int) -> None:
+        super().__init__()
+        doublings = [round(math.log2(patch / stride)) for stride in STRIDES]
+        self.channels = tuple(channels >> max(times, 0) for times in doublings)
+        self.levels = nn.ModuleList(_rescale(channels, times) for times in doublings)
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """``size``: of the image. Patches that are no power of two (14) need a bilinear resize, too."""
+        scaled = (level(map_) for level, map_ in zip(self.levels, maps, strict=True))
+        return tuple(resize(x, [-(-side // s) for side in size]) for x, s in zip(scaled, STRIDES, strict=True))
+
+
+def _rescale(channels: int, doublings: int) -> nn.Module:
+    """Transposed convolutions with norm and GELU between, the identity, or a maximum."""
+    if doublings < 0:
+        return nn.MaxPool2d(2**-doublings, ceil_mode=True)
+    layers: list[nn.Module] = []
+    for done in range(doublings):
+        layers += [LayerNorm2d(channels), nn.GELU()] if done else []
+        layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, 2))
+        channels //= 2
+    return nn.Sequential(*layers)
+
+
 def _network(name: str, drop_path: float) -> Any:
-    """The bare network, untrained (nothing is downloaded), with our DropPath, which teachers know how to switch off."""
+    """The bare network, untrained (nothing is downloaded), with our DropPath, which teachers switch off."""
     rate: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     for flexible in FLEXIBLE:
         try:
@@ -204,7 +200,7 @@ def _network(name: str, drop_path: float) -> Any:
 
 
 def _levels(network: Any) -> tuple[list[int], tuple[int, ...]]:
-    """Which of timm's levels are used, and the stride of each: four blocks of a plain network, else one a stride."""
+    """Indices and strides of the levels used: four blocks of a plain network, else the last one of each stride."""
     if not hasattr(network, "forward_intermediates"):
         raise ValueError("timm cannot give its intermediate maps")
     reductions = [int(info["reduction"]) for info in network.feature_info]
@@ -224,11 +220,10 @@ def _widths(network: Any, indices: Sequence[int], norm: bool) -> tuple[int, ...]
 
 
 def _are_maps(maps: Sequence[Tensor], widths: Sequence[int], reductions: Sequence[int], size: tuple[int, int]) -> bool:
-    """Have the maps of an image of that size the widths and strides that timm promises? (Some only reshape.)"""
+    """Do the maps of an image of that size have the widths and strides that timm promises? (Some only reshape.)"""
     return all(
         map_.shape[1] == width
-        and abs(map_.shape[2] - size[0] / stride) <= 1
-        and abs(map_.shape[3] - size[1] / stride) <= 1
+        and all(abs(cells - side / stride) <= 1 for cells, side in zip(map_.shape[2:], size, strict=True))
         for map_, width, stride in zip(maps, widths, reductions, strict=True)
     )
 
@@ -258,22 +253,18 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*timm.list_models(), *timm.list_models(include_tags=True)}))
 
 
-def description(name: str) -> Any:
-    """timm's record of a network's pretrained weights: ``hf_hub_id``, ``license``, ``mean`` ..."""
-    return timm.models.get_pretrained_cfg(name)
-
-
-def hub_file(name: str) -> tuple[str, str] | None:
-    """Repository and file of the pretrained weights on the Hugging Face hub."""
-    found = description(name)
-    return (found.hf_hub_id, found.hf_hub_filename or "model.safetensors") if found and found.hf_hub_id else None
+def hub_file(name: str) -> tuple[str, str, str | None] | None:
+    """Repository, file and licence of the pretrained weights on the Hugging Face hub, if there are any."""
+    record = timm.models.get_pretrained_cfg(name)
+    if record is None or not record.hf_hub_id:
+        return None
+    return record.hf_hub_id, record.hf_hub_filename or "model.safetensors", record.license
 
 
 def fetch(name: str, revision: str) -> Path:
     """The weights from the hub's cache, downloaded if need be. Raises the hub's many kinds of errors."""
     from huggingface_hub import hf_hub_download
 
-    found = hub_file(name)
-    assert found is not None
-    repository, file = found
-    return Path(hf_hub_download(repository, file, revision=revision))
+    on_hub = hub_file(name)
+    assert on_hub is not None
+    return Path(hf_hub_download(*on_hub[:2], revision=revision))

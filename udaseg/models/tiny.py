@@ -1,8 +1,6 @@
-"""The network of the CPU demo: a small ResNet and an FPN head, 1.6 M parameters together, trained from scratch.
+"""The encoder of the CPU demo, a small ResNet: with the FPN head 1.6 M parameters, trained from scratch.
 
-No paper's numbers depend on it.
-
-Shapes: B images, C channels, K classes. Maps have 32, 64, 128, 160 channels at strides 4, 8, 16, 32.
+Shapes: B images. Maps have 32, 64, 128, 160 channels at strides 4, 8, 16, 32.
 """
 
 from __future__ import annotations
@@ -10,8 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.blocks import ConvBNReLU, classifier, each_stage, resize
-from udaseg.models.segmentor import Encoder, FusingDecoder
+from udaseg.models.blocks import ConvBNReLU, each_stage
+from udaseg.models.segmentor import Encoder
 
 DEPTHS = (1, 2, 2, 2)
 
@@ -54,37 +52,5 @@ class TinyEncoder(Encoder):
         return each_stage(self.stem(image), self.stages)
 
     def no_weight_decay(self) -> set[str]:
-        """Everything with one dimension (norms): the measured recipe decays only convolution weights."""
+        """Everything with one dimension (norms): only convolution weights decay."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
-
-
-class FPNHead(FusingDecoder):
-    """Every map to ``width`` channels, added from the coarsest up to the finest, one separable convolution.
-
-    Logits have the first map's stride.
-    """
-
-    def __init__(
-        self,
-        channels: tuple[int, ...],
-        strides: tuple[int, ...],
-        classes: int,
-        *,
-        width: int = 64,
-        dropout: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.bn = nn.BatchNorm2d(width)
-        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.pointwise = nn.Conv2d(width, width, 1)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = classifier(width, classes=classes)
-
-    def fused(self, features: tuple[Tensor, ...]) -> Tensor:
-        """(B, width, h, w)."""
-        x: Tensor | None = None
-        for lateral, feature in zip(reversed(self.laterals), reversed(features), strict=True):
-            own = lateral(feature)
-            x = own if x is None else own + resize(x, own.shape[-2:])
-        return self.pointwise(self.depthwise(F.relu(self.bn(x))))

@@ -1,8 +1,4 @@
-"""Our weights file: a safetensors file that says in its header what is needed to use it.
-
-The header's ``udaseg`` entry is JSON: the parts of the model, class names and palette, normalisation, the size images
-had in training, and where the weights come from. Loading runs no code.
-"""
+"""Our weights file: safetensors with a header (`udaseg`, JSON) that says how to use it. Loading runs no code."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -23,14 +20,16 @@ from udaseg.files import write_atomic
 PUBLIC = "A public checkpoint becomes a weights file with `udaseg import FILE`."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightsMetadata:
-    """What a weights file says of itself.
+    """The header: components of the model, classes, normalisation, image size in training, origin of the weights.
 
     ``size``: (width, height) images were resized into, None for native. ``crop``: (height, width) of a training crop;
-    ``inference`` "slide" moves a window of that size over an image, "whole" looks at it at once. ``origin``: of an
-    imported file name and sha256 of the public checkpoint and which of its networks this is.
+    ``inference`` "slide" moves a window of that size over an image, "whole" passes it at once. ``origin``: of an
+    imported file, name and sha256 of the public checkpoint and which of its networks this is.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     encoder: dict[str, Any]
     decoder: dict[str, Any]
@@ -38,7 +37,7 @@ class WeightsMetadata:
     palette: tuple[tuple[int, int, int], ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    size: tuple[int, int] | None
+    size: tuple[int, int] | None = None
     recipe: str
     benchmark: str | None
     protocol: str
@@ -58,7 +57,7 @@ def save(path: Path, module: nn.Module, metadata: WeightsMetadata) -> None:
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 of the module's tensors: the same weights have the same one, whatever file they come from."""
+    """SHA-256 of the module's tensors, whatever file they come from."""
     return hashlib.sha256(to_bytes(_tensors(module))).hexdigest()
 
 
@@ -67,7 +66,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def read(path: Path) -> tuple[WeightsMetadata, Mapping[str, Tensor]]:
-    """WeightsMetadata and tensors of a file that ``save`` wrote."""
+    """Header and tensors of a file that ``save`` wrote. UserError for any other."""
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("udaseg")
@@ -77,18 +76,15 @@ def read(path: Path) -> tuple[WeightsMetadata, Mapping[str, Tensor]]:
     if header is None:
         raise UserError(f"{path}: has no udaseg header; it is not a weights file written by `udaseg train`. {PUBLIC}")
     try:
-        content = json.loads(header)
-        content["classes"] = tuple(content["classes"])
-        content["palette"] = tuple(tuple(colour) for colour in content["palette"])
-        for key in ("size", "crop"):
-            content[key] = tuple(content[key]) if content.get(key) else None
-        return WeightsMetadata(**content), tensors
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: its udaseg header is damaged or of another version of udaseg ({error})") from None
+        return TypeAdapter(WeightsMetadata).validate_json(header), tensors
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise UserError(f"{path}: its udaseg header is damaged or of another version of udaseg ({reason})") from None
 
 
 def restore(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load the tensors, all of them and nothing else."""
+    """Load the tensors, all of them and nothing else. UserError if they do not fit."""
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:

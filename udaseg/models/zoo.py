@@ -1,8 +1,6 @@
-"""Every encoder and decoder by name. A row's keyword-only parameters are the options a recipe may set.
+"""Every encoder and decoder by name. Its keyword-only parameters are settings of a recipe, but for those bound here.
 
-A decoder is also given the encoder's ``channels`` and ``strides`` and the number of ``classes``. What a row has already
-bound (the widths and depths of a named MiT or ResNet) is what the name means, not an option. ``timm/NAME`` is a row for
-every network of timm, which is not imported before such a name is asked for.
+``timm/NAME`` is every network of timm, which is not imported before such a name is asked for.
 """
 
 from __future__ import annotations
@@ -11,13 +9,11 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from udaseg.models.daformer import DAFormerHead
-from udaseg.models.deeplab import DeepLabV2Head, DeepLabV3PlusHead
+from udaseg.models import decoders
 from udaseg.models.mit import MixTransformer
 from udaseg.models.resnet import ResNet
-from udaseg.models.segformer import LinearHead, SegFormerHead
 from udaseg.models.segmentor import Decoder, Encoder
-from udaseg.models.tiny import FPNHead, TinyEncoder
+from udaseg.models.tiny import TinyEncoder
 
 NARROW, WIDE = (32, 64, 160, 256), (64, 128, 320, 512)
 
@@ -56,22 +52,22 @@ class Encoders(Mapping[str, Callable[..., Encoder]]):
         return len(OWN)
 
     def near(self, name: str) -> list[str]:
-        """What may be meant by a name that is none."""
+        """Names to suggest for an unknown one."""
         if not name.startswith(TIMM):
             return [*OWN, f"{TIMM}NAME (udaseg models 'timm/*')"]
         from udaseg.models import timm_encoders as timm
 
         near = difflib.get_close_matches(name.removeprefix(TIMM), timm.names(), 3, cutoff=0.5)
-        return [*OWN, *(TIMM + found for found in near)]
+        return [*OWN, *(TIMM + network for network in near)]
 
 
 ENCODERS = Encoders()
 
 DECODERS: dict[str, type[Decoder]] = {
-    "daformer": DAFormerHead,
-    "segformer": SegFormerHead,
-    "deeplabv2": DeepLabV2Head,
-    "deeplabv3plus": DeepLabV3PlusHead,
-    "fpn": FPNHead,
-    "linear": LinearHead,
+    "daformer": decoders.DAFormerHead,
+    "segformer": decoders.SegFormerHead,
+    "deeplabv2": decoders.DeepLabV2Head,
+    "deeplabv3plus": decoders.DeepLabV3PlusHead,
+    "fpn": decoders.FPNHead,
+    "linear": decoders.LinearHead,
 }
