@@ -1,4 +1,4 @@
-"""Named pieces of a step: which one is running, and for how long each ran."""
+"""Named phases of a step: which one is running, and how long each took."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """Call it with a name around a piece of work. ``current`` stays at the innermost phase that failed.
+    """``with phases("name"):`` marks a phase. After an exception ``current`` is the innermost phase that failed.
 
-    ``clock``: () -> seconds, or None to keep no time; a phase's time is without that of phases inside it.
+    ``clock``: () -> seconds, or None to measure no time. A phase's time excludes that of phases inside it.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
@@ -32,7 +32,7 @@ class Phases:
         self.current = self._stack[-1] if self._stack else "end"
 
     def _tick(self) -> None:
-        """Book the time since the last change to the phase that had it."""
+        """Add the time since the last change to the innermost phase."""
         if self._clock is None:
             return
         now = self._clock()
@@ -42,7 +42,7 @@ class Phases:
 
 
 def wall_clock(synchronise: Callable[[], object]) -> Callable[[], float]:
-    """A clock that waits for the device first."""
+    """A clock that waits for the device before each reading."""
 
     def clock() -> float:
         synchronise()

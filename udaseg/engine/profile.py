@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -41,68 +41,9 @@ class Profile:
     peak_memory_gb: float | None = None
     passes: dict[str, list[int]] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def convolution_backward(grad_shape: Shape, x_shape: Shape, w_shape: Shape, *arguments: Any, **_: Any) -> int:
-    """One forward's worth for each gradient asked for; torch's own formula forgets the groups of depth-wise filters."""
-    transposed, mask = arguments[4], arguments[7]
-    pixels = math.prod((x_shape if transposed else grad_shape)[2:])
-    return 2 * x_shape[0] * pixels * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1]))
-
-
-class CountingPhases(Phases):
-    """Books the multiply-adds of each phase; those of a phase inside another belong to the inner one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops: dict[str, float] = {}
-        self._counter = FlopCounterMode(
-            display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}
-        )
-        self._booked = 0.0
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count inside; attention is spelt out, so that its products are seen on every device."""
-        with sdpa_kernel(SDPBackend.MATH), self._counter:
-            yield
-
-    def _tick(self) -> None:
-        now = float(self._counter.get_total_flops())
-        if self._stack:
-            self.flops[self._stack[-1]] = self.flops.get(self._stack[-1], 0.0) + now - self._booked
-        self._booked = now
-
-
-class Passes:
-    """Counts, while open, the images that go through the encoder of student, teacher and reference, call by call.
-
-    ``calls``: who -> images of each call. HRDA's tiles are images here.
-    """
-
-    def __init__(self, setup: Setup) -> None:
-        watched: dict[str, nn.Module] = {"student": setup.learner.segmentor.encoder}
-        if setup.teacher is not None:
-            watched["teacher"] = setup.teacher.segmentor.encoder
-        for module in setup.learner.modules():
-            if isinstance(module, Frozen):
-                watched["reference"] = module
-        self.calls: dict[str, list[int]] = {who: [] for who in watched}
-        self._handles = [module.register_forward_pre_hook(self._count(who)) for who, module in watched.items()]
-
-    def _count(self, who: str) -> Callable[..., None]:
-        return lambda module, inputs: self.calls[who].append(len(inputs[0]))
-
-    def close(self) -> dict[str, list[int]]:
-        for handle in self._handles:
-            handle.remove()
-        return {who: images for who, images in self.calls.items() if images}
-
 
 def profile(setup: Setup, *, batch: int, precision: str, steps: int = 5, warmup: int = 2) -> Profile:
-    """Take real steps on real data; the setup is not usable for training afterwards."""
+    """Take real steps on real data; the setup must not be used for training afterwards."""
     synchronise = torch.cuda.synchronize if setup.device.type == "cuda" else (lambda: None)
     name = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else setup.device.type
     result = Profile(name, torch.__version__, precision, batch, steps)
@@ -131,12 +72,6 @@ def profile(setup: Setup, *, batch: int, precision: str, steps: int = 5, warmup:
     return result
 
 
-def endless(setup: Setup) -> Iterator[dict[str, Tensor]]:
-    """The run's batches, from the beginning again when they end."""
-    while True:
-        yield from setup.batches(0, setup.iterations)
-
-
 def time_steps(setup: Setup, steps: int) -> float:
     """Median seconds of a step, after one that does not count; used to choose the number of threads."""
     batches = endless(setup)
@@ -147,3 +82,65 @@ def time_steps(setup: Setup, steps: int) -> float:
         step(setup, raw, t % setup.iterations)
         taken.append(time.perf_counter() - began)
     return sorted(taken[1:])[steps // 2]
+
+
+def endless(setup: Setup) -> Iterator[dict[str, Tensor]]:
+    """The run's batches, over and over."""
+    while True:
+        yield from setup.batches(0, setup.iterations)
+
+
+class Passes:
+    """Count the images of each call of the encoders of student, teacher and reference, until closed.
+
+    ``calls``: network -> images of each call. HRDA's tiles count as images.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        watched: dict[str, nn.Module] = {"student": setup.learner.segmentor.encoder}
+        if setup.teacher is not None:
+            watched["teacher"] = setup.teacher.segmentor.encoder
+        for module in setup.learner.modules():
+            if isinstance(module, Frozen):
+                watched["reference"] = module
+        self.calls: dict[str, list[int]] = {who: [] for who in watched}
+        self._handles = [module.register_forward_pre_hook(self._count(who)) for who, module in watched.items()]
+
+    def _count(self, who: str) -> Callable[..., None]:
+        return lambda module, inputs: self.calls[who].append(len(inputs[0]))
+
+    def close(self) -> dict[str, list[int]]:
+        for handle in self._handles:
+            handle.remove()
+        return {who: images for who, images in self.calls.items() if images}
+
+
+class CountingPhases(Phases):
+    """Count the operations of each phase (``flops``); those of a phase inside another belong to the inner one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: dict[str, float] = {}
+        self._counter = FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}
+        )
+        self._booked = 0.0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count inside, with attention as plain matrix products, which are counted on every device."""
+        with sdpa_kernel(SDPBackend.MATH), self._counter:
+            yield
+
+    def _tick(self) -> None:
+        now = float(self._counter.get_total_flops())
+        if self._stack:
+            self.flops[self._stack[-1]] = self.flops.get(self._stack[-1], 0.0) + now - self._booked
+        self._booked = now
+
+
+def convolution_backward(grad_shape: Shape, x_shape: Shape, w_shape: Shape, *arguments: Any, **_: Any) -> int:
+    """Operations of one forward pass for each gradient needed; torch's own formula ignores groups (depth-wise filters)."""
+    transposed, mask = arguments[4], arguments[7]
+    pixels = math.prod((x_shape if transposed else grad_shape)[2:])
+    return 2 * x_shape[0] * pixels * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1]))
