@@ -79,10 +79,7 @@ def profile_rows(measured: Profile) -> list[list[str]]:
     machine = f"{measured.device}, torch {measured.torch}, {measured.precision}, {torch.get_num_threads()} threads"
     passes = [f"{who} {len(calls)} ({sum(calls)} images)" for who, calls in measured.passes.items()]
     rows = [
-        [
-            "device",
-            f"{measured.device}, torch {measured.torch}, {measured.precision}, {torch.get_num_threads()} threads",
-        ],
+        ["device", machine],
         ["encoder passes", "; ".join(passes)],
         ["step", f"{measured.seconds_per_step:.3f} s, {measured.images_per_second:.1f} images/s"],
         ["peak memory", f"{measured.peak_memory_gb} GB" if measured.peak_memory_gb else "unknown"],

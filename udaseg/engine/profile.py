@@ -140,7 +140,7 @@ class CountingPhases(Phases):
 
 
 def convolution_backward(grad_shape: Shape, x_shape: Shape, w_shape: Shape, *arguments: Any, **_: Any) -> int:
-    """Operations of one forward pass for each gradient needed; torch's own formula ignores groups (depth-wise filters)."""
+    """One forward pass's operations for each gradient needed; torch's formula ignores groups (depth-wise filters)."""
     transposed, mask = arguments[4], arguments[7]
     pixels = math.prod((x_shape if transposed else grad_shape)[2:])
     return 2 * x_shape[0] * pixels * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1]))
