@@ -23,7 +23,7 @@ from udaseg.core.context import Draws, Iteration, View
 from udaseg.core.step import clip_terms
 from udaseg.core.terms.cross_entropy import segmentation_loss
 from udaseg.engine import trainer
-from udaseg.engine.profile import CountingPhases, Passes
+from udaseg.engine.profile import Passes, counting
 from udaseg.errors import UserError
 from udaseg.models.segmentor import FeatureMaps, Segmentor
 
@@ -705,8 +705,7 @@ def multiply_adds(**options: Any) -> dict[str, float]:
         view = View(torch.empty(1, 3, 512, 512), torch.zeros(1, 512, 512, dtype=torch.long), torch.ones(1, 512, 512))
     draws = SimpleNamespace(per_image=lambda *shape: torch.empty(shape, device="meta"))
     iteration: Any = SimpleNamespace(segmentor=student, draws=draws)
-    phases = CountingPhases()
-    with phases.counting():
+    with counting() as phases:
         with phases("view"):
             output = student(view.image)
             plain = segmentation_loss(output.predictions, view)
@@ -714,7 +713,7 @@ def multiply_adds(**options: Any) -> dict[str, float]:
             value = term(view, output, iteration).value
         with phases("backward"):
             (plain + value).backward()
-    return {name: flops / 2e9 for name, flops in phases.flops.items()}
+    return {name: flops / 2e9 for name, flops in phases.spent.items()}
 
 
 def test_cost_is_within_that_of_the_paper() -> None:

@@ -9,8 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX} if dist.is_available() else {}
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -29,7 +27,7 @@ class Ranks:
         if self.world == 1:
             return value
         value = value.clone()
-        dist.all_reduce(value, op=_OPERATIONS[operation])
+        dist.all_reduce(value, op=getattr(dist.ReduceOp, operation.upper()))
         return value
 
     def average_gradients(self, module: nn.Module) -> None:

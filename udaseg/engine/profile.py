@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from udaseg.engine.phases import Phases, wall_clock
+from udaseg.engine.phases import Phases
 from udaseg.engine.trainer import Setup, memory_gb, step
 from udaseg.models.frozen import Frozen
 
@@ -44,21 +44,26 @@ class Profile:
 
 def profile(setup: Setup, *, batch: int, precision: str, steps: int = 5, warmup: int = 2) -> Profile:
     """Take real steps on real data; the setup must not be used for training afterwards."""
-    synchronise = torch.cuda.synchronize if setup.device.type == "cuda" else (lambda: None)
-    name = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else setup.device.type
+    cuda = setup.device.type == "cuda"
+    name = torch.cuda.get_device_name(setup.device) if cuda else setup.device.type
     result = Profile(name, torch.__version__, precision, batch, steps)
     batches = endless(setup)
-    counting = CountingPhases()
     passes = Passes(setup)
-    with counting.counting():
-        step(setup, next(batches), 0, counting)
+    with counting() as operations:
+        step(setup, next(batches), 0, operations)
     result.passes = passes.close()
-    result.multiply_adds = {key: value / 2 for key, value in counting.flops.items() if value}
+    result.multiply_adds = {key: value / 2 for key, value in operations.spent.items() if value}
     for t in range(1, 1 + warmup):
         step(setup, next(batches), t % setup.iterations)
-    if setup.device.type == "cuda":
+    if cuda:
         torch.cuda.reset_peak_memory_stats(setup.device)
-    phases = Phases(wall_clock(synchronise))
+
+    def clock() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    phases = Phases(clock)
     began = time.perf_counter()
     for t in range(1 + warmup, 1 + warmup + steps):
         with phases("data"):
@@ -66,7 +71,7 @@ def profile(setup: Setup, *, batch: int, precision: str, steps: int = 5, warmup:
         with phases("rest"):
             step(setup, raw, t % setup.iterations, phases)
     result.seconds_per_step = (time.perf_counter() - began) / steps
-    result.seconds = {key: value / steps for key, value in phases.seconds.items()}
+    result.seconds = {key: value / steps for key, value in phases.spent.items()}
     result.images_per_second = batch / result.seconds_per_step
     result.peak_memory_gb = memory_gb(setup.device)
     return result
@@ -115,28 +120,15 @@ class Passes:
         return {who: images for who, images in self.calls.items() if images}
 
 
-class CountingPhases(Phases):
-    """Count the operations of each phase (``flops``); those of a phase inside another belong to the inner one."""
+@contextmanager
+def counting() -> Iterator[Phases]:
+    """Phases whose ``spent`` are operations (two a multiply-add) instead of seconds.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops: dict[str, float] = {}
-        self._counter = FlopCounterMode(
-            display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}
-        )
-        self._booked = 0.0
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count inside, with attention as plain matrix products, which are counted on every device."""
-        with sdpa_kernel(SDPBackend.MATH), self._counter:
-            yield
-
-    def _tick(self) -> None:
-        now = float(self._counter.get_total_flops())
-        if self._stack:
-            self.flops[self._stack[-1]] = self.flops.get(self._stack[-1], 0.0) + now - self._booked
-        self._booked = now
+    Attention is computed as plain matrix products, which are counted on every device.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward})
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield Phases(lambda: float(counter.get_total_flops()))
 
 
 def convolution_backward(grad_shape: Shape, x_shape: Shape, w_shape: Shape, *arguments: Any, **_: Any) -> int:
