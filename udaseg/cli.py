@@ -35,12 +35,8 @@ SAVE = "Repeatable; default: index (train ids in a palette PNG) and overlay. Pro
 FREE_NAME = "nothing is overwritten, the next free name is used."
 Name = Annotated[str, Argument(help=RECIPE)]
 RecipeOption = Annotated[str, Option("--recipe", "-r", help=RECIPE)]
-Benchmark = Annotated[
-    str | None, Option("--benchmark", "-b", help="Data, sizes, classes, protocol; see udaseg recipe ls.")
-]
-Overrides = Annotated[
-    list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Override values, as in train.batch=4.")
-]
+Benchmark = Annotated[str | None, Option("--benchmark", "-b", help="Data, sizes, classes, protocol: udaseg recipe ls.")]
+Overrides = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Override values: train.batch=4.")]
 Run = Annotated[Path, Argument(help="A run folder or a weights file.")]
 Runs = Annotated[list[Path], Argument(metavar="RUN...", help="Run folders or weights files to compare.")]
 Weights = Annotated[Path, Argument(metavar="WEIGHTS_OR_RUN", help="A weights file or a run folder.")]
@@ -79,9 +75,7 @@ def fail(message: str, code: int) -> None:
 @app.command()
 def demo(
     quick: Annotated[bool, Option("--quick", help="The same path in under a minute, promising no margin.")] = False,
-    recipe: Annotated[
-        str | None, Option("--recipe", "-r", help="Adapt with another recipe, at the demo's size.")
-    ] = None,
+    recipe: Annotated[str | None, Option("--recipe", "-r", help="Use another recipe, at the demo's size.")] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, Option(help="Folder for runs, picture and page; default: runs/demo-...")] = None,
 ) -> None:
@@ -96,9 +90,7 @@ def prepare(
     workers: Annotated[int | None, Option(min=1, help="Processes; default: all cores.")] = None,
     strict: Annotated[bool, Option("--strict", help="Anything left out is an error.")] = False,
     archives: Annotated[Path | None, Option(help="First unpack the official zips in this folder.")] = None,
-    cache: Annotated[
-        str | None, Option(metavar="WxH", help="Also copy it at a recipe's data size, as in 1280x720.")
-    ] = None,
+    cache: Annotated[str | None, Option(metavar="WxH", help="Also copy it at a recipe's data size: 1280x720.")] = None,
     size: Annotated[str, Option(help="streets: width x height of the scenes.")] = "256x128",
     gap: Annotated[float, Option(min=0, max=1, help="streets: how far the looks are apart.")] = 0.5,
     seed: Annotated[int, Option(min=0, help="streets: which scenes.")] = 0,
@@ -124,16 +116,12 @@ def check(
 @app.command()
 def train(
     overrides: Overrides = None,
-    recipe: Annotated[
-        str | None, Option("--recipe", "-r", help="A recipe's name or a path; not needed with --resume --out.")
-    ] = None,
+    recipe: Annotated[str | None, Option("--recipe", "-r", help="Name or path; left out with --resume --out.")] = None,
     benchmark: Benchmark = None,
     seed: Annotated[int | None, Option(min=0)] = None,
     out: Annotated[Path | None, Option(help="Run folder; default: runs/<recipe>-<benchmark>-seed<N>.")] = None,
     resume: Annotated[bool, Option("--resume", help="Insist on continuing a run that is there.")] = False,
-    dry_run: Annotated[
-        bool, Option("--dry-run", help="Three real steps and one validation image; what a whole run costs.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="3 real steps, 1 validation image; what a run costs.")] = False,
 ) -> None:
     """Train a recipe. The same command again continues an unfinished run and leaves a finished one alone."""
     from udaseg.engine.runs import choose_recipe
@@ -203,9 +191,7 @@ def import_(
     teacher: Annotated[
         bool, Option("--teacher/--student", help="Which network; the published scores are the student's.")
     ] = False,
-    out: Annotated[
-        Path | None, Option(help="The new file; must not exist. Default: <name>-<network>.safetensors here.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="A new file; default: <name>-<network>.safetensors here.")] = None,
     benchmark: Annotated[
         str, Option("--benchmark", "-b", help="What it was trained on: classes, sizes, protocol.")
     ] = "gta5_cityscapes",
@@ -307,9 +293,7 @@ def profile(
 
 @app.command()
 def models(
-    pattern: Annotated[
-        str | None, Argument(help="Part of a name, or a pattern with wildcards, as in 'timm/*dinov2*'.")
-    ] = None,
+    pattern: Annotated[str | None, Argument(help="Part of a name, or a pattern as in 'timm/*dinov2*'.")] = None,
     json: Json = False,
 ) -> None:
     """Encoders and decoders: parameters, strides, image sizes, weights and their licences."""
@@ -384,7 +368,7 @@ def analyze_tsne(
 
 
 def interruptible(work: Callable[[], object]) -> None:
-    """Run; when a signal asked to stop and the run has saved itself, say how to go on."""
+    """Do the work; if a signal stopped it after it had saved itself, say how to go on."""
     from udaseg.engine.trainer import Interrupted
 
     try:

@@ -17,26 +17,11 @@ from udaseg.cli import main
 
 HEAVY = ("torch", "torchvision", "numpy", "pydantic", "PIL")
 COMMANDS = (
-    "demo",
-    "prepare",
-    "check",
-    "train",
-    "ablate",
-    "evaluate",
-    "import",
-    "submit",
-    "predict",
-    "export",
-    "profile",
-    "models",
-    "report",
-    "plot",
-    "doctor",
-    "recipe",
-    "analyze",
+    "demo", "prepare", "check", "train", "ablate", "evaluate", "import", "submit", "predict", "export", "profile",
+    "models", "report", "plot", "doctor", "recipe", "analyze",
     *(f"recipe {c}" for c in ("ls", "show", "cp", "validate")),
     *(f"analyze {c}" for c in ("similarity", "discriminability", "tsne")),
-)
+)  # fmt: skip
 SMALL = (
     "data.source.size=[64,32]", "data.target.size=[64,32]", "data.validation.size=[64,32]", "data.crop=[32,32]",
     "data.min_pixels=3", "train.batch=2", "train.iterations=2", "runtime.workers=0",
@@ -104,8 +89,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_every_command_has_help(udaseg: Run, command: str) -> None:
     answer = udaseg(*command.split(), "--help")
     assert answer.code == 0 and answer.err == ""
-    assert "Usage:" in answer.out and command.split()[-1] in answer.out
-    assert len(answer.out.splitlines()) > 5
+    assert re.search(rf"Usage: .*{command}\b", answer.out) and "--help" in answer.out
 
 
 def test_help_names_all_commands(udaseg: Run) -> None:
@@ -115,15 +99,8 @@ def test_help_names_all_commands(udaseg: Run) -> None:
 
 def test_no_command_and_wrong_commands(udaseg: Run) -> None:
     assert udaseg().code == 2 and udaseg("recipe").code == 2
-    for arguments in (
-        ["nosuch"],
-        ["--nosuch"],
-        ["recipe", "nosuch"],
-        ["train", "--sed", "1"],
-        ["profile"],
-        ["evaluate"],
-    ):
-        is_message(udaseg(*arguments))
+    for arguments in ("nosuch", "--nosuch", "recipe nosuch", "train --sed 1", "profile", "evaluate"):
+        is_message(udaseg(*arguments.split()))
 
 
 def test_the_installed_command() -> None:
@@ -312,20 +289,6 @@ def test_train_evaluate_and_the_same_command_again(udaseg: Run, streets: Path) -
     is_message(udaseg("evaluate", "run [1]", "-b", "bad.yaml"), "'gta'", "gta5")
 
 
-def test_profile_in_one_line_of_json(udaseg: Run, streets: Path) -> None:
-    answer = udaseg("profile", "-r", "demo", *SMALL, "train.iterations=4", "--steps", "1", "--json")
-    assert answer.code == 0 and len(answer.out.splitlines()) == 1
-    found = json.loads(answer.out)
-    assert found["passes"] == {"student": [2, 2], "teacher": [2]} and found["recipe"] == "demo"
-
-
-def test_dry_run_says_what_a_run_costs_and_writes_nothing(udaseg: Run, streets: Path) -> None:
-    answer = udaseg("train", "-r", "demo", *SMALL, "--dry-run")
-    assert answer.code == 0 and not list(Path().iterdir())
-    for words in ("encoder passes", "step", "peak memory", "whole run", "disk", "one validation image"):
-        assert words in answer.out
-
-
 # --- models --------------------------------------------------------------------------------------------------------
 
 
@@ -372,9 +335,8 @@ def test_doctor_names_a_mismatched_pair_and_the_remedy(tmp_path: Path) -> None:
     assert "operator torchvision::nms does not exist" in answer.out
     lines = [line.strip() for line in answer.out.splitlines()]
     assert "pip uninstall -y torch torchvision" in lines and "pip install torch torchvision" in lines
-    assert re.search(r"^torchvision +bad", answer.out, re.MULTILINE) and re.search(
-        r"^torch +ok", answer.out, re.MULTILINE
-    )
+    assert re.search(r"^torchvision +bad", answer.out, re.MULTILINE)
+    assert re.search(r"^torch +ok", answer.out, re.MULTILINE)
     assert "data home" in answer.out  # the rest is examined all the same
 
 
@@ -392,9 +354,8 @@ def test_doctor_names_a_gpu_that_this_torch_cannot_use(tmp_path: Path) -> None:
         "import types\n__version__ = '9'\nops = types.SimpleNamespace(nms=lambda *_: 0)\n", encoding="utf-8"
     )
     answer = real("doctor", PYTHONPATH=str(tmp_path))
-    assert (
-        answer.code == 2 and "no kernel image is available" in answer.out and "not be made for this GPU" in answer.out
-    )
+    assert answer.code == 2
+    assert "no kernel image is available" in answer.out and "not be made for this GPU" in answer.out
     assert re.search(r"^gpu +bad", answer.out, re.MULTILINE) and "pip uninstall" not in answer.out
     assert re.search(r"^torchvision +ok", answer.out, re.MULTILINE)
 

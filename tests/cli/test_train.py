@@ -201,7 +201,8 @@ def test_evaluate_gives_the_runs_own_result(whole: Path, streets: Path, capsys: 
 def test_dry_run_says_what_a_run_costs_and_leaves_nothing(streets: Path, capsys: Any) -> None:
     assert run("train", *RECIPE, *toy.MIT, "--dry-run") == 0
     out = capsys.readouterr().out
-    for word in ("student 2", "teacher 1", "peak memory", "whole run", "disk", "one validation image"):
+    for word in ("encoder passes", "student 2", "teacher 1", "step", "peak memory", "whole run", "disk",
+                 "one validation image"):  # fmt: skip
         assert word in out
     assert not list(streets.iterdir())
 
@@ -210,6 +211,8 @@ def test_profile_in_one_line_of_json(streets: Path, capsys: Any) -> None:
     assert run("profile", *RECIPE, *toy.MIT, "--steps", "1", "--json") == 0
     (line,) = capsys.readouterr().out.strip().splitlines()
     found = json.loads(line)
+    assert (found["recipe"], found["benchmark"]) == ("daformer", "streets")
+    assert found["passes"] == {"student": [2, 2], "teacher": [2], "reference": [2]}
     assert {"source", "teacher", "mixed", "optimiser", "data"} <= found["seconds"].keys()
     # a backward costs twice its forward; the teacher has none
     assert found["multiply_adds"]["mixed"] == pytest.approx(3 * found["multiply_adds"]["teacher"], rel=0.05)
@@ -221,32 +224,12 @@ def test_profile_in_one_line_of_json(streets: Path, capsys: Any) -> None:
 def test_two_processes_equal_one_with_the_whole_batch(streets: Path, recipe: str) -> None:
     """No BatchNorm anywhere: MiT without drop path, DeepLab-V2."""
     plain = ("model.encoder={kind: mit_b0, drop_path: 0.0}", "model.decoder=deeplabv2", "train.iterations=3")
-    base = (
-        "train",
-        "--recipe",
-        recipe,
-        "-b",
-        "streets",
-        *toy.SMALL,
-        *plain,
-        "optimiser.warmup=0",
-        "runtime.log_every=1",
-    )
+    settings = (*toy.SMALL, *plain, "optimiser.warmup=0", "runtime.log_every=1")
+    base = ("train", "--recipe", recipe, "-b", "streets", *settings)
     assert run(*base, "--out", str(streets / "one")) == 0
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        "-m",
-        "udaseg.cli",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, *base, "--out", str(streets / "two")], capture_output=True, text=True, env=environment
-    )
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    arguments = [*launcher, "-m", "udaseg.cli", *base, "--out", str(streets / "two")]
+    done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = rows(streets / "one"), rows(streets / "two")
     assert ours[0]["losses"] == pytest.approx(theirs[0]["losses"], rel=1e-5)
@@ -254,7 +237,6 @@ def test_two_processes_equal_one_with_the_whole_batch(streets: Path, recipe: str
     moved = torch.cat([(a[k] - b[k]).abs().flatten() for k in a])
     # AdamW's first steps move by lr x sign(g): rounding may flip a gradient that is nearly zero, here and there
     assert (moved > 1e-5).float().mean() < 2e-3 and moved.max() < 6 * 6e-4
-    results = [
-        json.loads((streets / name / "result.json").read_text())["validation"]["confusion"] for name in ("one", "two")
-    ]
-    assert sum(map(sum, results[0])) == sum(map(sum, results[1]))
+    results = [json.loads((streets / name / "result.json").read_text()) for name in ("one", "two")]
+    pixels = [sum(map(sum, result["validation"]["confusion"])) for result in results]
+    assert pixels[0] == pixels[1]

@@ -4,24 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from udaseg.commands import (  # noqa: F401  # noqa: F401
-        ablate,
-        analyze,
-        check,
-        demo,
-        doctor,
-        evaluate,
-        export,
-        importing,
-        models,
-        plot,
-        predict,
-        prepare,
-        recipes,
-        report,
-        submit,
-        train,
-    )
+    # isort: off
+    from udaseg.commands import ablate, analyze, check, demo, doctor, evaluate, export, importing  # noqa: F401
+    from udaseg.commands import models, plot, predict, prepare, recipes, report, submit, train  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

@@ -51,7 +51,7 @@ GPU_REMEDY = (
 
 
 class Finding(NamedTuple):
-    """One line of the examination; ``status`` is ok, note or bad."""
+    """One line of the report; ``status`` is ok, note or bad."""
 
     what: str
     status: str
@@ -92,14 +92,14 @@ def torch_findings() -> list[Finding]:
         answer = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired:
         return [Finding("torch", "bad", "importing torch took more than three minutes")]
-    found = [_finding(*line.split(" ", 1)) for line in answer.stdout.splitlines() if " " in line]
+    findings = [_finding(*line.split(" ", 1)) for line in answer.stdout.splitlines() if " " in line]
     if answer.returncode == 0:
-        return found
+        return findings
     last = (answer.stderr.strip().splitlines() or ["it died without a word"])[-1]
-    if any(finding.what == "torch" for finding in found):
+    if any(finding.what == "torch" for finding in findings):
         pair = f"torch {version('torch')} with torchvision {version('torchvision')}: {last}"
-        return [*found, Finding("torchvision", "bad", f"{pair}\n{REMEDY}")]
-    return [*found, Finding("torch", "bad", f"{last}\n{REMEDY}")]
+        return [*findings, Finding("torchvision", "bad", f"{pair}\n{REMEDY}")]
+    return [*findings, Finding("torch", "bad", f"{last}\n{REMEDY}")]
 
 
 def _finding(what: str, value: str) -> Finding:
@@ -123,10 +123,10 @@ def machine() -> list[Finding]:
 def data_roots() -> list[Finding]:
     """Where each data set is, or that it is not there."""
     origin = "$UDASEG_DATA" if os.environ.get("UDASEG_DATA") else "default"
-    found = [Finding("data home", "ok", f"{data_home()} ({origin})")]
+    findings = [Finding("data home", "ok", f"{data_home()} ({origin})")]
     for name, spec in DATASETS.items():
         try:
-            found.append(Finding(name, "ok", str(find_root(spec, None))))
+            findings.append(Finding(name, "ok", str(find_root(spec, None))))
         except UserError:
-            found.append(Finding(name, "note", "not found"))
-    return found
+            findings.append(Finding(name, "note", "not found"))
+    return findings

@@ -13,7 +13,7 @@ from udaseg.config.load import load
 from udaseg.config.schema import Recipe
 from udaseg.console import out as console
 from udaseg.engine.domains import class_set
-from udaseg.engine.networks import segmentor_of
+from udaseg.engine.networks import segmentor_of, weights_metadata
 from udaseg.errors import UserError
 from udaseg.models import renaming, weights, weights_file
 from udaseg.models.recognise import Network, one_network, recognise

@@ -1,8 +1,7 @@
-"""Checkpoints: everything a run needs to go on as if nothing had happened.
+"""Checkpoints: everything a run needs to continue exactly.
 
-Only tensors and plain values, so loading never runs pickled code (``weights_only=True``). Written atomically; the last
-two and the final one are kept. The random state is (seed, iteration) and the sampler's position is the iteration: both
-streams are functions of them (``core.context.StepRng``, ``data.dataset``).
+Only tensors and plain values, so that loading runs no pickled code (``weights_only=True``). Written atomically; the
+last two are kept. Random numbers and the sampler's position need no state: both are functions of (seed, iteration).
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ def listed(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Path | None:
-    found = listed(folder)
-    return found[-1] if found else None
+    """The last checkpoint, None without any."""
+    return max(listed(folder), default=None)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> State:
-    """Read a checkpoint without running any code in it."""
+    """Read a checkpoint; UserError if it is damaged or of another format."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:

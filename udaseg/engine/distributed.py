@@ -1,4 +1,4 @@
-"""One process or several under ``torchrun``: no wrapper, one explicit all-reduce (architecture.md, "The step")."""
+"""One process, or several under ``torchrun``: gradients are averaged by one explicit all-reduce, without DDP."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX} if dist.is_available() else {}
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,11 @@ class Ranks:
         if self.world == 1:
             return value
         value = value.clone()
-        dist.all_reduce(value, op=_OPERATIONS[operation])
+        dist.all_reduce(value, op=getattr(dist.ReduceOp, operation.upper()))
         return value
 
     def average_gradients(self, module: nn.Module) -> None:
-        """After the last view: one flat all-reduce of all gradients; a parameter without one counts as zero."""
+        """One flat all-reduce of all gradients; a missing gradient counts as zero."""
         if self.world == 1:
             return
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -47,7 +45,7 @@ class Ranks:
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def same_start(self, module: nn.Module) -> None:
-        """Everybody takes the first rank's parameters and buffers."""
+        """Copy the first rank's parameters and buffers to all ranks."""
         if self.world > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)

@@ -1,22 +1,22 @@
-"""Named pieces of a step: which one is running, and for how long each ran."""
+"""Named phases of a step: which one is running, and what each took."""
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Phases:
-    """Call it with a name around a piece of work. ``current`` stays at the innermost phase that failed.
+    """``with phases("name"):`` marks a phase. After an exception ``current`` is the innermost phase that failed.
 
-    ``clock``: () -> seconds, or None to keep no time; a phase's time is without that of phases inside it.
+    ``clock``: reads something that grows, such as seconds; None to measure nothing. ``spent``: by how much it grew in
+    each phase, without the phases inside it.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self.current = "start"
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.spent: dict[str, float] = defaultdict(float)
         self._clock = clock
         self._stack: list[str] = []
         self._since = 0.0
@@ -32,20 +32,10 @@ class Phases:
         self.current = self._stack[-1] if self._stack else "end"
 
     def _tick(self) -> None:
-        """Book the time since the last change to the phase that had it."""
+        """Add what was spent since the last change to the innermost phase."""
         if self._clock is None:
             return
         now = self._clock()
         if self._stack:
-            self.seconds[self._stack[-1]] += now - self._since
+            self.spent[self._stack[-1]] += now - self._since
         self._since = now
-
-
-def wall_clock(synchronise: Callable[[], object]) -> Callable[[], float]:
-    """A clock that waits for the device first."""
-
-    def clock() -> float:
-        synchronise()
-        return time.perf_counter()
-
-    return clock

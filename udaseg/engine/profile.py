@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from udaseg.engine.phases import Phases, wall_clock
+from udaseg.engine.phases import Phases
 from udaseg.engine.trainer import Trainer, memory_gb
 
 Shape: TypeAlias = Sequence[int]
@@ -40,45 +40,64 @@ class Profile:
     peak_memory_gb: float | None = None
     passes: dict[str, list[int]] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+
+def profile(trainer: Trainer, *, batch: int, precision: str, steps: int = 5, warmup: int = 2) -> Profile:
+    """Take real steps on real data; the trainer must not be used for training afterwards."""
+    cuda = trainer.device.type == "cuda"
+    name = torch.cuda.get_device_name(trainer.device) if cuda else trainer.device.type
+    result = Profile(name, torch.__version__, precision, batch, steps)
+    batches = endless(trainer)
+    passes = Passes(trainer)
+    with counting() as operations:
+        trainer.step(next(batches), 0, operations)
+    result.passes = passes.close()
+    result.multiply_adds = {key: value / 2 for key, value in operations.spent.items() if value}
+    for t in range(1, 1 + warmup):
+        trainer.step(next(batches), t % trainer.iterations)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(trainer.device)
+
+    def clock() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    phases = Phases(clock)
+    began = time.perf_counter()
+    for t in range(1 + warmup, 1 + warmup + steps):
+        with phases("data"):
+            raw = next(batches)
+        with phases("rest"):
+            trainer.step(raw, t % trainer.iterations, phases)
+    result.seconds_per_step = (time.perf_counter() - began) / steps
+    result.seconds = {key: value / steps for key, value in phases.spent.items()}
+    result.images_per_second = batch / result.seconds_per_step
+    result.peak_memory_gb = memory_gb(trainer.device)
+    return result
 
 
-def convolution_backward(grad_shape: Shape, x_shape: Shape, w_shape: Shape, *arguments: Any, **_: Any) -> int:
-    """One forward's worth for each gradient asked for; torch's own formula forgets the groups of depth-wise filters."""
-    transposed, mask = arguments[4], arguments[7]
-    pixels = math.prod((x_shape if transposed else grad_shape)[2:])
-    return 2 * x_shape[0] * pixels * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1]))
+def time_steps(trainer: Trainer, steps: int) -> float:
+    """Median seconds of a step, after one that does not count; used to choose the number of threads."""
+    batches = endless(trainer)
+    taken = []
+    for t in range(steps + 1):
+        raw = next(batches)
+        began = time.perf_counter()
+        trainer.step(raw, t % trainer.iterations)
+        taken.append(time.perf_counter() - began)
+    return sorted(taken[1:])[steps // 2]
 
 
-class CountingPhases(Phases):
-    """Books the multiply-adds of each phase; those of a phase inside another belong to the inner one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops: dict[str, float] = {}
-        self._counter = FlopCounterMode(
-            display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}
-        )
-        self._booked = 0.0
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count inside; attention is spelt out, so that its products are seen on every device."""
-        with sdpa_kernel(SDPBackend.MATH), self._counter:
-            yield
-
-    def _tick(self) -> None:
-        now = float(self._counter.get_total_flops())
-        if self._stack:
-            self.flops[self._stack[-1]] = self.flops.get(self._stack[-1], 0.0) + now - self._booked
-        self._booked = now
+def endless(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
+    """The run's batches, over and over."""
+    while True:
+        yield from trainer.batches(0, trainer.iterations)
 
 
 class Passes:
-    """Counts, while open, the images of every encoder call of student, teacher and pretrained encoder.
+    """Count the images of each call of the encoders of student, teacher and pretrained encoder.
 
-    ``calls``: who -> images of each call. HRDA's tiles are images here.
+    ``calls``: network -> images of each call. HRDA's tiles count as images.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -99,49 +118,19 @@ class Passes:
         return {who: images for who, images in self.calls.items() if images}
 
 
-def profile(trainer: Trainer, *, batch: int, precision: str, steps: int = 5, warmup: int = 2) -> Profile:
-    """Take real steps on real data; the trainer is not usable for training afterwards."""
-    synchronise = torch.cuda.synchronize if trainer.device.type == "cuda" else (lambda: None)
-    name = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else trainer.device.type
-    result = Profile(name, torch.__version__, precision, batch, steps)
-    batches = endless(trainer)
-    counting = CountingPhases()
-    passes = Passes(trainer)
-    with counting.counting():
-        trainer.step(next(batches), 0, counting)
-    result.passes = passes.close()
-    result.multiply_adds = {key: value / 2 for key, value in counting.flops.items() if value}
-    for t in range(1, 1 + warmup):
-        trainer.step(next(batches), t % trainer.iterations)
-    if trainer.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(trainer.device)
-    phases = Phases(wall_clock(synchronise))
-    began = time.perf_counter()
-    for t in range(1 + warmup, 1 + warmup + steps):
-        with phases("data"):
-            raw = next(batches)
-        with phases("rest"):
-            trainer.step(raw, t % trainer.iterations, phases)
-    result.seconds_per_step = (time.perf_counter() - began) / steps
-    result.seconds = {key: value / steps for key, value in phases.seconds.items()}
-    result.images_per_second = batch / result.seconds_per_step
-    result.peak_memory_gb = memory_gb(trainer.device)
-    return result
+@contextmanager
+def counting() -> Iterator[Phases]:
+    """Phases whose ``spent`` are operations (two a multiply-add) instead of seconds.
+
+    Attention is computed as plain matrix products, which are counted on every device.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward})
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield Phases(lambda: float(counter.get_total_flops()))
 
 
-def endless(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
-    """The run's batches, from the beginning again when they end."""
-    while True:
-        yield from trainer.batches(0, trainer.iterations)
-
-
-def time_steps(trainer: Trainer, steps: int) -> float:
-    """Median seconds of a step, after one that does not count; used to choose the number of threads."""
-    batches = endless(trainer)
-    taken = []
-    for t in range(steps + 1):
-        raw = next(batches)
-        began = time.perf_counter()
-        trainer.step(raw, t % trainer.iterations)
-        taken.append(time.perf_counter() - began)
-    return sorted(taken[1:])[steps // 2]
+def convolution_backward(grad_shape: Shape, x_shape: Shape, w_shape: Shape, *arguments: Any, **_: Any) -> int:
+    """One forward pass's operations for each gradient needed; torch's formula ignores groups (depth-wise filters)."""
+    transposed, mask = arguments[4], arguments[7]
+    pixels = math.prod((x_shape if transposed else grad_shape)[2:])
+    return 2 * x_shape[0] * pixels * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1]))

@@ -25,7 +25,7 @@ from udaseg.models.segmentor import Segmentor
 from udaseg.yamls import as_yaml, read_yaml
 
 BEFORE_A_RUN = {".lock", "output.log", "failure.json"}
-"""What a folder may hold in which no run has begun: one that was refused (``udaseg.report.grid``)."""
+"""Files of a folder in which a run was refused before it began; another may start there."""
 
 
 @dataclass(frozen=True)

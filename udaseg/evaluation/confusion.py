@@ -1,8 +1,8 @@
-"""The confusion matrix, and every number that is derived from it (baselines.md section 8).
+"""Confusion counts and the scores computed from them (docs/fidelity.md, "Classes and evaluation").
 
-K classes. Rows are truth, columns prediction; ignored pixels are not counted. mIoU over 19, 16 or 13 classes is
-computed from the counts when it is asked for and stored nowhere. A class absent from truth and prediction has no IoU
-(NaN) and is left out of the mean.
+K classes; rows are truth, columns prediction; ignored pixels are not counted. Only counts are stored: mIoU over 19, 16
+or 13 classes is computed when it is asked for. A class absent from truth and prediction has no IoU (NaN) and is left
+out of the mean.
 """
 
 from __future__ import annotations

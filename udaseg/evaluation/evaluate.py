@@ -1,8 +1,7 @@
 """Evaluate a segmentor on labelled images; recompute its BatchNorm statistics on unlabelled ones.
 
-Path of a pixel (baselines.md section 8): logits at the decoder's stride -> bilinear to the network's input size ->
-bilinear to the label's own size -> argmax. Going to the label size directly is another interpolation and not
-comparable.
+Logits at the decoder's stride -> bilinear to the network's input size -> bilinear to the label's own size -> argmax.
+Resizing to the label size in one step gives other numbers (docs/fidelity.md, "Classes and evaluation").
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradient inside; the modes of before afterwards, module by module (the teacher mixes them)."""
+    """Eval mode without gradients; afterwards each submodule gets its own mode back (a teacher's differ)."""
     modes = [(part, part.training) for part in module.modules()]
     for part, _ in modes:
         part.training = False
@@ -71,7 +70,7 @@ def evaluate(
 def recompute_batchnorm(segmentor: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace all BatchNorm running statistics by the mean over ``batches`` of unlabelled images, in place.
 
-    The control that says how much of an adaptation is owed to BatchNorm alone (Li et al., AdaBN). ``batches``:
+    The control experiment for what BatchNorm alone contributes to an adaptation (Li et al., AdaBN). ``batches``:
     normalised (B, 3, H, W). Everything but BatchNorm stays in eval mode.
     """
     norms = [m for m in segmentor.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
