@@ -21,6 +21,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -30,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, Validat
 from udaseg.config.parts import Problem, explain, suggest
 from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, ClassSet
 from udaseg.data.images import Pixels
-from udaseg.data.spec import DataSetSpec, Encoding, Found, match
+from udaseg.data.spec import DataSetSpec, Encoding, Listing, match
 from udaseg.errors import UserError
 from udaseg.yamls import read_yaml
 
@@ -199,14 +200,14 @@ def _encoding(file: _File) -> Encoding:
 def _palette(file: _File, encoding: Encoding) -> tuple[Colour, ...]:
     """The file's colours, else those of the masks, else hues far apart."""
     of_masks = {value: colour for colour, value in reversed(encoding.pixels.colours)}
-    found = []
+    palette = []
     for c, name in enumerate(file.classes):
         r, g, b = (round(255 * part) for part in colorsys.hsv_to_rgb(c * 0.618 % 1, 0.7, 0.9 - 0.15 * (c % 3)))
-        found.append(file.palette.get(name) or of_masks.get(c) or (r, g, b))
-    return tuple(found)
+        palette.append(file.palette.get(name) or of_masks.get(c) or (r, g, b))
+    return tuple(palette)
 
 
-def _find(splits: Mapping[str, _Split], root: Path, split: str) -> Found:
+def _find(splits: Mapping[str, _Split], root: Path, split: str) -> Listing:
     section = splits[split]
     images = {path.as_posix(): path for path in sorted(_glob(root, section.images))}
     if section.masks is None:
@@ -225,8 +226,8 @@ def _find(splits: Mapping[str, _Split], root: Path, split: str) -> Found:
     labels = {**{key: mask for mask, key in owners.items()}, **{f"\0{mask}": mask for mask in unused}}
     # masks may lie among the images
     kept = {key: image for key, image in images.items() if key not in shared and image not in owners}
-    found = match(kept, labels)
-    return Found(found.pairs, (*found.unmatched, *shared.items()), found.encoding)
+    matched = match(kept, labels)
+    return replace(matched, unmatched=(*matched.unmatched, *shared.items()))
 
 
 def _fixed(pattern: str) -> Iterator[str]:

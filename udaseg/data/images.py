@@ -126,6 +126,7 @@ def image_size(path: Path) -> tuple[int, int]:
                 return picture.size
     raise UserError(f"{path} is cut off before its end; download or unpack it again.")
 
+
 @contextmanager
 def _opened(path: Path, *, deep: bool = False) -> Iterator[ImageFile.ImageFile]:
     """An opened 8-bit image (`deep`: or 16-bit).

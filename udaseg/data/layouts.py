@@ -25,11 +25,11 @@ from udaseg.data.classes import (
 )
 from udaseg.data.custom import load_custom
 from udaseg.data.images import Pixels
-from udaseg.data.spec import DataSetSpec, Encoding, Found, best, keyed, match
+from udaseg.data.spec import DataSetSpec, Encoding, Listing, best, keyed, match
 from udaseg.errors import UserError
 
 
-def _beside(images: str, labels: str, root: Path, split: str) -> Found:
+def _beside(images: str, labels: str, root: Path, split: str) -> Listing:
     """All images are training data. A label's stem ends in a digit (so `00001_labelTrainIds.png` is not one)."""
     ids = {k: p for k, p in keyed(root, labels, suffixes=(".png",)).items() if k[-1].isdigit()}
     return best(keyed(root, images), ids=ids, train_ids=keyed(root, labels, "_labelTrainIds", (".png",)))
@@ -39,7 +39,7 @@ find_gta5 = partial(_beside, "images", "labels")
 find_synthia = partial(_beside, "RGB", "GT/LABELS")
 
 
-def find_cityscapes(root: Path, split: str) -> Found:
+def find_cityscapes(root: Path, split: str) -> Listing:
     """`labelIds` files, else `labelTrainIds`, else the polygons. The test split has no public labels."""
     images, folder = keyed(root, f"leftImg8bit/{split}", "_leftImg8bit"), f"gtFine/{split}"
     if split == "test":
@@ -52,19 +52,19 @@ def find_cityscapes(root: Path, split: str) -> Found:
     )
 
 
-def find_acdc(root: Path, split: str) -> Found:
+def find_acdc(root: Path, split: str) -> Listing:
     """`<condition>/<split>/<sequence>`; where there is none, `<split>/<sequence>` as DAFormer's copy has it (its
     originals may lie beside it: an image never counts twice)."""
     official = _anonymous(root, split, tuple(f"{condition}/{split}" for condition in ACDC_CONDITIONS))
     return official if official.pairs or official.unmatched else _anonymous(root, split, (split,))
 
 
-def find_dark_zurich(root: Path, split: str) -> Found:
+def find_dark_zurich(root: Path, split: str) -> Listing:
     """Of the training images only the night; validation and test are night, whether a folder says so or not."""
     return _anonymous(root, split, ("train/night" if split == "train" else split,))
 
 
-def _anonymous(root: Path, split: str, folders: tuple[str, ...]) -> Found:
+def _anonymous(root: Path, split: str, folders: tuple[str, ...]) -> Listing:
     """Images without faces and number plates, as ACDC and Dark Zurich name them; no public labels of the test split."""
 
     def files(base: str, ending: str) -> dict[str, Path]:
@@ -76,7 +76,7 @@ def _anonymous(root: Path, split: str, folders: tuple[str, ...]) -> Found:
     return best(images, train_ids=files("gt", "_gt_labelTrainIds"), ids=files("gt", "_gt_labelIds"))
 
 
-def find_camvid(root: Path, split: str) -> Found:
+def find_camvid(root: Path, split: str) -> Listing:
     """`<folder>_dusk` are the images of sequence 0001TP in that folder, `<folder>_day` the others."""
     folder, _, light = split.partition("_")
     images, labels = (

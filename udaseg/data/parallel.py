@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
+"""Called with (files done, files in all)."""
+
+SAVE_EVERY = 10.0  # seconds
 
 _work: Callable[[Any], Any] | None = None  # of a worker process: sent once, not with every job
 
@@ -22,8 +27,31 @@ def usable_workers(asked: int | None, jobs: int) -> int:
     return min(cores, 16) if jobs > 64 and cores > 1 else 0
 
 
-def results(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
-    """`work(job)` of each job, in their order. What is not begun when the iterator is closed never is."""
+def results(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    *,
+    progress: Progress | None = None,
+    done: int = 0,
+    save: Callable[[], None] | None = None,
+) -> Iterator[Result]:
+    """`work(job)` of each job, in their order. Closing cancels pending jobs.
+
+    After each result was used, `progress` is told; `done` jobs were finished before. `save` is called now and then, so
+    that an interrupted program can go on where it was.
+    """
+    saved = time.monotonic()
+    for finished, result in enumerate(_computed(work, jobs, workers), done + 1):
+        yield result
+        if progress is not None:
+            progress(finished, done + len(jobs))
+        if save is not None and time.monotonic() - saved > SAVE_EVERY:
+            save()
+            saved = time.monotonic()
+
+
+def _computed(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     if workers == 0 or len(jobs) < 2:
         yield from map(work, jobs)
         return

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from udaseg.data.index import Index, Progress, build_index, unknown_name
+from udaseg.data.index import Index, build_index, unknown_name
 from udaseg.data.layouts import GROUPS, dataset_spec, find_root
+from udaseg.data.parallel import Progress
 from udaseg.errors import UserError
 
 

@@ -63,8 +63,9 @@ def bands(
             total, visits = logits.new_zeros(batch, logits.shape[2], 0, width), logits.new_zeros(0, width)
         rows = (0, 0, 0, chosen[-1].bottom // cell - top - len(visits))
         total, visits = F.pad(total, rows), F.pad(visits, rows)
-        for box, part in zip(chosen, logits, strict=True):
-            place = (..., slice(box.top // cell - top, box.bottom // cell - top), slice(box.left // cell, box.right // cell))
+        for pixels, part in zip(chosen, logits, strict=True):
+            box = Box(*(side // cell for side in pixels))
+            place = (..., slice(box.top - top, box.bottom - top), slice(box.left, box.right))
             total[place] += part
             visits[place] += 1
         final = (boxes[first + step].top if first + step < len(boxes) else height) // cell - top
