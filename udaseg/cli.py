@@ -102,9 +102,9 @@ def prepare(
 
     copy = preparation.parse_size(cache, 1, "--cache") if cache else None
     if dataset == "streets" and archives is None:
-        preparation.streets(root, size=size, gap=gap, seed=seed, workers=workers, copy=copy)
+        preparation.prepare_streets(root, size=size, gap=gap, seed=seed, workers=workers, copy=copy)
     else:
-        preparation.dataset(dataset, root, workers=workers, strict=strict, packed=archives, size=copy)
+        preparation.prepare_dataset(dataset, root, workers=workers, strict=strict, packed=archives, size=copy)
 
 
 @app.command()
@@ -248,7 +248,7 @@ def submit(
     """Predict a test split and pack the zip for its server. Stopped: the same command continues."""
     from udaseg.commands import submit as submission
 
-    submission.run(benchmark, run, target=out, teacher=teacher, root=root)
+    submission.submit(benchmark, run, target=out, teacher=teacher, root=root)
 
 
 @app.command()
@@ -268,7 +268,7 @@ def predict(
     """Label maps for images of any size. The same command again goes on; nothing is overwritten."""
     from udaseg.commands import predict as prediction
 
-    prediction.run(weights, inputs, folder=out, save=save or [], teacher=teacher)
+    prediction.predict_files(weights, inputs, folder=out, save=save or [], teacher=teacher)
 
 
 @app.command()
@@ -285,7 +285,7 @@ def export(
     """One file that runs without udaseg: pixels in, logits out, compared with the network it was made from."""
     from udaseg.commands import export as exporting
 
-    exporting.run(weights, form=form, target=out, size=size, teacher=teacher)
+    exporting.export_weights(weights, form=form, target=out, size=size, teacher=teacher)
 
 
 @app.command()

@@ -19,12 +19,12 @@ from PIL import Image
 from unit.data_files import labels, photo, save, truncate
 
 from udaseg import build
-from udaseg.commands import submit
 from udaseg.data import servers
 from udaseg.data.classes import CAMVID, CITYSCAPES_IDS
 from udaseg.data.images import read_image
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import resize_image
+from udaseg.deploy.model import Model
 from udaseg.models import weights_file
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -156,7 +156,7 @@ def test_dark_zurich_gets_three_folders(udaseg: Run, small: Path, weights: Path)
 def stopping(after: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let prediction number `after` be interrupted; returns a list that grows with each."""
     calls: list[int] = []
-    predict: Callable[..., Any] = submit.predict
+    predict: Callable[..., Any] = Model.predict
 
     def counted(*arguments: Any) -> Any:
         calls.append(1)
@@ -164,7 +164,7 @@ def stopping(after: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise KeyboardInterrupt
         return predict(*arguments)
 
-    monkeypatch.setattr(submit, "predict", counted)
+    monkeypatch.setattr(Model, "predict", counted)
     return calls
 
 

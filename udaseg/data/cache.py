@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from udaseg.data.images import Bytes
 from udaseg.data.index import Index, index_path
 from udaseg.data.layouts import data_home, dataset_spec
 from udaseg.data.parallel import Progress, results
-from udaseg.data.transforms import Bytes, Size, keep_ratio_size
+from udaseg.data.transforms import Size, keep_ratio_size
 from udaseg.errors import UserError
 from udaseg.files import check_room, write_json
 
@@ -82,7 +83,7 @@ def missing_bytes(index: Index, size: Size) -> int:
     return int(cached.starts[-1] - cached.starts[_done(cached, index)]) * sum(cached.files.values())
 
 
-def build(index: Index, size: Size, load: Load, *, workers: int = 0, progress: Progress | None = None) -> Cached:
+def build(index: Index, size: Size, load: Load, *, workers: int | None = 0, progress: Progress | None = None) -> Cached:
     """Write what is missing of the copy. UserError, before anything is written, when the disk is too small."""
     cached = layout(index, size)
     check_disk(missing_bytes(index, size))

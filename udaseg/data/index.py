@@ -24,7 +24,7 @@ import numpy.typing as npt
 from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, lookup, match_classes
 from udaseg.data.images import Pixels, count_values, image_size, unknown_colours
 from udaseg.data.layouts import data_home, dataset_spec, find_root
-from udaseg.data.parallel import Progress, results, usable_workers
+from udaseg.data.parallel import Progress, results
 from udaseg.data.spec import DataSetSpec, Encoding, Listing, Pair
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
@@ -205,8 +205,8 @@ def _read_rows(
         else:
             pending.append(pair)
     read = results(
-        partial(_read_row, root, pixels), pending, usable_workers(workers, len(pending)),
-        progress=progress, done=len(rows), save=lambda: _save(_partial(path), rows),
+        partial(_read_row, root, pixels), pending, workers, progress=progress, done=len(rows),
+        save=lambda: _save(_partial(path), rows),
     )  # fmt: skip
     for pair, row in zip(pending, read, strict=True):
         if isinstance(row, str):

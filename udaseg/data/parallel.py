@@ -19,27 +19,19 @@ SAVE_EVERY = 10.0  # seconds
 _work: Callable[[Any], Any] | None = None  # of a worker process: sent once, not with every job
 
 
-def usable_workers(asked: int | None, jobs: int) -> int:
-    """Processes to use; 0 = none but this one (a pool costs more than a few dozen files)."""
-    if asked is not None:
-        return asked if asked > 1 else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 16) if jobs > 64 and cores > 1 else 0
-
-
 def results(
     work: Callable[[Job], Result],
     jobs: Sequence[Job],
-    workers: int,
+    workers: int | None,
     *,
     progress: Progress | None = None,
     done: int = 0,
     save: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
-    """`work(job)` of each job, in their order. Closing cancels pending jobs.
+    """`work(job)` of each job, in their order, from `workers` processes (0, 1: this one; None: as many as are of use).
 
     After each result was used, `progress` is told; `done` jobs were finished before. `save` is called now and then, so
-    that an interrupted program can go on where it was.
+    that an interrupted program can go on where it was. Closing cancels pending jobs.
     """
     saved = time.monotonic()
     for finished, result in enumerate(_computed(work, jobs, workers), done + 1):
@@ -51,8 +43,10 @@ def results(
             saved = time.monotonic()
 
 
-def _computed(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
-    if workers == 0 or len(jobs) < 2:
+def _computed(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None) -> Iterator[Result]:
+    if workers is None:
+        workers = min(_cores(), 16) if len(jobs) > 64 else 0  # a pool costs more than a few dozen files
+    if workers < 2 or len(jobs) < 2:
         yield from map(work, jobs)
         return
     # spawn: the caller may hold threads (torch, progress bar) that a forked child would inherit in a bad state
@@ -62,6 +56,10 @@ def _computed(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) 
             yield from pool.map(_call, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(work: Callable[[Any], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Prepare a data set for training: index every split that is there, and say what was found.
+"""Prepare a data set for training: index every split that is there, and summarise it.
 
 What differs from the public conversion scripts: nothing is converted or written into the data set.
 """

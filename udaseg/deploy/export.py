@@ -94,7 +94,7 @@ def export(
 
 
 def windowed(network: nn.Module) -> bool:
-    """Has it window attention (Swin, SAM)? With free sizes its shapes are terms that grow by the stage, for hours."""
+    """Has it window attention (Swin, SAM)? Tracing it with free sizes takes hours: shape terms grow with each stage."""
     return any(bool(getattr(part, "window_size", None)) for part in network.modules())
 
 
@@ -147,13 +147,13 @@ def described(metadata: WeightsMetadata, free: bool, size: tuple[int, int]) -> s
 def compared(
     network: nn.Module, again: Callable[[Tensor], Tensor], images: Sequence[Tensor], size: tuple[int, int], free: bool
 ) -> Check:
-    """The network and its export on every image; what is not a number stays one."""
-    found = []
+    """The network and its export on every image; NaNs propagate."""
+    rows = []
     for image in images if free else [filled(image, size) for image in images]:
         want, have = network(image), again(image)
         changed = (want.argmax(1) != have.argmax(1)).float().mean()
-        found.append(torch.stack([(want - have).abs().max(), want.abs().max(), changed]))
-    measured = torch.stack(found)
+        rows.append(torch.stack([(want - have).abs().max(), want.abs().max(), changed]))
+    measured = torch.stack(rows)
     difference, largest, _ = measured.amax(0).tolist()
     return Check(free, size, difference, largest, float(measured[:, 2].mean()))
 
@@ -173,7 +173,7 @@ def generated(size: tuple[int, int], number: int = 2) -> list[Tensor]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters' warnings are about their own insides."""
+    """Without the exporters' warnings, which concern their own code only."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from udaseg.deploy import video
-from udaseg.deploy.inputs import RECORD, Source, find
+from udaseg.deploy.inputs import RECORD, Source, find_sources
 from udaseg.deploy.model import Model, Prediction, load
 from udaseg.errors import UserError
 from udaseg.files import write_atomic, write_json
@@ -53,13 +53,13 @@ def predict(
     UserError for what is wrong with the request; a file that cannot be read becomes a result with an ``error``.
     """
     wanted = kinds(save)
-    sources = find([inputs] if isinstance(inputs, (str, Path)) else inputs)
+    sources = find_sources([inputs] if isinstance(inputs, (str, Path)) else inputs)
     folder = Path(out) if out is not None else default_folder(Path(weights), teacher=teacher)
     model = load(weights, teacher=teacher, device=device)
     claim(folder, weights_file.digest(model.segmentor), sources)
     results: list[Result] = []
     for source in sources:
-        results.append(_one(model, source, folder, wanted, progress))
+        results.append(_predict(model, source, folder, wanted, progress))
         progress(len(results), len(sources))
     return results
 
@@ -109,10 +109,10 @@ def _record(path: Path) -> tuple[str, dict[str, str]]:
         raise UserError(f"{path} is damaged; choose another folder with --out") from None
 
 
-def _one(
+def _predict(
     model: Model, source: Source, folder: Path, save: Sequence[Kind], frames: Callable[[int, int], None]
 ) -> Result:
-    """What is there already is left alone. A video gives an overlay, whatever ``save``."""
+    """Write the missing outputs of one source. A video gives an overlay, whatever ``save``."""
     wanted = {kind: folder / kind / f"{source.name}{SUFFIX[kind]}" for kind in save}
     if source.video:
         wanted = {"overlay": folder / "overlay" / f"{source.name}.mp4"}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from udaseg.data.classes import CITYSCAPES_COLOURS
-from udaseg.data.parallel import Progress, results, usable_workers
+from udaseg.data.parallel import Progress, results
 from udaseg.data.streets.palette import Domain
 from udaseg.data.streets.render import check_choices, draw
 from udaseg.errors import UserError
@@ -66,7 +66,7 @@ def write_streets(
     if progress is not None:
         progress(done, len(jobs))
     work = partial(_write, size=size, gap=gap, seed=seed)
-    for _ in results(work, pending, usable_workers(workers, len(pending)), progress=progress, done=done):
+    for _ in results(work, pending, workers, progress=progress, done=done):
         pass
     if not complete:
         write_json(root / MANIFEST, parameters)
