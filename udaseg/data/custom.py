@@ -69,7 +69,7 @@ class _File(_Section):
     scale: Literal["native"] = "native"
 
 
-_NOTHING = {"name": "x", "root": ".", "classes": ["x"], "splits": {"x": {"images": "x"}}}
+_PLACEHOLDERS = {"name": "x", "root": ".", "classes": ["x"], "splits": {"x": {"images": "x"}}}
 
 
 def load_custom(name: str) -> DataSetSpec:
@@ -82,7 +82,7 @@ def load_custom(name: str) -> DataSetSpec:
     except ValidationError as error:
         problems = explain(error, _File)
         refused = {problem.path[0] for problem in problems}
-        file = _File.model_validate({**_NOTHING, **{k: v for k, v in tree.items() if str(k) not in refused}})
+        file = _File.model_validate({**_PLACEHOLDERS, **{k: v for k, v in tree.items() if str(k) not in refused}})
     problems += [p for p in _inconsistencies(file, refused) if p.path[0] not in refused]
     if problems:
         lines = [f"  {'.'.join(p.path)}: {p.message}" for p in problems]

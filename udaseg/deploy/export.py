@@ -49,8 +49,8 @@ class Check:
     changed: float
 
 
-class Pixels(nn.Module):
-    """What is exported: pixels to logits."""
+class PixelsToLogits(nn.Module):
+    """What is exported: normalisation, network, up-sampling."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def export(
             raise UserError(
                 f"--format onnx: one file holds 2 GB at most, these weights have {held / 1e9:.1f}; use torch"
             )
-    network = Pixels(model).eval()
+    network = PixelsToLogits(model).eval()
     with quiet():
         program, free = traced(network, size, free=model.metadata.wrapper is None and not windowed(network))
         content, again = (as_onnx if form == "onnx" else as_torch)(program, described(model.metadata, free, size))
@@ -98,7 +98,7 @@ def windowed(network: nn.Module) -> bool:
     return any(bool(getattr(part, "window_size", None)) for part in network.modules())
 
 
-def traced(network: Pixels, size: tuple[int, int], *, free: bool) -> tuple[ExportedProgram, bool]:
+def traced(network: PixelsToLogits, size: tuple[int, int], *, free: bool) -> tuple[ExportedProgram, bool]:
     """The graph, and whether batch and size are free in it; a network that cannot be traced so gets fixed ones."""
     image = torch.zeros(2 if free else 1, 3, size[1], size[0], dtype=torch.uint8)
     with torch.no_grad():
