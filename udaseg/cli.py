@@ -98,9 +98,9 @@ def prepare(
     """Check a data set, count its classes, write its index (never into the data set itself)."""
     copy = commands.prepare.parse_size(cache, 1, "--cache") if cache else None
     if dataset == "streets" and archives is None:
-        commands.prepare.streets(root, size=size, gap=gap, seed=seed, workers=workers, copy=copy)
+        commands.prepare.prepare_streets(root, size=size, gap=gap, seed=seed, workers=workers, copy=copy)
     else:
-        commands.prepare.dataset(dataset, root, workers=workers, strict=strict, packed=archives, size=copy)
+        commands.prepare.prepare_dataset(dataset, root, workers=workers, strict=strict, packed=archives, size=copy)
 
 
 @app.command()
@@ -213,7 +213,7 @@ def submit(
     root: Root = None,
 ) -> None:
     """Predict a test split and pack the zip for its server. Stopped: the same command continues."""
-    commands.submit.run(benchmark, run, target=out, teacher=teacher, root=root)
+    commands.submit.submit(benchmark, run, target=out, teacher=teacher, root=root)
 
 
 @app.command()
@@ -225,7 +225,7 @@ def predict(
     teacher: TeacherOption = False,
 ) -> None:
     """Label maps for images of any size. The same command again goes on; nothing is overwritten."""
-    commands.predict.run(weights, inputs, folder=out, save=save or [], teacher=teacher)
+    commands.predict.predict_files(weights, inputs, folder=out, save=save or [], teacher=teacher)
 
 
 @app.command()
@@ -239,7 +239,7 @@ def export(
     teacher: TeacherOption = False,
 ) -> None:
     """One file that runs without udaseg: pixels in, logits out, compared with the network it was made from."""
-    commands.export.run(weights, form=form, target=out, size=size, teacher=teacher)
+    commands.export.export_weights(weights, form=form, target=out, size=size, teacher=teacher)
 
 
 @app.command()

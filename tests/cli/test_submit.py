@@ -18,14 +18,17 @@ from cli.test_commands import udaseg as udaseg  # the fixture
 from PIL import Image
 from unit.data_files import labels, photo, save, truncate
 
-from udaseg.commands import submit
+from udaseg.engine.domains import class_set
+from udaseg.engine.networks import load_weights
+from udaseg.engine.networks import segmentor
+from udaseg.engine.networks import segmentor_of
+from udaseg.engine.networks import weights_metadata
 from udaseg.data import servers
 from udaseg.data.classes import CAMVID, CITYSCAPES_IDS
 from udaseg.data.images import read_image
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import resize_image
-from udaseg.engine.domains import class_set
-from udaseg.engine.networks import load_weights, segmentor, segmentor_of, weights_metadata
+from udaseg.deploy.model import Model
 from udaseg.models import weights_file
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -157,7 +160,7 @@ def test_dark_zurich_gets_three_folders(udaseg: Run, small: Path, weights: Path)
 def stopping(after: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let prediction number `after` be interrupted; returns a list that grows with each."""
     calls: list[int] = []
-    predict: Callable[..., Any] = submit.predict
+    predict: Callable[..., Any] = Model.predict
 
     def counted(*arguments: Any) -> Any:
         calls.append(1)
@@ -165,7 +168,7 @@ def stopping(after: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise KeyboardInterrupt
         return predict(*arguments)
 
-    monkeypatch.setattr(submit, "predict", counted)
+    monkeypatch.setattr(Model, "predict", counted)
     return calls
 
 

@@ -20,7 +20,7 @@ from udaseg.data.loading import Normalise
 from udaseg.data.sampling import rare_class
 from udaseg.data.transforms import (
     MEAN_COLOUR,
-    Box,
+    Crop,
     Margins,
     cut,
     draw_crop,
@@ -64,7 +64,7 @@ def test_pipeline(case: str) -> None:
     assert difference.max() == 0, f"{(difference > 0).mean():.2%} of the values differ, by up to {difference.max()}"
     assert sha(resized) == meta["sha256_resized_img"]
     assert sha(small) == meta["sha256_resized_lab"]
-    box = Box(*meta["crop_y1_y2_x1_x2"])
+    box = Crop(*meta["crop_y1_y2_x1_x2"])
     check_final(case, meta, resize_image(image, size, box), cut(small, box))
 
 
@@ -88,7 +88,7 @@ def check_final(case: str, meta: dict, image: np.ndarray, label: np.ndarray) -> 
 
 def test_valid_mask() -> None:
     meta = META["pipeline"]["csHR"]
-    valid = flip(Margins(30, 240, 30, 30, at=(2048, 1024)).valid((2048, 1024), Box(*meta["crop_y1_y2_x1_x2"])))
+    valid = flip(Margins(30, 240, 30, 30, at=(2048, 1024)).valid((2048, 1024), Crop(*meta["crop_y1_y2_x1_x2"])))
     assert valid.sum() == meta["valid_sum"]
     assert np.array_equal(valid[::4, ::4], ARRAYS["csHR_valid_s4"])
 

@@ -106,7 +106,7 @@ def test_processes_write_the_same_bytes(indices: tuple[Index, Index]) -> None:
     folder = build(index, SIZE, load(index)).folder
     first = {path.name: path.read_bytes() for path in folder.glob("*.bin")}
     shutil.rmtree(folder)
-    build(index, SIZE, load(index), workers=1)
+    build(index, SIZE, load(index), workers=2)
     assert {path.name: path.read_bytes() for path in folder.glob("*.bin")} == first and find(index, SIZE)
 
 

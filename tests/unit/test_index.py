@@ -12,6 +12,7 @@ import pytest
 from unit.data_files import cityscapes, gta5, labels, photo, save, save_palette, truncate
 
 from udaseg.data import index as index_module
+from udaseg.data import parallel
 from udaseg.data.classes import CITYSCAPES_IDS, lookup
 from udaseg.data.images import read_label
 from udaseg.data.index import Index, build_index, index_path, load_index
@@ -148,7 +149,7 @@ def test_building_again_reads_only_what_is_new(home: Path, monkeypatch: pytest.M
 def test_interrupted_build_resumes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gta5(home / "gta5", n=6)
     clock = iter(range(0, 10_000, 11))
-    monkeypatch.setattr(index_module.time, "monotonic", lambda: next(clock))  # flush after every file
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: next(clock))  # flush after every file
     original, read = index_module._read_row, []
 
     def interrupted(*job: Any) -> Any:

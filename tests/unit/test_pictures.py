@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from udaseg.data.images import as_rgb
 from udaseg.deploy import model as deploy
-from udaseg.deploy.pictures import as_rgb
 from udaseg.errors import UserError
 from udaseg.models.segmentor import upsample
-from udaseg.models.windows import grid, slide, slide_down
+from udaseg.models.windows import bands, grid, slide
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -80,12 +80,21 @@ def test_bands_are_what_sliding_gives(size: tuple[int, int], window: tuple[int, 
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     boxes = grid(size, window, [side // 2 for side in window])
 
-    def look(tile: torch.Tensor) -> torch.Tensor:
-        return tile - tile.mean((2, 3), keepdim=True)  # what a window says depends on where it lies
+    def centred(tile: torch.Tensor) -> torch.Tensor:
+        return tile - tile.mean((2, 3), keepdim=True)  # the logits of a window depend on where it lies
 
-    bands = list(slide_down(look, image, boxes, tiles=2))
-    assert len(bands) == len({box.top for box in boxes})
-    torch.testing.assert_close(torch.cat(bands, 2), slide(look, image, boxes), rtol=1e-5, atol=1e-6)
+    whole, visits = torch.zeros_like(image), torch.zeros(size)
+    for box in boxes:
+        place = (..., slice(box.top, box.bottom), slice(box.left, box.right))
+        whole[place] += centred(image[place])
+        visits[place] += 1
+    for tiles in (1, 2, 7):
+        parts = list(bands(centred, image, boxes, tiles=tiles))
+        assert torch.equal(torch.cat(parts, 2), slide(centred, image, boxes))
+        if tiles == 1:
+            assert len(parts) == len({box.top for box in boxes})
+    torch.testing.assert_close(torch.cat(parts, 2), whole / visits, rtol=1e-5, atol=1e-6)
+    assert [part.shape[2] for part in bands(centred, image, boxes)] == [size[0]]
 
 
 @pytest.mark.parametrize(

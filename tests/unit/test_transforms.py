@@ -19,6 +19,10 @@ def case(seed: int) -> tuple[np.random.Generator, np.ndarray, tuple[int, int]]:
     return rng, rng.integers(0, 256, (h, w, 3), dtype=np.uint8), (out_w, out_h)
 
 
+def whole_of(size: tuple[int, int]) -> T.Crop:
+    return T.Crop(0, size[1], 0, size[0])
+
+
 @pytest.mark.parametrize(
     "size, target, out",
     [
@@ -47,7 +51,7 @@ def test_resize_image_is_half_pixel_bilinear(seed: int) -> None:
 def test_a_box_of_the_resized_image_is_the_same_pixels(seed: int) -> None:
     rng, image, size = case(seed)
     y1, x1 = int(rng.integers(0, size[1])), int(rng.integers(0, size[0]))
-    box = T.Box(y1, int(rng.integers(y1, size[1])) + 1, x1, int(rng.integers(x1, size[0])) + 1)
+    box = T.Crop(y1, int(rng.integers(y1, size[1])) + 1, x1, int(rng.integers(x1, size[0])) + 1)
     assert np.array_equal(T.resize_image(image, size, box), T.cut(T.resize_image(image, size), box))
 
 
@@ -124,13 +128,13 @@ def test_margins_are_the_resized_and_cut_mask(size: tuple[int, int]) -> None:
     mask[30:-240, 30:-30] = 1
     margins = T.Margins(30, 240, 30, 30, at=(2048, 1024))
     whole = T.resize_label(mask, size)
-    assert np.array_equal(margins.valid(size, T.whole(size)), whole)
-    box = T.Box(3, 140, 1, 200)
+    assert np.array_equal(margins.valid(size, whole_of(size)), whole)
+    box = T.Crop(3, 140, 1, 200)
     assert np.array_equal(margins.valid(size, box), T.cut(whole, box))
     if size == (1024, 512):
         assert [int(whole[:, 500].argmax()), int(whole[::-1, 500].argmax())] == [15, 120]
-    assert T.Margins(at=(8, 8)).valid((4, 4), T.whole((4, 4))).all()
-    assert not T.Margins(bottom=11, at=(8, 8)).valid((4, 4), T.whole((4, 4))).any()
+    assert T.Margins(at=(8, 8)).valid((4, 4), whole_of((4, 4))).all()
+    assert not T.Margins(bottom=11, at=(8, 8)).valid((4, 4), whole_of((4, 4))).any()
 
 
 def test_hsv_follows_the_8_bit_convention() -> None:

@@ -17,7 +17,7 @@ from udaseg.models.weights_file import WeightsMetadata
 from udaseg.ranges import parse_size
 
 
-def run(path: Path, *, form: exporting.Format, target: Path | None, size: str | None, teacher: bool) -> None:
+def export_weights(path: Path, *, form: exporting.Format, target: Path | None, size: str | None, teacher: bool) -> None:
     """Export, compare with the network, print both."""
     if size and form == "safetensors":
         raise UserError("--size: a copy of the weights has no size; leave it out, or choose --format torch or onnx")
@@ -33,7 +33,7 @@ def run(path: Path, *, form: exporting.Format, target: Path | None, size: str | 
 
 
 def usual_size(metadata: WeightsMetadata) -> tuple[int, int]:
-    """(w, h) that the network looks at in evaluation: a window, else the box of training, else a training crop."""
+    """(w, h) of the network's input in evaluation: a window, else the box of training, else a training crop."""
     crop = (metadata.crop[1], metadata.crop[0]) if metadata.crop else (512, 512)
     return crop if metadata.inference == "slide" else metadata.size or crop
 

@@ -12,7 +12,7 @@ from udaseg.errors import UserError
 SHOWN = 20  # failures named one by one
 
 
-def run(weights: Path, inputs: list[str], *, folder: Path | None, save: Sequence[str], teacher: bool) -> None:
+def predict_files(weights: Path, inputs: list[str], *, folder: Path | None, save: Sequence[str], teacher: bool) -> None:
     """Predict all; UserError at the end that lists the files that failed."""
     folder = folder or default_folder(weights, teacher=teacher)
     if "probabilities" in save:

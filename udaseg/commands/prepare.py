@@ -12,7 +12,6 @@ from udaseg.data import prepare as preparation
 from udaseg.data.dataset import Domain
 from udaseg.data.index import Index
 from udaseg.data.layouts import GROUPS, data_home, dataset_spec, places_of
-from udaseg.data.parallel import usable_workers
 from udaseg.errors import UserError
 from udaseg.ranges import parse_size
 
@@ -20,7 +19,7 @@ RAW = np.arange(256, dtype=np.uint8)
 """Table that leaves label values as they are."""
 
 
-def dataset(
+def prepare_dataset(
     name: str,
     root: Path | None,
     *,
@@ -29,7 +28,7 @@ def dataset(
     packed: Path | None = None,
     size: tuple[int, int] | None = None,
 ) -> None:
-    """Unpack if asked to, index all splits, print what was found, expected and left out, copy at `size` if given."""
+    """Unpack if asked to, index all splits, print what is there, expected and left out, copy at `size` if given."""
     if packed is not None:
         root = unpacked(name, packed, root)
     with Counting(f"reading {name}") as progress:
@@ -67,11 +66,11 @@ def copied(indices: list[Index], size: tuple[int, int], workers: int | None) -> 
     for index in indices:
         load = Domain(index, lut=RAW, size=size, labels=index.labelled).load
         with Counting(f"copying {index.dataset} {index.split}") as progress:
-            cache.build(index, size, load, workers=usable_workers(workers, len(index)), progress=progress)
+            cache.build(index, size, load, workers=workers, progress=progress)
     out.print(f"used from now on by every recipe whose size is [{size[0]}, {size[1]}] (data.scale counted)")
 
 
-def streets(
+def prepare_streets(
     root: Path | None, *, size: str, gap: float, seed: int, workers: int | None, copy: tuple[int, int] | None = None
 ) -> None:
     """Draw `streets` into ``root`` (default: the data home) in the formats of GTA5 and Cityscapes, and index it."""
@@ -84,4 +83,4 @@ def streets(
             place, size=parse_size(size, SMALLEST, "--size"), gap=gap, seed=seed, workers=workers, progress=progress
         )
     for name, folder in (("streets_source", "gta5"), ("streets_target", "cityscapes")):
-        dataset(name, place / folder if root else None, workers=workers, strict=True, size=copy)
+        prepare_dataset(name, place / folder if root else None, workers=workers, strict=True, size=copy)

@@ -7,50 +7,47 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Subset
-
-from udaseg.config.schema import DomainSection
 from udaseg.console import Counting, out
 from udaseg.data.classes import CITYSCAPES
-from udaseg.data.loading import Normalise, evaluation_loader
-from udaseg.data.servers import SERVERS, Server, check_prediction, encode, pack, prediction_names
-from udaseg.engine import runs
-from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
-from udaseg.engine.domains import images_of
+from udaseg.data.index import load_index
+from udaseg.data.servers import SERVERS, check_prediction, encode, pack, prediction_names
+from udaseg.deploy import model as deploy
+from udaseg.deploy.files import title
 from udaseg.errors import UserError
-from udaseg.evaluation.evaluate import evaluating, predict
-from udaseg.evaluation.inference import inference
 from udaseg.files import write_atomic, write_json
 from udaseg.models import weights_file
-from udaseg.models.segmentor import Segmentor
-from udaseg.models.weights_file import WeightsMetadata
 from udaseg.problems import suggest
 
 STAMP = "submit.json"
 """In the folder of predictions: what they were made with."""
 
 
-def run(benchmark: str, path: Path, *, target: Path | None, teacher: bool, root: Path | None) -> None:
+def submit(benchmark: str, path: Path, *, target: Path | None, teacher: bool, root: Path | None) -> None:
     """Predict, check, pack. Predictions wait in `<target>.partial`, where the same command continues."""
     name = benchmark.replace("-", "_")
     if name not in SERVERS:
         raise UserError(f"no server is known for {benchmark!r}; {suggest(name, SERVERS)}")
-    server, target = SERVERS[name], target or default_target(name, path, teacher)
+    server, target = SERVERS[name], target or Path(f"{name}-{title(path, teacher=teacher)}.zip")
     refuse_target(target)
-    module, metadata = runs.load_student(path, teacher=teacher)
+    model = deploy.load(path, teacher=teacher)
+    metadata = model.metadata
     if metadata.classes != CITYSCAPES.names:
         raise UserError(
             f"{path} predicts {', '.join(metadata.classes)}; {name} needs the 19 Cityscapes classes in order"
         )
-    section = DomainSection(dataset=name, split="test", root=str(root) if root else None, size=metadata.size)
-    images: Any = images_of(section, 1, labels=False)  # metadata.size is scaled already
-    index = images.dataset.domain.index
+    index = load_index(name, "test", root)
     names = prediction_names(server, index)
     folder = target.with_name(target.name + ".partial")
     made_with = {"size": metadata.size, "inference": metadata.inference, "crop": metadata.crop}
-    claim(folder, {"server": name, "images": str(index.root), "network": weights_file.digest(module), **made_with})
+    network = weights_file.digest(model.segmentor)
+    claim(folder, {"server": name, "images": str(index.root), "network": network, **made_with})
     files = [folder / name for name in names]
-    predict_missing(server, module, metadata, images, files)
+    with Counting("predicting") as progress:
+        for done, (pair, file) in enumerate(zip(index.pairs, files, strict=True), 1):
+            if not file.is_file():
+                content = encode(server, model.predict(index.root / pair.image).label)
+                write_atomic(file, lambda handle, content=content: handle.write(content))  # type: ignore[misc]
+            progress(done, len(files))
     with Counting("checking") as progress:
         for done, file in enumerate(files, 1):
             check_prediction(server, file)
@@ -60,13 +57,6 @@ def run(benchmark: str, path: Path, *, target: Path | None, teacher: bool, root:
     tidy(folder, files)
     out.print(f"{target}: {len(files)} predictions of {metadata.recipe}, {'teacher' if teacher else 'student'}.")
     out.print(f"Upload it at {server.page}" + (f"\n{server.note}" if server.note else ""))
-
-
-def default_target(name: str, path: Path, teacher: bool) -> Path:
-    """`<benchmark>-<run>.zip`, here."""
-    run = path.resolve()
-    run = run.parent if run.name == "weights.safetensors" else run
-    return Path(f"{name}-{run.stem if run.is_file() else run.name}{'-teacher' if teacher else ''}.zip")
 
 
 def refuse_target(target: Path) -> None:
@@ -90,27 +80,6 @@ def claim(folder: Path, stamp: dict[str, Any]) -> None:
     if folder.exists() and any(not entry.name.endswith(".tmp") for entry in folder.iterdir()):
         raise UserError(f"{folder} exists and is not a folder of predictions; choose another --out")
     write_json(file, stamp)
-
-
-def predict_missing(
-    server: Server, module: Segmentor, metadata: WeightsMetadata, images: Subset[Any], files: list[Path]
-) -> None:
-    """Write the predictions that are not there yet, one image in memory at a time."""
-    todo = [i for i, file in enumerate(files) if not file.is_file()]
-    device = choose_device("auto")
-    precision = choose_precision("auto", device)
-    set_up(device, precision, None)
-    module.to(device)
-    normalise = Normalise(metadata.mean, metadata.std).to(device)
-    cast, look = autocast(precision, device), inference(metadata.inference, metadata.crop)
-    loader = evaluation_loader(Subset(images, todo), workers=2)
-    with evaluating(module), Counting("predicting") as progress:
-        for done, (i, item) in enumerate(zip(todo, loader, strict=True), len(files) - len(todo) + 1):
-            image = normalise(item["image"][None].to(device))
-            ids = predict(module, image, server.size[::-1], cast, look)[0]
-            content = encode(server, ids.cpu().numpy())
-            write_atomic(files[i], lambda file, content=content: file.write(content))  # type: ignore[misc]
-            progress(done, len(files))
 
 
 def tidy(folder: Path, files: list[Path]) -> None:

@@ -8,20 +8,20 @@ size is not written again, so an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from udaseg.data.layouts import places_of
+from udaseg.data.parallel import Progress
 from udaseg.data.spec import DataSetSpec
 from udaseg.errors import UserError
-from udaseg.files import check_room
+from udaseg.files import check_room, replacing
 
 MOST_EXPANSION = 200  # bytes unpacked per byte packed; JSON reaches about 20, DEFLATE's limit (a bomb) is 1032
 SMALL = 2**20  # a file below this size may compress as it likes
@@ -53,20 +53,19 @@ def archive_names(spec: DataSetSpec) -> list[str]:
     return names
 
 
-def unpack(
-    spec: DataSetSpec, folder: Path, root: Path | None = None, *, progress: Callable[[int, int], None] | None = None
-) -> Unpacked:
+def unpack(spec: DataSetSpec, folder: Path, root: Path | None = None, *, progress: Progress | None = None) -> Unpacked:
     """Unpack the archives that are in `folder`; UserError, with nothing written, if one of them cannot be trusted."""
     place = places_of(spec, root)[0]
     archives, missing = _archives(spec, folder, place)
     members = [member for archive in archives for member in _members(spec, archive, place)]
-    todo = [member for member in members if not _there(member)]
-    need = sum(member.info.file_size for member in todo)
+    pending = [member for member in members if not _is_written(member)]
+    kept = len(members) - len(pending)
+    need = sum(member.info.file_size for member in pending)
     check_room(place, need, "make room or give --root DIR on another disk.")
-    for done, _ in enumerate(_written(todo), start=len(members) - len(todo) + 1):
+    for done, _ in enumerate(_written(pending), kept + 1):
         if progress is not None:
             progress(done, len(members))
-    return Unpacked(len(todo), len(members) - len(todo), missing)
+    return Unpacked(len(pending), kept, missing)
 
 
 def _archives(spec: DataSetSpec, folder: Path, place: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -77,14 +76,14 @@ def _archives(spec: DataSetSpec, folder: Path, place: Path) -> tuple[list[Path],
     if not folder.is_dir():
         raise UserError(f"--archives {folder}: no such folder")
     zips = {name: (folder / name).with_suffix(".zip") for name in names}  # a .rar may have been packed again
-    found = [path for path in zips.values() if path.is_file()]
-    packed = [name for name in names if name.endswith(".rar") and (folder / name).is_file() and zips[name] not in found]
+    there = [path for path in zips.values() if path.is_file()]
+    packed = [name for name in names if name.endswith(".rar") and (folder / name).is_file() and zips[name] not in there]
     if packed:
         raise UserError(f"{folder / packed[0]} is a RAR file, which Python cannot read. Unpack it into {place} first.")
-    if not found:
+    if not there:
         wanted = ", ".join(names)
         raise UserError(f"--archives {folder} has none of the archives of {spec.name}: {wanted}. Get them: {spec.page}")
-    return found, tuple(name for name, path in zips.items() if path not in found)
+    return there, tuple(name for name, path in zips.items() if path not in there)
 
 
 def _members(spec: DataSetSpec, archive: Path, place: Path) -> list[_Member]:
@@ -96,12 +95,12 @@ def _members(spec: DataSetSpec, archive: Path, place: Path) -> list[_Member]:
         raise UserError(f"{archive} is not a whole zip file ({error}); download it again.") from None
     for info in infos:
         _refuse_unsafe(archive, info)
-    found = {info: info.filename.replace("\\", "/") for info in infos}  # old programs for Windows write backslashes
-    found = {info: name for info, name in found.items() if not name.endswith("/") and not name.startswith("__MACOSX/")}
-    paths = _without_wrapper([PurePosixPath(name) for name in found.values()], spec.needs)
+    names = {info: info.filename.replace("\\", "/") for info in infos}  # old programs for Windows write backslashes
+    names = {info: name for info, name in names.items() if not name.endswith("/") and not name.startswith("__MACOSX/")}
+    paths = _without_wrapper([PurePosixPath(name) for name in names.values()], spec.needs)
     if len(set(paths)) != len(paths):
         raise UserError(f"{archive} holds one name twice; it is not an official file. Nothing was unpacked.")
-    return [_Member(archive, info, place.joinpath(*path.parts)) for info, path in zip(found, paths, strict=True)]
+    return [_Member(archive, info, place.joinpath(*path.parts)) for info, path in zip(names, paths, strict=True)]
 
 
 def _refuse_unsafe(archive: Path, info: zipfile.ZipInfo) -> None:
@@ -128,30 +127,24 @@ def _without_wrapper(paths: list[PurePosixPath], needs: tuple[str, ...]) -> list
     return paths
 
 
-def _there(member: _Member) -> bool:
+def _is_written(member: _Member) -> bool:
     return member.target.is_file() and member.target.stat().st_size == member.info.file_size
 
 
-def _written(todo: list[_Member]) -> Iterator[Path]:
+def _written(members: list[_Member]) -> Iterator[Path]:
     """Write each file. A damaged one raises UserError and keeps what was written before it."""
-    for path, members in itertools.groupby(todo, lambda member: member.archive):
+    for path, inside in itertools.groupby(members, lambda member: member.archive):
         with zipfile.ZipFile(path) as archive:
-            for member in members:
+            for member in inside:
                 try:
-                    _write(archive, member)
+                    # half a file of a power cut has the wrong size: it is written again; reads the stated size at most
+                    with (
+                        replacing(member.target) as temporary,
+                        archive.open(member.info) as source,
+                        temporary.open("wb") as file,
+                    ):
+                        shutil.copyfileobj(source, file, 2**20)
                 except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
                     remedy = "download the archive again and run the same command."
                     raise UserError(f"{path}: {member.info.filename} is damaged ({error}); {remedy}") from None
                 yield member.target
-
-
-def _write(archive: zipfile.ZipFile, member: _Member) -> None:
-    """Atomic, but not flushed to disk one by one: after a power cut a file of the wrong size is written again."""
-    member.target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = member.target.with_name(f".{member.target.name}.{os.getpid()}.tmp")
-    try:
-        with archive.open(member.info) as source, temporary.open("wb") as file:  # reads the stated size at most
-            shutil.copyfileobj(source, file, 2**20)
-        os.replace(temporary, member.target)
-    finally:
-        temporary.unlink(missing_ok=True)

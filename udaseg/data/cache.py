@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,16 +20,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from udaseg.data.images import Bytes
 from udaseg.data.index import Index, index_path
 from udaseg.data.layouts import data_home, dataset_spec
-from udaseg.data.parallel import results
-from udaseg.data.transforms import Bytes, Size, keep_ratio_size
+from udaseg.data.parallel import Progress, results
+from udaseg.data.transforms import Size, keep_ratio_size
 from udaseg.errors import UserError
 from udaseg.files import check_room, write_json
 
 FORMAT = 1  # raise when files are read or resized to other pixels
 IMAGES, LABELS, STATE = "images.bin", "labels.bin", "state.json"
-FLUSH = 10.0  # seconds between records of how far the copy is
 
 Load = Callable[[int], tuple[Bytes, Bytes | None]]
 """Image number -> (H,W,3) and (H,W) at training size."""
@@ -84,29 +83,30 @@ def missing_bytes(index: Index, size: Size) -> int:
     return int(cached.starts[-1] - cached.starts[_done(cached, index)]) * sum(cached.files.values())
 
 
-def build(
-    index: Index, size: Size, load: Load, *, workers: int = 0, progress: Callable[[int, int], None] | None = None
-) -> Cached:
+def build(index: Index, size: Size, load: Load, *, workers: int | None = 0, progress: Progress | None = None) -> Cached:
     """Write what is missing of the copy. UserError, before anything is written, when the disk is too small."""
     cached = layout(index, size)
     check_disk(missing_bytes(index, size))
     first = done = _done(cached, index)
-    state = {"key": _key(index)}
-    write_json(cached.folder / STATE, {**state, "done": done})  # before a lost file is there again, full of zeros
+    key = _key(index)
+
+    def record() -> None:
+        """The pixels first, then the number: a record never promises what is not on the disk."""
+        for name in cached.files:
+            with (cached.folder / name).open("r+b") as file:
+                os.fsync(file.fileno())
+        write_json(cached.folder / STATE, {"key": key, "done": done})
+
+    write_json(cached.folder / STATE, {"key": key, "done": done})  # before a lost file is there again, full of zeros
     for name, channels in cached.files.items():
         with (cached.folder / name).open("ab") as file:
             file.truncate(channels * int(cached.starts[-1]))
-    flushed = time.monotonic()
+    copy, jobs = partial(_copy, cached, load), range(first, len(index))
     try:
-        copied = results(partial(_copy, cached, load), range(first, len(index)), workers)
-        for done, _ in enumerate(copied, first + 1):
-            if progress is not None:
-                progress(done, len(index))
-            if time.monotonic() - flushed > FLUSH:
-                _record(cached, {**state, "done": done})
-                flushed = time.monotonic()
+        for _ in results(copy, jobs, workers, progress=progress, done=first, save=record):
+            done += 1
     finally:
-        _record(cached, {**state, "done": done})
+        record()
     return cached
 
 
@@ -125,14 +125,6 @@ def _copy(cached: Cached, load: Load, i: int) -> None:
         with (cached.folder / name).open("r+b") as file:
             file.seek(channels * int(cached.starts[i]))
             file.write(np.ascontiguousarray(array).data)
-
-
-def _record(cached: Cached, state: dict[str, object]) -> None:
-    """The pixels first, then the number: a record never promises what is not on the disk."""
-    for name in cached.files:
-        with (cached.folder / name).open("r+b") as file:
-            os.fsync(file.fileno())
-    write_json(cached.folder / STATE, state)
 
 
 def _done(cached: Cached, index: Index) -> int:

@@ -120,3 +120,10 @@ def match_classes(own: Sequence[str], wanted: Sequence[str], merge: Mapping[str,
     else IGNORE."""
     ids = {name: train_id for train_id, name in enumerate(wanted)}
     return tuple(ids.get(merge.get(name, name), IGNORE) for name in own)
+
+
+def colourise(label: npt.NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.uint8]:
+    """Train ids (H, W) -> RGB (H, W, 3); ignored pixels are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    return table[label]

@@ -21,6 +21,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -29,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, Validat
 
 from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, ClassSet
 from udaseg.data.images import Pixels
-from udaseg.data.spec import DataSetSpec, Encoding, Found, match
+from udaseg.data.spec import DataSetSpec, Encoding, Listing, match
 from udaseg.errors import UserError
 from udaseg.problems import Problem, explain, suggest
 from udaseg.yamls import read_yaml
@@ -68,7 +69,7 @@ class _File(_Section):
     scale: Literal["native"] = "native"
 
 
-_NOTHING = {"name": "x", "root": ".", "classes": ["x"], "splits": {"x": {"images": "x"}}}
+_PLACEHOLDERS = {"name": "x", "root": ".", "classes": ["x"], "splits": {"x": {"images": "x"}}}
 
 
 def load_custom(name: str) -> DataSetSpec:
@@ -81,7 +82,7 @@ def load_custom(name: str) -> DataSetSpec:
     except ValidationError as error:
         problems = explain(error, _File)
         refused = {problem.path[0] for problem in problems}
-        file = _File.model_validate({**_NOTHING, **{k: v for k, v in tree.items() if str(k) not in refused}})
+        file = _File.model_validate({**_PLACEHOLDERS, **{k: v for k, v in tree.items() if str(k) not in refused}})
     problems += [p for p in _inconsistencies(file, refused) if p.path[0] not in refused]
     if problems:
         lines = [f"  {'.'.join(p.path)}: {p.message}" for p in problems]
@@ -199,14 +200,14 @@ def _encoding(file: _File) -> Encoding:
 def _palette(file: _File, encoding: Encoding) -> tuple[Colour, ...]:
     """The file's colours, else those of the masks, else hues far apart."""
     of_masks = {value: colour for colour, value in reversed(encoding.pixels.colours)}
-    found = []
+    palette = []
     for c, name in enumerate(file.classes):
         r, g, b = (round(255 * part) for part in colorsys.hsv_to_rgb(c * 0.618 % 1, 0.7, 0.9 - 0.15 * (c % 3)))
-        found.append(file.palette.get(name) or of_masks.get(c) or (r, g, b))
-    return tuple(found)
+        palette.append(file.palette.get(name) or of_masks.get(c) or (r, g, b))
+    return tuple(palette)
 
 
-def _find(splits: Mapping[str, _Split], root: Path, split: str) -> Found:
+def _find(splits: Mapping[str, _Split], root: Path, split: str) -> Listing:
     section = splits[split]
     images = {path.as_posix(): path for path in sorted(_glob(root, section.images))}
     if section.masks is None:
@@ -225,8 +226,8 @@ def _find(splits: Mapping[str, _Split], root: Path, split: str) -> Found:
     labels = {**{key: mask for mask, key in owners.items()}, **{f"\0{mask}": mask for mask in unused}}
     # masks may lie among the images
     kept = {key: image for key, image in images.items() if key not in shared and image not in owners}
-    found = match(kept, labels)
-    return Found(found.pairs, (*found.unmatched, *shared.items()), found.encoding)
+    matched = match(kept, labels)
+    return replace(matched, unmatched=(*matched.unmatched, *shared.items()))
 
 
 def _fixed(pattern: str) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Training pairs and evaluation images as torch data sets.
 
-Source: baselines 2.3 to 2.5 and 2.8. What differs from the public code: sample k is a pure function of (seed, k), so
-workers and resuming change nothing; a rare-class re-crop cuts the decoded image again instead of reading it again;
-crops are chosen on the label alone and only the chosen box of the image is resized; target labels are never decoded.
+Source: ``docs/fidelity.md``, "Crops and sampling". What differs from the public code: sample k is a pure function of
+(seed, k), so workers and resuming change nothing; a rare-class re-crop cuts the decoded image again instead of reading
+it again; crops are chosen on the label alone and only the chosen box of the image is resized; target labels are never
+decoded.
 
 H, W native size, h, w crop size. Images (H,W,3) uint8 RGB, labels (H,W) uint8 train ids with 255 = ignore.
 """
@@ -21,13 +22,11 @@ from torch.utils.data import Dataset
 from udaseg.component import SampleExtra, SourceCrop
 from udaseg.data import cache
 from udaseg.data.classes import IGNORE
-from udaseg.data.images import read_image, read_label
+from udaseg.data.images import Bytes, read_image, read_label
 from udaseg.data.index import Index
 from udaseg.data.sampling import Choice, Sampler
 from udaseg.data.transforms import (
     MEAN_COLOUR,
-    Box,
-    Bytes,
     Margins,
     Size,
     cut,
@@ -39,6 +38,7 @@ from udaseg.data.transforms import (
     resize_image,
     resize_label,
 )
+from udaseg.data.transforms import Crop as Box
 from udaseg.errors import UserError
 
 TRIES = 10  # checked crops, of a wanted class; the next one is used unchecked
@@ -81,7 +81,7 @@ class Domain:
         self.index, self.size, self.labels = index, size, labels
         self.lut = index.lut() if lut is None else lut
         self.pixels = index.format.pixels
-        self.copy = cache.find(index, size)  # of `udaseg prepare --cache`: the same pixels without decoding
+        self.copy = cache.find(index, size)  # made by `udaseg prepare --cache`: the same pixels without decoding
         self._cache: dict[int, Decoded] = {}
         self._room = cache_bytes
 

@@ -1,9 +1,11 @@
 """Read images and label files; nothing is ever misread silently.
 
-Shapes: H, W pixels. Source: baselines (GTA5 palette PNGs hold label ids as palette indices; Pillow opens 16-bit RGB
-PNGs without an error and returns only the high bytes). What differs from the public code: the bit depth is checked in
-the PNG header, colour copies of labels are inverted, polygons are drawn when they are read, checksums are checked when
-a label is counted, and every failure names its file.
+`read_image` is strict, as a data set should be: 8 bits a channel, pixels as stored. `as_rgb` takes any picture a person
+has, for predictions. Every failure is a UserError that names its file. What differs from the public code: the bit depth
+is checked in the PNG header (Pillow opens 16-bit RGB PNGs without an error and returns only the high bytes), colour
+copies of labels are inverted, polygons are drawn when they are read, checksums are checked when a label is counted.
+
+Shapes: H, W pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFile
+from PIL import Image, ImageDraw, ImageFile, ImageOps, UnidentifiedImageError
 
 from udaseg.data.classes import CITYSCAPES_COLOURS, CITYSCAPES_NAMES, UNKNOWN_COLOUR
 from udaseg.errors import UserError
@@ -47,39 +49,90 @@ STREET_PIXELS = Pixels(colours=tuple(CITYSCAPES_COLOURS.items()))
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, RecursionError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+"""What Pillow and json raise for damaged files."""
+
+
+# ------------------------------------------------------------------------------------------------------- any picture
+
+
+def as_rgb(image: Image.Image | Bytes | str | Path) -> Bytes:
+    """(H,W,3) uint8 RGB of a file, a Pillow image, or such an array; UserError for anything else.
+
+    Grey, palette and CMYK images become RGB, transparency is dropped, EXIF rotation is applied, of 16 bits the high
+    eight are kept (no stretching: equal values stay equal from image to image). Of several frames the first is read.
+    """
+    if isinstance(image, (str, Path)):
+        with _reading_picture(image), Image.open(image) as picture:
+            return _from_pillow(picture)
+    if isinstance(image, Image.Image):
+        with _reading_picture(getattr(image, "filename", "") or "the image"):
+            return _from_pillow(image)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"an image is a path, a Pillow image or a uint8 RGB array (H, W, 3), not {what}")
+    if not image.size:
+        raise UserError(f"an image without pixels: {image.shape}")
+    return image
 
 
 @contextmanager
-def _reading(path: Path, how: str = "") -> Iterator[None]:
-    """Every failure becomes a UserError that names the file."""
+def _reading_picture(name: str | Path) -> Iterator[None]:
+    """Failures become UserErrors. Damaged tags and up to 179 MP are no reason to refuse a person's picture."""
     try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; was the data set moved? Run its `udaseg prepare` again.") from None
-    except UserError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is too large to be an image of this data set ({error}).") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        EOFError,
-        RecursionError,
-        struct.error,
-    ) as error:
-        raise UserError(f"{path} cannot be read{how} ({error}); download or unpack it again.") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UnidentifiedImageError:
+        raise UserError(f"{name}: not an image, or in a format that Pillow does not know") from None
+    except _DAMAGE as error:
+        raise UserError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _from_pillow(picture: Image.Image) -> Bytes:
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode == "F":
+        raise UserError("its pixels are floats of unknown range; save it with 8 or 16 bits")
+    if not upright.mode.startswith("I"):
+        return np.array(upright.convert("RGB"))
+    values = np.asarray(upright)
+    if values.min() < 0 or values.max() > 65535:
+        raise UserError("its pixels have more than 16 bits; save it with 8 or 16")
+    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+# --------------------------------------------------------------------------------------------- images of a data set
+
+
+def read_image(path: Path) -> Bytes:
+    """(H,W,3) RGB. Raises UserError for a missing, truncated, corrupt or 16-bit file."""
+    with _opened(path) as picture:
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))  # no copies: decoding is slow
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(w, h) from the header; UserError if the file does not end as its format must (cut off while downloading).
+
+    No pixels are decoded where it does: damage in the middle of a file shows when it is read.
+    """
+    with _opened(path) as picture, path.open("rb") as file:
+        end, pixels = _ENDS.get(picture.format or "", b""), picture.fp.tell() if picture.fp else 0
+        for start in (path.stat().st_size - 64, pixels):  # telephones put a film or notes behind a photo
+            file.seek(max(start, 0))
+            if end in file.read():
+                return picture.size
+    raise UserError(f"{path} is cut off before its end; download or unpack it again.")
 
 
 @contextmanager
 def _opened(path: Path, *, deep: bool = False) -> Iterator[ImageFile.ImageFile]:
     """An opened 8-bit image (`deep`: or 16-bit).
 
-    Pillow's limit on the number of pixels is kept (89 MP warn, 179 MP fail; street images have 2 MP), the warning is
-    an error here: a small file that expands to gigabytes is refused.
+    Pillow warns of 89 megapixels, which is an error here (street images have 2): a small file that expands to gigabytes
+    is refused.
     """
     with _reading(path), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -91,6 +144,21 @@ def _opened(path: Path, *, deep: bool = False) -> Iterator[ImageFile.ImageFile]:
             yield picture
 
 
+@contextmanager
+def _reading(path: Path, how: str = "") -> Iterator[None]:
+    """Every failure becomes a UserError that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; was the data set moved? Run its `udaseg prepare` again.") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is too large to be an image of this data set ({error}).") from None
+    except _DAMAGE as error:
+        raise UserError(f"{path} cannot be read{how} ({error}); download or unpack it again.") from None
+
+
 def _png_depth(path: Path) -> int:
     """Bits per channel as the PNG header states it; 8 for other formats."""
     with path.open("rb") as file:
@@ -98,10 +166,7 @@ def _png_depth(path: Path) -> int:
     return head[24] if head[:8] == _PNG and len(head) == 26 else 8
 
 
-def read_image(path: Path) -> Bytes:
-    """(H,W,3) RGB. Raises UserError for a missing, truncated, corrupt or 16-bit file."""
-    with _opened(path) as picture:
-        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))  # no copies: decoding is slow
+# ------------------------------------------------------------------------------------------------------------ labels
 
 
 def read_label(path: Path, pixels: Pixels = STREET_PIXELS) -> Bytes:
@@ -238,17 +303,3 @@ def _polygons(path: Path) -> Bytes:
             if not item.get("deleted") and CITYSCAPES_NAMES[name] >= 0:
                 pen.polygon([(x, y) for x, y in item["polygon"]], fill=CITYSCAPES_NAMES[name])
         return np.array(picture)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(w, h) from the header; UserError if the file does not end as its format must (cut off while downloading).
-
-    No pixels are decoded where it does: damage in the middle of a file shows when it is read.
-    """
-    with _opened(path) as picture, path.open("rb") as file:
-        end, pixels = _ENDS.get(picture.format or "", b""), picture.fp.tell() if picture.fp else 0
-        for start in (path.stat().st_size - 64, pixels):  # telephones put a film or notes behind a photo
-            file.seek(max(start, 0))
-            if end in file.read():
-                return picture.size
-    raise UserError(f"{path} is cut off before its end; download or unpack it again.")

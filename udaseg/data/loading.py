@@ -1,6 +1,6 @@
 """Batches of uint8 samples in an order that depends only on the step, and normalisation on the device.
 
-Source: baselines 2.1 and 2.6. What differs from the public loader: step t of rank r takes the samples
+Source: ``docs/fidelity.md``, "Data pipeline". What differs from the public loader: step t of rank r takes the samples
 k = t * total_batch + r * batch + (0 .. batch - 1), so the order is independent of the number of workers and a resumed
 run replays nothing; pixels travel as uint8, a quarter of the bytes.
 
@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from udaseg.errors import UserError
 
-Batch = dict[str, Tensor]
+RawBatch = dict[str, Tensor]
+"""The tensors of B samples by name, uint8, not yet normalised."""
 
 
 class _Guarded(Dataset[Any]):
-    """Hands a UserError on as its message: an exception from a worker would arrive wrapped in a traceback."""
+    """Turns a UserError into its message: an exception from a worker would arrive wrapped in a traceback."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -50,7 +51,7 @@ def _one_thread(worker: int) -> None:
 
 
 def _loaded(dataset: Dataset[Any], workers: int, device: torch.device | str, **options: Any) -> Iterator[Any]:
-    """What the loader gives; a sample's UserError is raised as it was, also from a worker. Pinned for a CUDA device."""
+    """Batches or items; a sample's UserError is raised as it was, also from a worker. Pinned for a CUDA device."""
     loader = DataLoader(
         _Guarded(dataset),
         num_workers=workers,
@@ -74,7 +75,7 @@ def training_loader(
     steps: int,
     slots: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
-) -> Iterator[Batch]:
+) -> Iterator[RawBatch]:
     """Batches of the steps `start` .. `steps` - 1 for rank `slots[0]` of `slots[1]`, `batch` samples each, on the CPU.
 
     `dataset` needs steps * batch * slots[1] samples. Raises a sample's UserError as it was.
@@ -86,7 +87,7 @@ def training_loader(
     return _loaded(dataset, workers, device, batch_sampler=order, collate_fn=_collate, prefetch_factor=prefetch)
 
 
-def to_device(batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = True) -> Batch:
+def to_device(batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = True) -> RawBatch:
     """The same batch on the device."""
     return {name: value.to(device, non_blocking=non_blocking) for name, value in batch.items()}
 

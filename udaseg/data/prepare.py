@@ -1,4 +1,4 @@
-"""Prepare a data set for training: index every split that is there, and say what was found.
+"""Prepare a data set for training: index every split that is there, and summarise it.
 
 What differs from the public conversion scripts: nothing is converted or written into the data set.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from udaseg.data.index import Index, Progress, build_index, unknown_name
+from udaseg.data.index import Index, build_index, unknown_name
 from udaseg.data.layouts import GROUPS, dataset_spec, find_root
+from udaseg.data.parallel import Progress
 from udaseg.errors import UserError
 
 

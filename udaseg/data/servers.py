@@ -107,11 +107,11 @@ def prediction_names(server: Server, index: Index) -> list[str]:
 def _check_number(server: Server, index: Index) -> None:
     """By folder, or in all where folders do not tell (ACDC as DAFormer flattens it)."""
     total = sum(server.images.values())
-    found = Counter(next((part for part in pair.image.parts if part in server.images), "") for pair in index.pairs)
-    if found in (server.images, {"": total}):
+    counts = Counter(next((part for part in pair.image.parts if part in server.images), "") for pair in index.pairs)
+    if counts in (server.images, {"": total}):
         return
-    wanted = {"": total} if set(found) == {""} else {**dict.fromkeys(found, 0), **server.images}
-    lines = [f"  {k or 'other folders'}: {found[k]} of {n}" for k, n in wanted.items() if found[k] != n]
+    wanted = {"": total} if set(counts) == {""} else {**dict.fromkeys(counts, 0), **server.images}
+    lines = [f"  {k or 'other folders'}: {counts[k]} of {n}" for k, n in wanted.items() if counts[k] != n]
     lines += [f"  {name}: {reason}" for name, reason in index.left_out[:10]]
     head = f"The server expects {total} images of {server.dataset} test and {index.root} has {len(index)}:"
     raise UserError("\n".join([head, *lines, "Complete them, run `udaseg prepare` again, then the same command."]))

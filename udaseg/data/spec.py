@@ -27,8 +27,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a finder saw: pairs sorted by image path, names it could not pair with the reason, and the encoding."""
+class Listing:
+    """The files of a split: pairs sorted by image path, names without a partner and why, and the labels' encoding."""
 
     pairs: tuple[Pair, ...]
     unmatched: tuple[tuple[str, str], ...] = ()
@@ -50,7 +50,7 @@ class DataSetSpec:
 
     name: str
     classes: ClassSet
-    find: Callable[[Path, str], Found]
+    find: Callable[[Path, str], Listing]
     encodings: Mapping[str, Encoding]
     folders: tuple[str, ...]  # tried in this order under the data home
     needs: tuple[str, ...]  # sub-folders without which a folder is not this data set
@@ -84,21 +84,21 @@ def walk(folder: Path, suffixes: tuple[str, ...] = PICTURES) -> Iterator[Path]:
 def keyed(root: Path, folder: str, ending: str = "", suffixes: tuple[str, ...] = PICTURES) -> dict[str, Path]:
     """Path below `folder` without suffix and ending -> path relative to `root`."""
     base = root / folder
-    found = {p.relative_to(base).with_suffix("").as_posix(): p.relative_to(root) for p in walk(base, suffixes)}
-    return {key.removesuffix(ending): path for key, path in found.items() if key.endswith(ending)}
+    files = {p.relative_to(base).with_suffix("").as_posix(): p.relative_to(root) for p in walk(base, suffixes)}
+    return {key.removesuffix(ending): path for key, path in files.items() if key.endswith(ending)}
 
 
-def match(images: Mapping[str, Path], labels: Mapping[str, Path], *, encoding: str = "ids") -> Found:
+def match(images: Mapping[str, Path], labels: Mapping[str, Path], *, encoding: str = "ids") -> Listing:
     """Pair by key. An image without a label stays only if the whole split has none (a target); the rest is listed."""
     if not labels:
-        return Found(tuple(Pair(images[k], None) for k in sorted(images)), (), encoding)
+        return Listing(tuple(Pair(images[k], None) for k in sorted(images)), (), encoding)
     alone = [(str(images[k]), "image without a label") for k in sorted(images.keys() - labels.keys())]
     alone += [(str(labels[k]), "label without an image") for k in sorted(labels.keys() - images.keys())]
     both = sorted(images.keys() & labels.keys())
-    return Found(tuple(Pair(images[k], labels[k]) for k in both), tuple(alone), encoding)
+    return Listing(tuple(Pair(images[k], labels[k]) for k in both), tuple(alone), encoding)
 
 
-def best(images: Mapping[str, Path], **labels: Mapping[str, Path]) -> Found:
+def best(images: Mapping[str, Path], **labels: Mapping[str, Path]) -> Listing:
     """Pair with the encoding whose label files cover most images; the first of those that cover as many."""
     encoding = max(labels, key=lambda name: len(images.keys() & labels[name].keys()))
     return match(images, labels[encoding], encoding=encoding)

@@ -1,8 +1,9 @@
 """Resize, crop, flip, pad and photometric distortion on numpy arrays, to the pixel as the public pipeline.
 
-Source: baselines sections 2.1 to 2.4 and 2.7, with OpenCV's published 8-bit conventions (bilinear interpolation with
+Source: ``docs/fidelity.md``, "Data pipeline", with OpenCV's published 8-bit conventions (bilinear interpolation with
 half-pixel centres and no anti-aliasing in 11-bit fixed point; hue in 0..179). Sizes are (w, h) as in recipes; arrays
-and boxes are rows first: images (H,W,3) uint8 RGB, labels (H,W) uint8 train ids.
+and boxes are rows first: images (H,W,3) uint8 RGB, labels (H,W) uint8 train ids. Torchvision's transforms do not give
+the same pixels.
 
 What differs from the public code: only the wanted box of a resized image is computed (the same pixels as resizing all
 of it); padding marks the valid mask 0, not 255; a padded image gets the mean colour as uint8, which is within 0.01 of
@@ -19,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from udaseg.data.classes import IGNORE
+from udaseg.data.images import Bytes
 
-Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int32]
 Size = tuple[int, int]
 
@@ -34,8 +35,8 @@ class Integers(Protocol):
     def integers(self, low: int, high: int) -> int: ...
 
 
-class Box(NamedTuple):
-    """Rows y1 <= y < y2, columns x1 <= x < x2."""
+class Crop(NamedTuple):
+    """A box in an image: rows y1 <= y < y2, columns x1 <= x < x2."""
 
     y1: int
     y2: int
@@ -47,11 +48,6 @@ def keep_ratio_size(size: Size, target: Size) -> Size:
     """Largest (w, h) of the same aspect with long side <= target's long side and short side <= its short side."""
     scale = min(max(target) / max(size), min(target) / min(size))
     return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
-
-
-def whole(size: Size) -> Box:
-    """The box of all pixels of an image of (w, h)."""
-    return Box(0, size[1], 0, size[0])
 
 
 # ------------------------------------------------------------------------------------------------------------ resize
@@ -91,10 +87,10 @@ def _along_rows(rows: Bytes, taps: _Taps, x1: int, x2: int) -> Ints:
     return first
 
 
-def resize_image(image: Bytes, size: Size, box: Box | None = None) -> Bytes:
+def resize_image(image: Bytes, size: Size, box: Crop | None = None) -> Bytes:
     """(H,W,3) uint8 -> the pixels of `box` (default: all) of the image resized to (w, h); equals cv2.INTER_LINEAR."""
     height, width, _ = image.shape
-    box = box or whole(size)
+    box = box or Crop(0, size[1], 0, size[0])
     if (width, height) == size:
         return image[box.y1 : box.y2, box.x1 : box.x2]
     vertical = _taps(height, size[1], False)
@@ -128,11 +124,11 @@ def resize_label(label: Bytes, size: Size) -> Bytes:
 # -------------------------------------------------------------------------------------------------------------- crop
 
 
-def random_box(size: Size, crop: tuple[int, int], rng: Integers) -> Box:
+def random_box(size: Size, crop: tuple[int, int], rng: Integers) -> Crop:
     """A box of crop (h, w), or of the image's side where that is shorter; offsets uniform, both ends included."""
     y = int(rng.integers(0, max(size[1] - crop[0], 0) + 1))
     x = int(rng.integers(0, max(size[0] - crop[1], 0) + 1))
-    return Box(y, min(y + crop[0], size[1]), x, min(x + crop[1], size[0]))
+    return Crop(y, min(y + crop[0], size[1]), x, min(x + crop[1], size[0]))
 
 
 def varied(label: Bytes, cat_max_ratio: float) -> bool:
@@ -143,7 +139,7 @@ def varied(label: Bytes, cat_max_ratio: float) -> bool:
 
 def draw_crop(
     size: Size, crop: tuple[int, int], rng: Integers, *, label: Bytes | None = None, cat_max_ratio: float = 1.0
-) -> Box:
+) -> Crop:
     """A random box of crop (h, w) in an image of size (w, h).
 
     With a label and cat_max_ratio < 1, a box that is not `varied` is redrawn at most 10 times; the 11th is not checked.
@@ -156,7 +152,7 @@ def draw_crop(
     return random_box(size, crop, rng)
 
 
-def cut(array: Bytes, box: Box) -> Bytes:
+def cut(array: Bytes, box: Crop) -> Bytes:
     """The box of an (H,W) or (H,W,3) array (a view)."""
     return array[box.y1 : box.y2, box.x1 : box.x2]
 
@@ -171,10 +167,10 @@ def pad(array: Bytes, crop: tuple[int, int], value: int | tuple[int, int, int]) 
     height, width = array.shape[:2]
     if height >= crop[0] and width >= crop[1]:
         return array
-    out = np.empty((max(height, crop[0]), max(width, crop[1]), *array.shape[2:]), dtype=np.uint8)
-    out[:] = value
-    out[:height, :width] = array
-    return out
+    shape = (max(height, crop[0]), max(width, crop[1]), *array.shape[2:])
+    padded = np.full(shape, value, dtype=np.uint8)
+    padded[:height, :width] = array
+    return padded
 
 
 @dataclass(frozen=True)
@@ -187,7 +183,7 @@ class Margins:
     right: int = 0
     at: Size = (2048, 1024)
 
-    def valid(self, size: Size, box: Box) -> Bytes:
+    def valid(self, size: Size, box: Crop) -> Bytes:
         """The box of the mask (1 = reliable) nearest-resized to (w, h); from its two profiles, never the whole mask."""
         rows = _profile(self.top, self.bottom, self.at[1])[nearest(self.at[1], size[1])[box.y1 : box.y2]]
         columns = _profile(self.left, self.right, self.at[0])[nearest(self.at[0], size[0])[box.x1 : box.x2]]

@@ -49,8 +49,8 @@ class Check:
     changed: float
 
 
-class Pixels(nn.Module):
-    """What is exported: pixels to logits."""
+class PixelsToLogits(nn.Module):
+    """What is exported: normalisation, network, up-sampling."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def export(
             raise UserError(
                 f"--format onnx: one file holds 2 GB at most, these weights have {held / 1e9:.1f}; use torch"
             )
-    network = Pixels(model).eval()
+    network = PixelsToLogits(model).eval()
     with quiet():
         program, free = traced(network, size, free=model.metadata.wrapper is None and not windowed(network))
         content, again = (as_onnx if form == "onnx" else as_torch)(program, described(model.metadata, free, size))
@@ -94,11 +94,11 @@ def export(
 
 
 def windowed(network: nn.Module) -> bool:
-    """Has it window attention (Swin, SAM)? With free sizes its shapes are terms that grow by the stage, for hours."""
+    """Has it window attention (Swin, SAM)? Tracing it with free sizes takes hours: shape terms grow with each stage."""
     return any(bool(getattr(part, "window_size", None)) for part in network.modules())
 
 
-def traced(network: Pixels, size: tuple[int, int], *, free: bool) -> tuple[ExportedProgram, bool]:
+def traced(network: PixelsToLogits, size: tuple[int, int], *, free: bool) -> tuple[ExportedProgram, bool]:
     """The graph, and whether batch and size are free in it; a network that cannot be traced so gets fixed ones."""
     image = torch.zeros(2 if free else 1, 3, size[1], size[0], dtype=torch.uint8)
     with torch.no_grad():
@@ -147,13 +147,13 @@ def described(metadata: WeightsMetadata, free: bool, size: tuple[int, int]) -> s
 def compared(
     network: nn.Module, again: Callable[[Tensor], Tensor], images: Sequence[Tensor], size: tuple[int, int], free: bool
 ) -> Check:
-    """The network and its export on every image; what is not a number stays one."""
-    found = []
+    """The network and its export on every image; NaNs propagate."""
+    rows = []
     for image in images if free else [filled(image, size) for image in images]:
         want, have = network(image), again(image)
         changed = (want.argmax(1) != have.argmax(1)).float().mean()
-        found.append(torch.stack([(want - have).abs().max(), want.abs().max(), changed]))
-    measured = torch.stack(found)
+        rows.append(torch.stack([(want - have).abs().max(), want.abs().max(), changed]))
+    measured = torch.stack(rows)
     difference, largest, _ = measured.amax(0).tolist()
     return Check(free, size, difference, largest, float(measured[:, 2].mean()))
 
@@ -173,7 +173,7 @@ def generated(size: tuple[int, int], number: int = 2) -> list[Tensor]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters' warnings are about their own insides."""
+    """Without the exporters' warnings, which concern their own code only."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -10,20 +10,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, get_args
+from typing import IO, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
 from udaseg.deploy import video
-from udaseg.deploy.inputs import RECORD, Source, find
+from udaseg.deploy.inputs import RECORD, Source, find_sources
 from udaseg.deploy.model import Model, Prediction, load
 from udaseg.errors import UserError
 from udaseg.files import write_atomic, write_json
 from udaseg.models import weights_file
 
 Kind = Literal["index", "color", "overlay", "probabilities"]
-SUFFIX: dict[Kind, str] = {"index": ".png", "color": ".png", "overlay": ".jpg", "probabilities": ".npz"}
+KINDS: tuple[Kind, ...] = get_args(Kind)
 DEFAULT: tuple[Kind, ...] = ("index", "overlay")
 LONGEST = 65500  # pixels of a JPEG's side
 
@@ -53,13 +53,13 @@ def predict(
     UserError for what is wrong with the request; a file that cannot be read becomes a result with an ``error``.
     """
     wanted = kinds(save)
-    sources = find([inputs] if isinstance(inputs, (str, Path)) else inputs)
+    sources = find_sources([inputs] if isinstance(inputs, (str, Path)) else inputs)
     folder = Path(out) if out is not None else default_folder(Path(weights), teacher=teacher)
     model = load(weights, teacher=teacher, device=device)
     claim(folder, weights_file.digest(model.segmentor), sources)
     results: list[Result] = []
     for source in sources:
-        results.append(_one(model, source, folder, wanted, progress))
+        results.append(_predict(model, source, folder, wanted, progress))
         progress(len(results), len(sources))
     return results
 
@@ -67,10 +67,10 @@ def predict(
 def kinds(names: str | Sequence[str]) -> tuple[Kind, ...]:
     """The named kind or kinds of outputs, once each; UserError for an unknown one and for none."""
     names = [names] if isinstance(names, str) else names
-    strange = [name for name in names if name not in SUFFIX]
+    strange = [name for name in names if name not in KINDS]
     if strange or not names:
-        raise UserError(f"save: {', '.join(strange) or 'nothing'} is not allowed; choose from {', '.join(SUFFIX)}")
-    return tuple(kind for kind in SUFFIX if kind in names)
+        raise UserError(f"save: {', '.join(strange) or 'nothing'} is not allowed; choose from {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in names)
 
 
 def default_folder(weights: Path, *, teacher: bool = False) -> Path:
@@ -109,11 +109,11 @@ def _record(path: Path) -> tuple[str, dict[str, str]]:
         raise UserError(f"{path} is damaged; choose another folder with --out") from None
 
 
-def _one(
+def _predict(
     model: Model, source: Source, folder: Path, save: Sequence[Kind], frames: Callable[[int, int], None]
 ) -> Result:
-    """What is there already is left alone. A video gives an overlay, whatever ``save``."""
-    wanted = {kind: folder / kind / f"{source.name}{SUFFIX[kind]}" for kind in save}
+    """Write the missing outputs of one source. A video gives an overlay, whatever ``save``."""
+    wanted = {kind: folder / kind / f"{source.name}{OUTPUTS[kind].suffix}" for kind in save}
     if source.video:
         wanted = {"overlay": folder / "overlay" / f"{source.name}.mp4"}
     missing = {kind: path for kind, path in wanted.items() if not path.exists()}
@@ -133,18 +133,24 @@ def write(prediction: Prediction, kind: Kind, path: Path) -> None:
     """One output of an image, atomically."""
     if kind == "overlay" and max(prediction.label.shape) > LONGEST:
         raise UserError(f"{path}: a JPEG cannot have more than {LONGEST} pixels a side; choose --save color")
-    write_atomic(path, lambda file: WRITERS[kind](prediction, file))
+    write_atomic(path, lambda file: OUTPUTS[kind].write(prediction, file))
 
 
-def _probabilities(prediction: Prediction, file: IO[bytes]) -> None:
+class Output(NamedTuple):
+    """How a kind of output is written."""
+
+    suffix: str
+    write: Callable[[Prediction, IO[bytes]], None]
+
+
+def _write_probabilities(prediction: Prediction, file: IO[bytes]) -> None:
     assert prediction.probabilities is not None
     np.savez_compressed(file, probabilities=prediction.probabilities, classes=np.array(prediction.classes))
 
 
-WRITERS: dict[Kind, Callable[[Prediction, IO[bytes]], None]] = {
-    "index": lambda prediction, file: prediction.index().save(file, "PNG"),
-    "color": lambda prediction, file: Image.fromarray(prediction.colour()).save(file, "PNG"),
-    "overlay": lambda prediction, file: prediction.overlay().save(file, "JPEG", quality=90),
-    "probabilities": _probabilities,
+OUTPUTS: dict[Kind, Output] = {
+    "index": Output(".png", lambda prediction, file: prediction.index().save(file, "PNG")),
+    "color": Output(".png", lambda prediction, file: Image.fromarray(prediction.colour()).save(file, "PNG")),
+    "overlay": Output(".jpg", lambda prediction, file: prediction.overlay().save(file, "JPEG", quality=90)),
+    "probabilities": Output(".npz", _write_probabilities),
 }
-assert set(SUFFIX) == set(get_args(Kind)) == set(WRITERS)

@@ -36,17 +36,17 @@ class Source:
         return self.path.suffix.lower() in VIDEOS
 
 
-def find(inputs: Sequence[str | Path]) -> list[Source]:
+def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
     """Everything the inputs mean, once each; UserError for an input that is not there and for none at all."""
-    found: dict[Path, Path] = {}
+    names: dict[Path, Path] = {}
     for text in inputs:
         for path, name in _expand(str(text), several=len(inputs) > 1):
-            found.setdefault(Path(os.path.abspath(path)), name)
-    if not found:
+            names.setdefault(Path(os.path.abspath(path)), name)
+    if not names:
         raise UserError(
             f"no image or video in {', '.join(map(str, inputs)) or 'an empty list'}; known: {' '.join(IMAGES + VIDEOS)}"
         )
-    return _named(found)
+    return _named(names)
 
 
 def _expand(text: str, *, several: bool) -> Iterator[tuple[Path, Path]]:
@@ -82,15 +82,16 @@ def _inside(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def _named(found: dict[Path, Path]) -> list[Source]:
-    times = Counter(name.with_suffix("") for name in found.values())
-    names = {path: name if times[name.with_suffix("")] > 1 else name.with_suffix("") for path, name in found.items()}
+def _named(paths: dict[Path, Path]) -> list[Source]:
+    """Sources under their relative paths; UserError where two would write the same files."""
+    times = Counter(path.with_suffix("") for path in paths.values())
     taken: dict[Path, Path] = {}
-    for path, name in names.items():
+    for file, path in paths.items():
+        name = path if times[path.with_suffix("")] > 1 else path.with_suffix("")
         if name in taken:
             raise UserError(
-                f"{taken[name]} and {path} would have the same outputs ({name}); give their common folder, or predict "
+                f"{taken[name]} and {file} would have the same outputs ({name}); give their common folder, or predict "
                 "them with a different --out each"
             )
-        taken[name] = path
-    return [Source(path, name) for path, name in names.items()]
+        taken[name] = file
+    return [Source(file, name) for name, file in taken.items()]

@@ -1,9 +1,9 @@
 """A trained network ready for use: any picture in, a label map of its own size out.
 
 The path of a pixel is that of `udaseg evaluate`: the image is fitted into the size of training with its ratio kept,
-looked at once or through windows as the weights file says, logits go bilinearly to the image's own size, then argmax.
-What differs: none of it ever holds all logits of a large image. They are up-sampled in strips of rows; and where
-images are used at their own size (training size null), large ones are looked at through windows, band by band.
+passed through the network whole or in windows as the weights file says, logits go bilinearly to the image's own size,
+then argmax. What differs: the logits of a large image are never all in memory. They are up-sampled in strips of rows;
+and where images are used at their own size (training size null), large ones are passed in windows, band by band.
 
 Shapes: K classes, H x W pixels of the image, h x w as the network sees it.
 """
@@ -21,25 +21,23 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from udaseg.data.images import Bytes
+from udaseg.data.classes import colourise
+from udaseg.data.images import Bytes, as_rgb
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import MEAN_COLOUR, keep_ratio_size, pad, resize_image
-from udaseg.deploy.pictures import as_rgb
-from udaseg.engine import runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.evaluation.evaluate import evaluating
-from udaseg.evaluation.inference import Inference, inference
+from udaseg.evaluation.inference import Inference
 from udaseg.models.segmentor import Segmentor, upsample
 from udaseg.models.weights_file import WeightsMetadata
-from udaseg.models.windows import grid, slide_down
-from udaseg.report.figures import colour
+from udaseg.models.windows import bands, grid
 
 LARGE = 2**22
-"""Pixels; beyond it an image that is not rescaled is looked at through windows. Two images of Cityscapes."""
+"""Pixels; a larger image that is not rescaled goes through the network in windows. Two images of Cityscapes."""
 LEAST = 64
-"""A side the network can see, in pixels: its coarsest map has stride 32, and HRDA looks at half the resolution."""
+"""Shortest side of an input in pixels: the coarsest map has stride 32, and HRDA's context half the resolution."""
 STRIP = 2**26
-"""Logits at once in up-sampling, 256 MiB in float32; an image of Cityscapes still is one strip."""
+"""Most logits of a strip in up-sampling, 256 MiB in float32; an image of Cityscapes is one strip."""
 WINDOW = (512, 512)
 
 
@@ -55,7 +53,7 @@ class Prediction:
 
     def colour(self) -> Bytes:
         """(H, W, 3) RGB in the colours of the classes."""
-        return colour(self.label, self.palette)
+        return colourise(self.label, self.palette)
 
     def index(self) -> Image.Image:
         """The train ids as an 8-bit palette image."""
@@ -95,18 +93,18 @@ class Model:
         """(K, r, W) float32 of an image (H, W, 3), strips of rows from the top."""
         native, metadata = picture.shape[:2], self.metadata
         width, height = fitted((native[1], native[0]), metadata.size)
-        seen = pad(resize_image(picture, (width, height)), (LEAST, LEAST), MEAN_COLOUR)
-        image = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None]
+        resized = pad(resize_image(picture, (width, height)), (LEAST, LEAST), MEAN_COLOUR)
+        image = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None]
         if metadata.size is None and width * height > LARGE:
             window = metadata.crop or WINDOW
             boxes = grid(image.shape[-2:], window, [side // 2 for side in window])
-            for band in slide_down(lambda tile: self._look(tile, Inference()), image, boxes, tiles=3):
+            for band in bands(lambda tiles: self._infer(tiles, Inference()), image, boxes, tiles=3):
                 yield band[0, :, :, :width]
         else:
-            logits = self._look(image, inference(metadata.inference, metadata.crop))
-            yield from strips(logits[0, :, :height, :width], native)
+            inference = Inference(metadata.crop if metadata.inference == "slide" else None)
+            yield from strips(self._infer(image, inference)[0, :, :height, :width], native)
 
-    def _look(self, image: Tensor, inference: Inference) -> Tensor:
+    def _infer(self, image: Tensor, inference: Inference) -> Tensor:
         """Logits (B, K, h, w) of pixels (B, 3, h, w) uint8."""
         normalise = Normalise(self.metadata.mean, self.metadata.std).to(self.device)
         with autocast(choose_precision("auto", self.device), self.device)():
@@ -115,6 +113,8 @@ class Model:
 
 def load(path: str | Path, *, teacher: bool = False, device: str = "auto") -> Model:
     """The network of a weights file or a run folder; ``teacher`` needs the folder."""
+    from udaseg.engine import runs  # it can train, too: not needed by whoever has a network already
+
     segmentor, metadata = runs.load_student(Path(path), teacher=teacher)
     place = choose_device(device)
     set_up(place, choose_precision("auto", place), None)

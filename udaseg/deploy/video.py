@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from udaseg.deploy.model import Model
 from udaseg.errors import UserError
+from udaseg.files import replacing
 
 
 def overlay(model: Model, source: Path, target: Path, *, frames: Callable[[int, int], None]) -> None:
@@ -19,18 +19,17 @@ def overlay(model: Model, source: Path, target: Path, *, frames: Callable[[int, 
         import av
     except ImportError:
         raise UserError(f'{source}: videos need PyAV; install it: pip install "udaseg[video]"') from None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.partial.mp4")
     try:
-        with av.open(str(source)) as reader, av.open(str(partial), "w") as writer:
+        with (
+            replacing(target, ".mp4") as temporary,
+            av.open(str(source)) as reader,
+            av.open(str(temporary), "w") as writer,
+        ):
             if not reader.streams.video:
                 raise UserError(f"{source}: has no picture track")
             _convert(model, reader, writer, frames)
-        os.replace(partial, target)
     except av.error.FFmpegError as error:
         raise UserError(f"{source}: cannot be read as a video ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _convert(model: Model, reader: Any, writer: Any, frames: Callable[[int, int], None]) -> None:

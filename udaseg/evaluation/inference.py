@@ -1,4 +1,4 @@
-"""How a network looks at a whole image: at once, or through overlapping windows (baselines.md 2.8).
+"""Logits of a whole image: in one pass, or in overlapping windows (``docs/fidelity.md``, "Classes and evaluation").
 
 Shapes: B images, K classes, H x W pixels, already at the scale of training.
 """
@@ -15,9 +15,9 @@ from udaseg.models.windows import grid, slide
 
 @dataclass(frozen=True)
 class Inference:
-    """``window``: (height, width) of sliding windows that overlap by half, None to look at once.
+    """``window``: (height, width) of sliding windows that overlap by half; None: one pass.
 
-    ``batch``: windows put through the network together.
+    ``batch``: windows that go through the network together.
     """
 
     window: tuple[int, int] | None = None

@@ -1,7 +1,8 @@
-"""Look at a large image through overlapping windows and average what they say (baselines.md 2.8).
+"""Put a large image through a network in overlapping windows and average the logits.
 
-Used twice: HRDA's detail branch slides over a crop, the evaluation over an image. Weights are uniform: where windows
-overlap their logits are summed and divided by the number of visits.
+Used by HRDA's detail branch (over a crop), by the evaluation and by `udaseg predict` (over an image). Weights are
+uniform: where windows overlap, their logits are summed and divided by the number of windows
+(``docs/fidelity.md``, "Classes and evaluation").
 
 Shapes: B images, K classes, H x W pixels of the image, h x w of a window.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.models.segmentor import Box
@@ -33,48 +35,43 @@ def slide(
     cell: int = 1,
     tiles: int | None = None,
 ) -> Tensor:
-    """Average of ``function`` over the windows: image (B, 3, H, W) -> (B, K, H / cell, W / cell).
+    """Average of ``function`` over the windows: image (B, 3, H, W) -> (B, K, H / cell, W / cell); see ``bands``."""
+    return torch.cat([*bands(function, image, boxes, cell=cell, tiles=tiles)], dim=-2)
 
-    ``function``: (n, 3, h, w) -> (n, K, h / cell, w / cell); the boxes lie on the grid of cells. ``tiles``: how many
-    windows of single images go through it at once (at least one window of all images); None: all.
+
+def bands(
+    function: Callable[[Tensor], Tensor],
+    image: Tensor,
+    boxes: Sequence[Box],
+    *,
+    cell: int = 1,
+    tiles: int | None = None,
+) -> Iterator[Tensor]:
+    """``slide`` in bands of rows (B, K, r, W / cell) from the top, each as soon as it is final: less memory.
+
+    ``function``: (n, 3, h, w) -> (n, K, h / cell, w / cell). ``boxes``: those of ``grid``, on the grid of cells.
+    ``tiles``: how many windows of single images go through it at once (at least one window of all images); None: all.
     """
-    batch, height, width = image.shape[0], image.shape[-2] // cell, image.shape[-1] // cell
+    batch, height, width = image.shape[0], image.shape[-2], image.shape[-1] // cell
     step = len(boxes) if tiles is None else max(tiles // batch, 1)
-    total = visits = torch.zeros(())
+    top, total, visits = 0, torch.zeros(()), torch.zeros(())  # of the rows from `top` that are not final
     for first in range(0, len(boxes), step):
         chosen = boxes[first : first + step]
-        said = function(torch.cat([crop(image, box) for box in chosen])).unflatten(0, (len(chosen), batch))
-        said = said.to(torch.promote_types(said.dtype, torch.float32))  # half precision would round every sum
+        logits = function(torch.cat([crop(image, box) for box in chosen])).unflatten(0, (len(chosen), batch))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision would round every sum
         if first == 0:
-            total, visits = said.new_zeros(batch, said.shape[2], height, width), said.new_zeros(height, width)
-        for box, logits in zip(chosen, said, strict=True):
-            place = (..., slice(box.top // cell, box.bottom // cell), slice(box.left // cell, box.right // cell))
-            total[place] += logits
+            total, visits = logits.new_zeros(batch, logits.shape[2], 0, width), logits.new_zeros(0, width)
+        rows = (0, 0, 0, chosen[-1].bottom // cell - top - len(visits))
+        total, visits = F.pad(total, rows), F.pad(visits, rows)
+        for pixels, part in zip(chosen, logits, strict=True):
+            box = Box(*(side // cell for side in pixels))
+            place = (..., slice(box.top - top, box.bottom - top), slice(box.left, box.right))
+            total[place] += part
             visits[place] += 1
-    return total / visits
-
-
-def slide_down(
-    function: Callable[[Tensor], Tensor], image: Tensor, boxes: Sequence[Box], *, tiles: int | None = None
-) -> Iterator[Tensor]:
-    """What ``slide`` gives (cell 1), in bands of rows (B, K, r, W) from the top, each as soon as it is final.
-
-    So no more than one row of windows is held. The boxes are those of ``grid``.
-    """
-    rows: dict[tuple[int, int], list[Box]] = {}
-    for box in boxes:
-        rows.setdefault((box.top, box.bottom), []).append(Box(0, box.bottom - box.top, box.left, box.right))
-    nexts = [*(top for top, _ in list(rows)[1:]), image.shape[-2]]
-    held = visited = None  # of rows that the next windows see, too: the sum so far, and how many it is of
-    for (top, bottom), until in zip(rows, nexts, strict=True):
-        total = slide(function, image[..., top:bottom, :], rows[top, bottom], tiles=tiles)
-        visits = total.new_ones(bottom - top, 1)
-        if held is not None and visited is not None:
-            total[..., : len(visited), :] += held
-            visits[: len(visited)] += visited
-        final = until - top
-        yield total[..., :final, :] / visits[:final]
-        held, visited = total[..., final:, :], visits[final:]
+        final = (boxes[first + step].top if first + step < len(boxes) else height) // cell - top
+        if final:
+            yield total[..., :final, :] / visits[:final]
+            top, total, visits = top + final, total[..., final:, :], visits[final:]
 
 
 def crop(plane: Tensor, box: Box) -> Tensor:

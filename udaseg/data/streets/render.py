@@ -1,4 +1,4 @@
-"""From a drawn scene to an image: the clean look of a game and the look of a camera."""
+"""From a drawn scene to an image: clean as in a game, or with the flaws of a camera."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def draw(
     Scene(canvas).paint()
     drawn = np.moveaxis(np.asarray(canvas.image), -1, 0)
     planes, tags = drawn[:3].astype(np.float32, order="C"), drawn[3].astype(np.intp, order="C")
-    look = _game_look if domain == "game" else _camera_look
-    look(planes, tags, canvas, _bank(size), light)
+    develop = _as_game if domain == "game" else _as_camera
+    develop(planes, tags, canvas, _bank(size), light)
     return np.stack([_quantise(plane) for plane in planes], axis=-1), TAG_LABEL.take(tags)
 
 
@@ -91,17 +91,17 @@ def _bank(size: tuple[int, int]) -> Bank:
     return Bank(smooth, generator.standard_normal(shape, dtype=np.float32), rows[:, None], columns[None, :])
 
 
-# ---- the two looks change the colour planes (3, H, W; float32) of a scene with these tags (H, W) in place ----
+# ---- these two change the colour planes (3, H, W; float32) of a scene with these tags (H, W) in place ----
 
 
-def _game_look(planes: np.ndarray, tags: np.ndarray, canvas: Canvas, bank: Bank, random: Random) -> None:
+def _as_game(planes: np.ndarray, tags: np.ndarray, canvas: Canvas, bank: Bank, random: Random) -> None:
     """Clean and warm: a little fine texture and grain, exposure within 10 %."""
     fine = 0.5 * TAG_TEXTURE[0].take(tags) * bank.crop(bank.smooth[0], random)
     planes += fine + 1.5 * bank.crop(bank.grain, random)
     planes *= random.uniform(0.9, 1.1) * _each_plane(1.04, 1.0, 0.95)
 
 
-def _camera_look(planes: np.ndarray, tags: np.ndarray, canvas: Canvas, bank: Bank, random: Random) -> None:
+def _as_camera(planes: np.ndarray, tags: np.ndarray, canvas: Canvas, bank: Bank, random: Random) -> None:
     """Texture, uneven light, shadows, haze, exposure, white balance, vignetting, blur and sensor noise."""
     fields = zip(TAG_TEXTURE, bank.smooth, strict=False)
     planes += sum(strength.take(tags) * bank.crop(field, random) for strength, field in fields)

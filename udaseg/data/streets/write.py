@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from udaseg.data.classes import CITYSCAPES_COLOURS
-from udaseg.data.parallel import results, usable_workers
+from udaseg.data.parallel import Progress, results
 from udaseg.data.streets.palette import Domain
 from udaseg.data.streets.render import check_choices, draw
 from udaseg.errors import UserError
-from udaseg.files import write_json
+from udaseg.files import replacing, write_json
 
 GENERATOR_VERSION = 1  # to be raised whenever the same parameters give other images
 MANIFEST, PARTIAL = "streets.json", "streets.partial.json"
@@ -45,7 +44,7 @@ def write_streets(
     target_val: int = 100,
     source_val: int = 50,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write the data set under `root`; what an earlier call with the same parameters wrote is kept.
 
@@ -54,7 +53,7 @@ def write_streets(
     as are of use; `progress` is called with (images done, images in all). Raises ValueError if a parameter
     is out of its range, UserError if `root` holds other data; nothing has been changed then.
     """
-    root, tell = Path(root), progress or (lambda done, total: None)
+    root = Path(root)
     counts = {"source": source, "source_val": source_val, "target_train": target_train, "target_val": target_val}
     check_choices("game", seed, 0, size, gap)
     parameters = {"generator": GENERATOR_VERSION, "seed": seed, "size": list(size), "gap": float(gap), "counts": counts}
@@ -63,13 +62,12 @@ def write_streets(
     pending = [job for job in jobs if not (job.image.exists() and job.label.exists())]  # files appear whole
     if pending or not complete:
         write_json(root / PARTIAL, parameters)
-    for folder in {path.parent for job in pending for path in (job.image, job.label)}:
-        folder.mkdir(parents=True, exist_ok=True)
     done = len(jobs) - len(pending)
-    tell(done, len(jobs))
+    if progress is not None:
+        progress(done, len(jobs))
     work = partial(_write, size=size, gap=gap, seed=seed)
-    for more, _ in enumerate(results(work, pending, usable_workers(workers, len(pending))), 1):
-        tell(done + more, len(jobs))
+    for _ in results(work, pending, workers, progress=progress, done=done):
+        pass
     if not complete:
         write_json(root / MANIFEST, parameters)
     (root / PARTIAL).unlink(missing_ok=True)
@@ -77,11 +75,11 @@ def write_streets(
 
 def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
     """Whether `root` says that it is complete; UserError unless it is new or has these very parameters."""
-    found = [root / name for name in (MANIFEST, PARTIAL) if (root / name).exists()]
+    manifests = [root / name for name in (MANIFEST, PARTIAL) if (root / name).exists()]
     for folder in FOLDERS.values():
-        if not found and (root / folder).exists():
+        if not manifests and (root / folder).exists():
             raise UserError(f"{root / folder} exists but was not made by `streets`; choose another root")
-    for path in found:
+    for path in manifests:
         try:
             written, wanted = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(parameters)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -92,7 +90,7 @@ def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
                     f"{path}: written with {key} = {written.get(key)!r}, asked for {wanted.get(key)!r}; "
                     "choose another root or the same parameters"
                 )
-    return root / MANIFEST in found
+    return root / MANIFEST in manifests
 
 
 def _flat(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -123,9 +121,5 @@ def _write(job: Job, *, size: tuple[int, int], gap: float, seed: int) -> None:
         label.putpalette(b"".join(colours.get(label_id, b"\0\0\0") for label_id in range(256)))
     for path, content in ((job.image, image), (job.label, label)):
         if not path.exists():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
+            with replacing(path) as temporary:
                 content.save(temporary, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
