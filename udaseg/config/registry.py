@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import pathlib
 import pkgutil
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
 
-from udaseg import addons
+import udaseg
 from udaseg.component import Component, Default, Needs, Plan
 from udaseg.core.base import Masker, PseudoLabelRule, Term, TranslationEngine, ViewBuilder
 from udaseg.core.components import COMPONENTS
@@ -28,10 +29,9 @@ from udaseg.evaluation.features import FeatureMeasure
 from udaseg.models.multires import WRAPPERS
 from udaseg.models.segmentor import Decoder, Encoder, Wrapper
 from udaseg.models.zoo import DECODERS, ENCODERS
-from udaseg.problems import MAP, Problem, checked, refuse, suggest
+from udaseg.problems import MAP, KeyPath, Problem, checked, refuse, suggest
 
 Settings = dict[str, Any]
-Path = tuple[str, ...]
 
 
 @dataclass
@@ -102,8 +102,8 @@ def register(components: Mapping[str, Mapping[str, type]]) -> None:
 
 
 register(COMPONENTS)
-for _module in pkgutil.iter_modules(addons.__path__):
-    register(importlib.import_module(f"{addons.__name__}.{_module.name}").COMPONENTS)
+for _addon in pkgutil.iter_modules([str(pathlib.Path(udaseg.__file__).parent / "addons")]):
+    register(importlib.import_module(f"udaseg.addons.{_addon.name}").COMPONENTS)
 
 
 def component_of(kind: str) -> Any:
@@ -177,7 +177,7 @@ def keyword_parameters(component: Callable[..., Any]) -> dict[str, inspect.Param
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in bound}
 
 
-def walk(kind: str, part: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, type[Component], Settings]]:
+def walk(kind: str, part: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, type[Component], Settings]]:
     """(path, class, settings) of a component and of those within it that its settings use."""
     registry, name = REGISTRIES[kind], part["kind"]
     component, settings = registry.component(name), {key: value for key, value in part.items() if key != "kind"}
@@ -196,7 +196,7 @@ def needs_of(kind: str, part: Mapping[str, Any]) -> Needs:
     return needs
 
 
-def problems_of(kind: str, part: Mapping[str, Any], plan: Plan, path: Path) -> list[Problem]:
+def problems_of(kind: str, part: Mapping[str, Any], plan: Plan, path: KeyPath) -> list[Problem]:
     """What a component says of its settings (``Component.problems``), as problems under ``path``."""
     return [
         Problem((*where, key), message)

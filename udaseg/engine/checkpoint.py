@@ -47,5 +47,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
             f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it to use the one before"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path}: not a checkpoint of this version of udaseg (format {FORMAT})")
+        raise UserError(
+            f"{path}: not a checkpoint of this version of udaseg (format {FORMAT}). A run that an older version began "
+            "is finished with that version; or train it anew in another folder with --out"
+        )
     return state

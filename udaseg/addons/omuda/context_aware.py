@@ -124,7 +124,7 @@ class ContextAwareMasker(Masker):
         return torch.where(inside[:, None], fine, coarse)
 
 
-class Grid(Masker):
+class GridMasker(Masker):
     """One masked square in each cell of a regular grid, which every image shifts by its own offset (Table VI).
 
     After GridMask (Chen et al., 2020), without its rotation and with cells of one size: ``unit``, their side. The

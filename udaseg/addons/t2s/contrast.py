@@ -23,7 +23,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from udaseg.addons.t2s.pairs import (
-    Cells,
+    CellFeatures,
     Slots,
     ceil_share,
     cells,
@@ -127,23 +127,25 @@ class Contrast(Term):
         with torch.autocast(queries.features.device.type, enabled=False):
             return self.pull(queries, keys, target, context)
 
-    def keys(self, context: StepContext) -> Cells:
+    def keys(self, context: StepContext) -> CellFeatures:
         """The teacher's projected features of the key's domain."""
         if self.key == "target":
             return self.project(context, context.batch.target, context.pseudo_labels.label)
         image = context.batch.source_image if self.key == "source" else self.engine(context)
         return self.project(context, image, context.batch.source_label)
 
-    def target_cells(self, context: StepContext) -> Cells | None:
+    def target_cells(self, context: StepContext) -> CellFeatures | None:
         """The teacher's projected features of the target, if negatives are among them."""
         if self.temperature is None or self.negative_sampling == "source":
             return None
         return self.project(context, context.batch.target, context.pseudo_labels.label)
 
-    def project(self, context: StepContext, image: Tensor, label: Tensor) -> Cells:
+    def project(self, context: StepContext, image: Tensor, label: Tensor) -> CellFeatures:
         return cells(self.teacher_projector(context.teacher_features(image)[-1]), label)
 
-    def pull(self, queries: Cells, keys: Cells, target: Cells | None, context: StepContext) -> Loss:
+    def pull(
+        self, queries: CellFeatures, keys: CellFeatures, target: CellFeatures | None, context: StepContext
+    ) -> Loss:
         """Eq. 5: (1 / K) sum over classes of weight x mean (or sum) of the pair losses."""
         reduce = context.reduce
         own = class_counts(queries.label, self.classes)
@@ -159,7 +161,13 @@ class Contrast(Term):
         return Loss((scale * mean).sum() / self.classes, (known * everywhere).sum() > 0)
 
     def pair_losses(
-        self, queries: Cells, positive: Tensor, chosen: Slots, keys: Cells, target: Cells | None, context: StepContext
+        self,
+        queries: CellFeatures,
+        positive: Tensor,
+        chosen: Slots,
+        keys: CellFeatures,
+        target: CellFeatures | None,
+        context: StepContext,
     ) -> Tensor:
         """(Q,) eq. 4 or the squared distance of each query and its class's prototype."""
         belongs = one_hot(queries.label, self.classes)
@@ -173,7 +181,7 @@ class Contrast(Term):
         return info_nce(query, positive[chosen.row], against, negative, valid, self.temperature)
 
     def negatives(
-        self, chosen: Slots, keys: Cells, target: Cells | None, context: StepContext
+        self, chosen: Slots, keys: CellFeatures, target: CellFeatures | None, context: StepContext
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised features (M, D) to draw from, the cells drawn (Q, m), and whether there were any (Q,)."""
         features, label, doubtful = keys.features, None, None
@@ -199,7 +207,7 @@ class Contrast(Term):
         return dynamic_weights(context.pseudo_labels, self.classes, self.beta, context.reduce)
 
 
-def prototypes(keys: Cells, classes: int, reduce: Reduce = alone) -> tuple[Tensor, Tensor]:
+def prototypes(keys: CellFeatures, classes: int, reduce: Reduce = alone) -> tuple[Tensor, Tensor]:
     """Eq. 10, 11: normalised mean feature of each class, (K, D), and 1.0 where the class has any, (K,)."""
     belongs = one_hot(keys.label, classes).float()
     total, count = reduce(belongs @ keys.features), reduce(belongs.sum(dim=1))
