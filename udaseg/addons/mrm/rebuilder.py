@@ -37,7 +37,7 @@ class Rebuilder(nn.Module):
         self.embed = nn.Linear(channels, embed_dim)
         self.token = nn.Parameter(torch.empty(embed_dim).normal_(std=0.02))
         self.register_buffer("position", sine_positions(grid, embed_dim), persistent=False)
-        self.blocks = nn.Sequential(*(Block(embed_dim, heads=heads) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(TokenBlock(embed_dim, heads=heads) for _ in range(blocks)))
         self.norm = nn.LayerNorm(embed_dim)
         self.projectors = nn.ModuleList(projectors)
         for module in self.modules():
@@ -55,7 +55,7 @@ class Rebuilder(nn.Module):
         return [resize(projector(x), size) for projector, size in zip(self.projectors, sizes, strict=True)]
 
 
-class Block(nn.Module):
+class TokenBlock(nn.Module):
     """Pre-norm transformer block: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, channels: int, *, heads: int, ratio: int = 4) -> None:

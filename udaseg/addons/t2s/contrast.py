@@ -23,7 +23,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from udaseg.addons.t2s.pairs import (
-    CellFeatures,
+    Projected,
     Slots,
     ceil_share,
     cells,
@@ -127,25 +127,23 @@ class Contrast(Term):
         with torch.autocast(queries.features.device.type, enabled=False):
             return self.pull(queries, keys, target, context)
 
-    def keys(self, context: StepContext) -> CellFeatures:
+    def keys(self, context: StepContext) -> Projected:
         """The teacher's projected features of the key's domain."""
         if self.key == "target":
             return self.project(context, context.batch.target, context.pseudo_labels.label)
         image = context.batch.source_image if self.key == "source" else self.engine(context)
         return self.project(context, image, context.batch.source_label)
 
-    def target_cells(self, context: StepContext) -> CellFeatures | None:
+    def target_cells(self, context: StepContext) -> Projected | None:
         """The teacher's projected features of the target, if negatives are among them."""
         if self.temperature is None or self.negative_sampling == "source":
             return None
         return self.project(context, context.batch.target, context.pseudo_labels.label)
 
-    def project(self, context: StepContext, image: Tensor, label: Tensor) -> CellFeatures:
+    def project(self, context: StepContext, image: Tensor, label: Tensor) -> Projected:
         return cells(self.teacher_projector(context.teacher_features(image)[-1]), label)
 
-    def pull(
-        self, queries: CellFeatures, keys: CellFeatures, target: CellFeatures | None, context: StepContext
-    ) -> Loss:
+    def pull(self, queries: Projected, keys: Projected, target: Projected | None, context: StepContext) -> Loss:
         """Eq. 5: (1 / K) sum over classes of weight x mean (or sum) of the pair losses."""
         reduce = context.reduce
         own = class_counts(queries.label, self.classes)
@@ -162,11 +160,11 @@ class Contrast(Term):
 
     def pair_losses(
         self,
-        queries: CellFeatures,
+        queries: Projected,
         positive: Tensor,
         chosen: Slots,
-        keys: CellFeatures,
-        target: CellFeatures | None,
+        keys: Projected,
+        target: Projected | None,
         context: StepContext,
     ) -> Tensor:
         """(Q,) eq. 4 or the squared distance of each query and its class's prototype."""
@@ -181,7 +179,7 @@ class Contrast(Term):
         return info_nce(query, positive[chosen.row], against, negative, valid, self.temperature)
 
     def negatives(
-        self, chosen: Slots, keys: CellFeatures, target: CellFeatures | None, context: StepContext
+        self, chosen: Slots, keys: Projected, target: Projected | None, context: StepContext
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised features (M, D) to draw from, the cells drawn (Q, m), and whether there were any (Q,)."""
         features, label, doubtful = keys.features, None, None
@@ -207,7 +205,7 @@ class Contrast(Term):
         return dynamic_weights(context.pseudo_labels, self.classes, self.beta, context.reduce)
 
 
-def prototypes(keys: CellFeatures, classes: int, reduce: Reduce = alone) -> tuple[Tensor, Tensor]:
+def prototypes(keys: Projected, classes: int, reduce: Reduce = alone) -> tuple[Tensor, Tensor]:
     """Eq. 10, 11: normalised mean feature of each class, (K, D), and 1.0 where the class has any, (K,)."""
     belongs = one_hot(keys.label, classes).float()
     total, count = reduce(belongs @ keys.features), reduce(belongs.sum(dim=1))

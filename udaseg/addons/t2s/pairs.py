@@ -1,4 +1,4 @@
-"""CellFeatures of feature maps and how the contrast draws from them: fixed shapes, nothing read from the device.
+"""Projected of feature maps and how the contrast draws from them: fixed shapes, nothing read from the device.
 
 B images, h x w cells of a map, N cells in all, K classes, D channels, Q slots for queries. A draw without replacement
 is a stretch of a random order; one that is longer than its pool goes round, so every cell comes once before any comes
@@ -16,7 +16,7 @@ from torch import Tensor
 from udaseg.plugin import IGNORE
 
 
-class CellFeatures(NamedTuple):
+class Projected(NamedTuple):
     """Projected features (N, D) float32, not normalised, and their labels (N,): train ids or 255."""
 
     features: Tensor
@@ -38,10 +38,10 @@ class Members(NamedTuple):
     size: Tensor
 
 
-def cells(features: Tensor, label: Tensor) -> CellFeatures:
+def cells(features: Tensor, label: Tensor) -> Projected:
     """Map (B, D, h, w) and label (B, H, W) -> cells."""
     flat = features.permute(0, 2, 3, 1).flatten(0, 2)
-    return CellFeatures(flat.float(), nearest(label, features.shape[-2:]).long())
+    return Projected(flat.float(), nearest(label, features.shape[-2:]).long())
 
 
 def nearest(plane: Tensor, size: torch.Size) -> Tensor:
@@ -55,7 +55,7 @@ def members(belongs: Tensor, scores: Tensor) -> Members:
 
 
 def pick(pool: Members, row: Tensor, position: Tensor) -> Tensor:
-    """CellFeatures at positions (Q, m) of the rows (Q,), going round; any cell where a row has no member."""
+    """Projected at positions (Q, m) of the rows (Q,), going round; any cell where a row has no member."""
     at = position.remainder(pool.size.clamp(min=1)[row][:, None])
     return pool.order.flatten()[row[:, None] * pool.order.shape[1] + at]
 
