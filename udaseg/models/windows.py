@@ -59,10 +59,12 @@ def bands(
         chosen = boxes[first : first + step]
         logits = function(torch.cat([crop(image, box) for box in chosen])).unflatten(0, (len(chosen), batch))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision would round every sum
+        bottom = chosen[-1].bottom // cell - top
         if first == 0:
-            total, visits = logits.new_zeros(batch, logits.shape[2], 0, width), logits.new_zeros(0, width)
-        rows = (0, 0, 0, chosen[-1].bottom // cell - top - len(visits))
-        total, visits = F.pad(total, rows), F.pad(visits, rows)
+            total, visits = logits.new_zeros(batch, logits.shape[2], bottom, width), logits.new_zeros(bottom, width)
+        elif bottom > len(visits):
+            more = (0, 0, 0, bottom - len(visits))
+            total, visits = F.pad(total, more), F.pad(visits, more)
         for pixels, part in zip(chosen, logits, strict=True):
             box = Box(*(side // cell for side in pixels))
             place = (..., slice(box.top - top, box.bottom - top), slice(box.left, box.right))
@@ -71,7 +73,7 @@ def bands(
         final = (boxes[first + step].top if first + step < len(boxes) else height) // cell - top
         if final:
             yield total[..., :final, :] / visits[:final]
-            top, total, visits = top + final, total[..., final:, :], visits[final:]
+            top, total, visits = top + final, total[..., final:, :], visits[final:].clone()  # autograd keeps the others
 
 
 def crop(plane: Tensor, box: Box) -> Tensor:
