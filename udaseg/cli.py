@@ -80,7 +80,7 @@ def demo(
     """Generate two domains, train, adapt, compare, draw. No download, no GPU, a few minutes."""
     from udaseg.commands import demo as demonstration
 
-    interruptible(lambda: demonstration.run(quick=quick, recipe=recipe, seed=seed, folder=out))
+    interruptible(lambda: demonstration.run_demo(quick=quick, recipe=recipe, seed=seed, folder=out))
 
 
 @app.command()
@@ -118,7 +118,7 @@ def check(
     """Pairs, class shares of both domains, settings that do not fit the data, and a picture of 12 images."""
     from udaseg.commands import check as checking
 
-    checking.run(benchmark, recipe, out)
+    checking.check_benchmark(benchmark, recipe, out)
 
 
 @app.command()
@@ -195,7 +195,7 @@ def report(
     """Published and reproduced numbers of studies side by side; without a name, an overview of all runs."""
     from udaseg.commands import report as reporting
 
-    reporting.run(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
+    reporting.make_report(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
 
 
 @app.command()
@@ -210,10 +210,10 @@ def plot(
         int, typer.Option(min=1, help="panels: how many; the most improved and most degraded from first to last run.")
     ] = 6,
 ) -> None:
-    """Figures of runs for papers and talks (needs the extra `plots`)."""
+    """Figures of runs for papers and talks."""
     from udaseg.commands import plot as plotting
 
-    plotting.run(kind, runs, out=out, protocol=protocol, images=images)
+    plotting.plot_runs(kind, runs, out=out, protocol=protocol, images=images)
 
 
 @app.command("import")
@@ -323,7 +323,7 @@ def ablate(
     elif dry_run:
         ablation.dry_run(*grid, out)
     else:
-        interruptible(lambda: ablation.run(*grid, executor=executor, jobs=jobs, retry=retry, folder=out))
+        interruptible(lambda: ablation.train_study(*grid, executor=executor, jobs=jobs, retry=retry, folder=out))
 
 
 @app.command()

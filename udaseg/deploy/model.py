@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from udaseg import build
+from udaseg.data.classes import colourise
 from udaseg.data.images import Bytes
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import MEAN_COLOUR, keep_ratio_size, pad, resize_image
@@ -33,7 +34,6 @@ from udaseg.evaluation.inference import Inference
 from udaseg.models.segmentor import Segmentor, upsample
 from udaseg.models.weights_file import WeightsMetadata
 from udaseg.models.windows import grid, slide_down
-from udaseg.report.figures import colour
 
 LARGE = 2**22
 """Pixels; beyond it an image that is not rescaled is looked at through windows. Two images of Cityscapes."""
@@ -56,7 +56,7 @@ class Prediction:
 
     def colour(self) -> Bytes:
         """(H, W, 3) RGB in the colours of the classes."""
-        return colour(self.label, self.palette)
+        return colourise(self.label, self.palette)
 
     def index(self) -> Image.Image:
         """The train ids as an 8-bit palette image."""
