@@ -116,7 +116,7 @@ def report(place: tuple[Path, Path], names: Sequence[str], values: dict[str, lis
     rows = [[name, *(f"{v:.4f}" if np.isfinite(v) else "" for v in column)]
             for name, column in zip(labels, numbers.T, strict=True)]  # fmt: skip
     table(("class", *values), rows, title=title)
-    bars = [figures.Bars(name, column, colour) for colour, (name, column) in enumerate(zip(values, numbers, strict=True))]
+    bars = [figures.Bars(name, column, i) for i, (name, column) in enumerate(zip(values, numbers, strict=True))]
     write(place, [["class", *values], *rows], figures.class_bars(labels, bars, label=title, limits=None, digits=2))
 
 

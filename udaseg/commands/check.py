@@ -148,7 +148,8 @@ def draw(domains: Domains, scale: int, classes: ClassSet) -> Figure:
             section, index = domains[key]
             domain = Domain(index, size=build.scaled(section, scale), labels=index.labelled)
             titles = (f"{key}: {index.dataset}", "labels" if index.labelled else "no labels")
-            shown = [blended(domain, int(place), classes.palette) for place in np.linspace(0, len(domain) - 1, SHOWN).round()]
+            places = np.linspace(0, len(domain) - 1, SHOWN).round()
+            shown = [blended(domain, int(place), classes.palette) for place in places]
             for title, images in zip(titles, zip(*shown, strict=True), strict=True):
                 columns.append([(title if row == 0 else "", image) for row, image in enumerate(images)])
     return figures.panels(list(zip(*columns, strict=True)), classes.names, classes.palette)

@@ -166,7 +166,7 @@ def draw(loaded: Loaded, models: Sequence[Segmentor]) -> Figure:
     section, classes = loaded.recipe.data.validation, build.class_set(loaded.recipe)
     assert section is not None
     images = build.images_of(section, loaded.recipe.data.scale, classes.names)
-    rows = []
+    rows: list[list[tuple[str, np.ndarray]]] = []
     for position in np.linspace(0, len(images) - 1, SHOWN).round().astype(int):
         item = images[int(position)]
         normalised = build.normalisation(models[0])(item["image"][None])

@@ -70,12 +70,13 @@ class Bars:
 
 @styled
 def curves(charts: Mapping[str, Sequence[Series]]) -> Figure:
-    """Title -> lines over the iterations, one chart each. Lines of one name share a colour and a legend entry."""
+    """Title -> lines over the iterations, one chart each. Lines of one name share a legend entry."""
     columns = min(len(charts), 3)
     rows = math.ceil(len(charts) / columns)
     figure = Figure(figsize=(max(3.4 * columns, 5.0), 2.6 * rows + 0.6))
     for place, (title, lines) in enumerate(charts.items(), 1):
-        axes = figure.add_subplot(rows, columns, place, title=clean(title), xlabel="iteration")
+        axes = figure.add_subplot(rows, columns, place, xlabel="iteration")
+        axes.set(**{"title" if len(charts) > 1 else "ylabel": clean(title)})
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         for line in lines:
             marker = "o" if len(line.points) < FEW else ""
@@ -100,7 +101,7 @@ def ablation(lines: Sequence[Series], key: str) -> Figure:
         error = [std or 0.0 for std in line.std] or None
         axes.errorbar(x, y, error, label=clean(line.name), marker="o", markersize=5, **hollow, **line.style)
         for place, value in line.points:
-            axes.annotate(f"{value:.1f}", (place, value), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+            axes.annotate(f"{value:.1f}", (place, value), (4, 4), textcoords="offset points", fontsize=7)
     places = sorted({x for line in lines for x, _ in line.points if not math.isnan(x)})
     axes.margins(x=0.06, y=0.12)
     if places[0] > 0 and places[-1] / places[0] > 30:
@@ -173,7 +174,7 @@ def panels(rows: Sequence[Sequence[tuple[str, Pixels]]], names: Sequence[str], p
     titles = sum(any(title for title, _ in row) for row in rows)
     size = (TILE * columns, TILE * ratio * len(rows) + 0.2 * titles + 0.2 * math.ceil(len(names) / (2 * columns)))
     figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr]
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0, hspace=0)
     for place, (title, image) in enumerate((tile for row in rows for tile in row), 1):
         axes = figure.add_subplot(len(rows), columns, place)
         axes.set_title(clean(title), fontsize=7, pad=2)
@@ -197,14 +198,14 @@ def scatter(
         axes.scatter(*points[target].T, s=12, c=colours[target], linewidths=0)
         axes.scatter(*points[~target].T, s=12, facecolors="none", edgecolors=colours[~target], linewidths=0.7)
         axes.set(xticks=[], yticks=[])
-    add_legend(figure, columns=6 * len(clouds), handles=class_patches(names, palette))
+    add_legend(figure, columns=5 * len(clouds), handles=class_patches(names, palette))
     return figure
 
 
 def class_patches(names: Sequence[str], palette: Palette) -> dict[str, Any]:
     """Name -> a patch in the colour of the class."""
-    colours = [np.divide(colour, 255) for colour in palette]
-    return {clean(name): Patch(facecolor=c, edgecolor="gray", linewidth=0.4) for name, c in zip(names, colours)}
+    patches = [Patch(facecolor=np.divide(colour, 255), edgecolor="gray", linewidth=0.4) for colour in palette]
+    return dict(zip(map(clean, names), patches, strict=True))
 
 
 def add_legend(figure: Figure, *, columns: int, handles: Mapping[str, Any] | None = None) -> None:

@@ -79,7 +79,7 @@ def lay_out(
         if option := own_option(text):
             raise UserError(f"override {text!r}: a grid has {option} for that")
     grid = Grid()
-    target = benchmark or study.benchmark
+    target, chosen_seeds = benchmark or study.benchmark, study.seeds if seeds is None else seeds
     terms = {row.name: terms_of(row, target) for row in study.rows}
     of_some_rows = set[tuple[str, ...]]().union(*terms.values())
     for row in rows_named(study.rows, only):
@@ -87,7 +87,7 @@ def lay_out(
             continue
         own = [text for text in overrides if parse_override(text)[0][:4] not in of_some_rows - terms[row.name]]
         try:
-            grid.cells.extend([cell_of(row, seed, out, target, own) for seed in (study.seeds if seeds is None else seeds)])
+            grid.cells.extend([cell_of(row, seed, out, target, own) for seed in chosen_seeds])
         except UserError as error:
             grid.left_out[row.name] = str(error)
     if not (grid.cells or empty):
