@@ -80,7 +80,7 @@ def demo(
     out: Annotated[Path | None, Option(help="Folder for runs, picture and page; default: runs/demo-...")] = None,
 ) -> None:
     """Generate two domains, train, adapt, compare, draw. No download, no GPU, a few minutes."""
-    interruptible(lambda: commands.demo.run(quick=quick, recipe=recipe, seed=seed, folder=out))
+    interruptible(lambda: commands.demo.run_demo(quick=quick, recipe=recipe, seed=seed, folder=out))
 
 
 @app.command()
@@ -110,7 +110,7 @@ def check(
     out: Annotated[Path | None, Option(help="Picture; default: check-<benchmark>.png.")] = None,
 ) -> None:
     """Pairs, class shares of both domains, settings that do not fit the data, and a picture of 12 images."""
-    commands.check.run(benchmark, recipe, out)
+    commands.check.check_benchmark(benchmark, recipe, out)
 
 
 @app.command()
@@ -168,7 +168,7 @@ def report(
     benchmark: Benchmark = None,
 ) -> None:
     """Published and reproduced numbers of studies side by side; without a name, an overview of all runs."""
-    commands.report.run(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
+    commands.report.make_report(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
 
 
 @app.command()
@@ -181,8 +181,8 @@ def plot(
         int, Option(min=1, help="panels: how many; the most improved and most degraded from first to last run.")
     ] = 6,
 ) -> None:
-    """Figures of runs for papers and talks (needs the extra `plots`)."""
-    commands.plot.run(kind, runs, out=out, protocol=protocol, images=images)
+    """Figures of runs for papers and talks."""
+    commands.plot.plot_runs(kind, runs, out=out, protocol=protocol, images=images)
 
 
 @app.command("import")
@@ -274,7 +274,7 @@ def ablate(
     elif dry_run:
         commands.ablate.dry_run(*grid, out)
     else:
-        interruptible(lambda: commands.ablate.run(*grid, executor=executor, jobs=jobs, retry=retry, folder=out))
+        interruptible(lambda: commands.ablate.train_study(*grid, executor=executor, jobs=jobs, retry=retry, folder=out))
 
 
 @app.command()

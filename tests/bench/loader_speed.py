@@ -13,14 +13,15 @@ happens, is shown as well. What bounds our loader is the decoding of its two PNG
 
 from __future__ import annotations
 
-from udaseg.config.load import load
-from udaseg.engine.domains import domain
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scenes
+
+from udaseg.config.load import load
+from udaseg.engine.domains import domain
 
 try:
     import cv2
@@ -106,16 +107,15 @@ class Public:
 
 def training_pairs(scale: int, rare: bool = True) -> Any:
     """The samples of `daformer` on GTA5 -> Cityscapes at `data.scale`; HRDA asks for four times the pixels."""
-        from udaseg.data.dataset import TrainingPairs
-    from udaseg.data.sampling import Uniform, rare_class
+    from udaseg.data.dataset import TrainingPairs
+    from udaseg.data.sampling import LabelStatistics, RareClass, Uniform
 
     data = load("daformer", benchmark="gta5_cityscapes").recipe.data
     source = domain(data.source, scale, None, labels=True)
     target = domain(data.target, scale, None, labels=False)
     ratio = 0.5 if scale == 1 else 2.0
-    sampler: Any = rare_class(counts=source.index.counts, min_pixels=3000, min_crop_ratio=ratio)
-    if not rare:
-        sampler = Uniform(counts=source.index.counts)
+    statistics = LabelStatistics(source.index.counts, (), 3000)
+    sampler: Any = RareClass(statistics, min_crop_ratio=ratio) if rare else Uniform(statistics)
     crop = (512 * scale, 512 * scale)
     return TrainingPairs(source, target, sampler=sampler, crop=crop, seed=0, length=10**6)
 

@@ -197,8 +197,8 @@ def test_looking_changes_nothing(whole: Path, streets: Path, capsys: Any) -> Non
 def test_submitit(whole: Path, streets: Path, cluster: str) -> None:
     """The whole run through submitit's own executors; `local` is stopped in the middle as a cluster does it."""
     pytest.importorskip("submitit")
-    from udaseg.report.executors import Slurm, slurm_executor, work
-    from udaseg.report.grid import lay_out, look
+    from udaseg.report.executors import Slurm, slurm_executor, train_cells
+    from udaseg.report.grid import lay_out, run_of
     from udaseg.report.study import load_study
 
     (dacs,) = lay_out(load_study(str(write_study(streets))), out=streets / "jobs", only="mixed", overrides=SIZE).cells
@@ -222,8 +222,8 @@ def test_submitit(whole: Path, streets: Path, cluster: str) -> None:
 
     interrupted: list[int] = []
     executor = Kept(slurm_executor(streets / "submitit", gpus=0, cpus=1, cluster=cluster), slots=1)
-    work([dacs], executor, Told())
-    assert look(dacs).state == "finished", (dacs.folder / "output.log").read_text()
+    train_cells([dacs], executor, Told())
+    assert run_of(dacs).state == "finished", (dacs.folder / "output.log").read_text()
     assert len(interrupted) == (cluster == "local")
     assert rows(dacs.folder) == rows(cell(whole, "dacs"))
 

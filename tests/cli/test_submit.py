@@ -18,17 +18,14 @@ from cli.test_commands import udaseg as udaseg  # the fixture
 from PIL import Image
 from unit.data_files import labels, photo, save, truncate
 
-from udaseg.engine.domains import class_set
-from udaseg.engine.networks import load_weights
-from udaseg.engine.networks import segmentor
-from udaseg.engine.networks import segmentor_of
-from udaseg.engine.networks import weights_metadata
 from udaseg.data import servers
 from udaseg.data.classes import CAMVID, CITYSCAPES_IDS
 from udaseg.data.images import read_image
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import resize_image
 from udaseg.deploy.model import Model
+from udaseg.engine.domains import class_set
+from udaseg.engine.networks import load_weights, segmentor, segmentor_of, weights_metadata
 from udaseg.models import weights_file
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 

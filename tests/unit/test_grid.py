@@ -11,18 +11,17 @@ from pathlib import Path
 
 import pytest
 import toy
+from udaseg.config.recipe import Recipe
 
-from udaseg.commands.ablate import Watching, parse_seeds, status
-from udaseg.config.load import load
-from udaseg.config.schema import Recipe
-from udaseg.engine.domains import class_set
+from udaseg import build
+from udaseg.commands.ablate import GridProgress, parse_seeds, status
 from udaseg.engine.runlog import RunFolder, held
 from udaseg.engine.trainer import Interrupted
 from udaseg.errors import Busy, UserError
 from udaseg.files import write_json, write_text
 from udaseg.report import grid
-from udaseg.report.executors import Ended, Local, Slurm, log_of, work, write_failure
-from udaseg.report.grid import Cell, lay_out, look
+from udaseg.report.executors import Ended, Local, Slurm, log_path, train_cells, write_failure
+from udaseg.report.grid import Cell, lay_out, run_of
 from udaseg.report.results import Failure, Run, read_failure
 from udaseg.report.study import Row, Study
 from udaseg.yamls import as_yaml
@@ -56,14 +55,14 @@ def finish(cell: Cell, hits: int = 1, fingerprint: str | None = None) -> None:
     write_json(cell.folder / "result.json", {
         "recipe": recipe.name, "benchmark": recipe.benchmark, "seed": recipe.seed,
         "iterations": recipe.train.iterations, "fingerprint": fingerprint or recipe.fingerprint(),
-        "classes": class_set(recipe).names, "protocol": "cityscapes19", "oracle_selection": None,
+        "classes": build.class_set(recipe).names, "protocol": "cityscapes19", "oracle_selection": None,
         "validation": {"iteration": 4, "confusion": confusion},
     })  # fmt: skip
 
 
 def failure(cell: Cell) -> Failure:
     """Of a run that failed."""
-    run = look(cell)
+    run = run_of(cell)
     assert run.state == "failed" and run.failure is not None
     return run.failure
 
@@ -77,7 +76,7 @@ class Played:
     def start(self, cell: Cell) -> Ended:
         self.began.append(cell.folder)
         code, text = self.ends.pop(0) if self.ends else (0, "")
-        with open(log_of(cell), "a", encoding="utf-8") as file:
+        with open(log_path(cell), "a", encoding="utf-8") as file:
             file.write(f"step 1\n{text}\n")
         if code == 0:
             finish(cell)
@@ -110,7 +109,7 @@ def test_a_cell_is_a_row_with_a_seed(tmp_path: Path) -> None:
 
 def test_equal_fingerprints_are_one_run(tmp_path: Path) -> None:
     laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY)
-    assert load("dacs").recipe.teacher.alpha == 0.99
+    assert build.load("dacs").recipe.teacher.alpha == 0.99
     assert [cell.row.name for cell in laid.runs()] == ["plain"] * 2 + ["A/mixed"] * 2 + ["B/strong"] * 2
     ours = lay_out(STUDY, out=tmp_path, overrides=[*toy.TINY, "teacher.alpha=0.7"])
     assert [cell.row.name for cell in ours.runs()] == ["plain"] * 2 + ["A/mixed"] * 2
@@ -130,11 +129,11 @@ def test_a_run_is_found_under_another_recipes_name(tmp_path: Path) -> None:
 
 
 def test_the_command_of_a_cell_trains_that_cell(tmp_path: Path) -> None:
-    from udaseg.engine.runs import choose_recipe
+    from udaseg.commands.train import choose
 
     for cell in cells(tmp_path):
         _, _, name, _, benchmark, _, seed, _, out, *overrides = cell.command
-        loaded = choose_recipe(name, benchmark, int(seed), overrides, Path(out), False)
+        loaded = choose(name, benchmark, int(seed), overrides, Path(out), False)
         assert loaded.recipe.fingerprint() == cell.loaded.recipe.fingerprint() and Path(out) == cell.folder
 
 
@@ -168,28 +167,28 @@ def test_seeds_as_they_are_written() -> None:
 
 def test_the_states_of_a_run(tmp_path: Path) -> None:
     (cell, *_) = cells(tmp_path)
-    assert look(cell).state == "missing"
+    assert run_of(cell).state == "missing"
     run = RunFolder(cell.folder)
     run.lock()
-    assert (look(cell).state, look(cell).reached) == ("running", 0)
+    assert (run_of(cell).state, run_of(cell).reached) == ("running", 0)
     run.unlock()
-    assert look(cell).state == "missing"  # nothing has begun without a recipe
+    assert run_of(cell).state == "missing"  # nothing has begun without a recipe
     write_text(run.recipe, "x: 1\n")
     run.record({"iteration": 2, "losses": {}})
     run.lock()
-    assert (look(cell).state, look(cell).reached) == ("running", 2)
+    assert (run_of(cell).state, run_of(cell).reached) == ("running", 2)
     run.unlock()
-    assert (look(cell).state, look(cell).reached) == ("interrupted", 2)
+    assert (run_of(cell).state, run_of(cell).reached) == ("interrupted", 2)
     write_failure(cell, "crash", "bang")
     assert (failure(cell).message, failure(cell).iteration) == ("bang", 2)
     finish(cell, hits=3)
-    assert (look(cell).state, look(cell).reached) == ("finished", cell.iterations)
-    assert look(cell).scores().miou == pytest.approx((75.0 + 0.0) / 2)
+    assert (run_of(cell).state, run_of(cell).reached) == ("finished", cell.iterations)
+    assert run_of(cell).scores().miou == pytest.approx((75.0 + 0.0) / 2)
     finish(cell, fingerprint="another")
-    assert look(cell).state == "damaged" and "another recipe" in look(cell).problem
+    assert run_of(cell).state == "damaged" and "another recipe" in run_of(cell).problem
     for text in ("", "{", "[1]", "null"):
         (cell.folder / "result.json").write_text(text)
-        assert look(cell).state == "damaged" and "delete it" in look(cell).problem
+        assert run_of(cell).state == "damaged" and "delete it" in run_of(cell).problem
 
 
 def test_a_damaged_failure_is_a_failure(tmp_path: Path) -> None:
@@ -212,7 +211,7 @@ def test_a_lock_is_seen_but_not_taken(tmp_path: Path) -> None:
     other.lock()
 
 
-def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_the_lock_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RunFolder(tmp_path).lock()
     looking = open(tmp_path / ".lock")  # noqa: SIM115
     fcntl.flock(looking, fcntl.LOCK_SH)
@@ -227,7 +226,7 @@ def test_one_failure_never_stops_the_rest(tmp_path: Path) -> None:
     runs = lay_out(STUDY, out=tmp_path, overrides=toy.TINY).runs()[:5]
     ends = [(2, "error: bad\n  thing: x"), (-9, "last row"), (1, "RuntimeError: bang"), (1, "CUDA out of memory. x")]
     played, told = Played(*ends), Told()
-    work(runs, played, told)
+    train_cells(runs, played, told)
     assert told.states == ["failed"] * 4 + ["finished"] and len(played.began) == 5
     kept = [(failure(cell).kind, failure(cell).message) for cell in runs[:4]]
     assert kept == [
@@ -238,7 +237,8 @@ def test_one_failure_never_stops_the_rest(tmp_path: Path) -> None:
 
 def test_an_error_of_several_runs_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY, only="plain")
-    work(laid.cells, Played(*[(2, "error: cannot run:\n  the data is not prepared")] * 2), Watching(laid.cells))
+    played = Played(*[(2, "error: cannot run:\n  the data is not prepared")] * 2)
+    train_cells(laid.cells, played, GridProgress(laid.cells))
     assert "plain, seed 1: failed: error: cannot run: the data is not prepared\n" in capsys.readouterr().out
     status(STUDY, laid)
     told = capsys.readouterr().out
@@ -247,14 +247,14 @@ def test_an_error_of_several_runs_is_told_once(tmp_path: Path, capsys: pytest.Ca
 
 def test_failed_runs_wait_for_retry_and_only_their_last_words_count(tmp_path: Path) -> None:
     runs = cells(tmp_path)[:2]
-    work(runs, Played((2, "error: first")), Told())
+    train_cells(runs, Played((2, "error: first")), Told())
     again = Played((1, "second"))
-    work(runs, again, Told())
+    train_cells(runs, again, Told())
     assert again.began == []
-    work(runs, again, Told(), retry=True)
+    train_cells(runs, again, Told(), retry=True)
     assert again.began == [runs[0].folder]
     assert (failure(runs[0]).kind, failure(runs[0]).message) == ("crash", "second")
-    work(runs, again, told := Told(), retry=True)
+    train_cells(runs, again, told := Told(), retry=True)
     assert told.states == ["finished"] * 2 and not (runs[0].folder / "failure.json").exists()
 
 
@@ -264,7 +264,7 @@ def test_what_failed_since_is_not_tried_again(tmp_path: Path) -> None:
     write_failure(cell, "crash", "now")
     later = os.stat(cell.folder).st_mtime + 60
     os.utime(cell.folder / "failure.json", (later, later))
-    work([cell], played := Played(), Told(), retry=True)
+    train_cells([cell], played := Played(), Told(), retry=True)
     assert played.began == []
 
 
@@ -272,7 +272,7 @@ def test_what_failed_since_is_not_tried_again(tmp_path: Path) -> None:
 def test_a_run_that_was_asked_to_stop_did_not_fail(tmp_path: Path, code: int) -> None:
     (cell, *_) = cells(tmp_path)
     write_text(cell.folder / "recipe.yaml", "x: 1\n")
-    work([cell], Played((code, "stopped")), told := Told())
+    train_cells([cell], Played((code, "stopped")), told := Told())
     assert told.states == ["interrupted"]
 
 
@@ -303,7 +303,7 @@ def test_a_signal_stops_all_runs_and_waits_for_them(tmp_path: Path, number: int)
 
     executor, before = Two(), signal.getsignal(number)
     with pytest.raises(Interrupted) as stop:
-        work(cells(tmp_path)[:3], executor, Impatient())
+        train_cells(cells(tmp_path)[:3], executor, Impatient())
     assert stop.value.number == number and all(job.asked == 1 and job.polled >= 3 for job in executor.jobs)
     assert signal.getsignal(number) is before and not any(tmp_path.glob("*/failure.json"))
 
@@ -314,11 +314,11 @@ def test_what_runs_elsewhere_is_skipped_and_looked_at_again(tmp_path: Path) -> N
     run = RunFolder(one.folder)
     run.lock()
     played = Played((Busy.code, "error: another process is training"), (0, ""), (0, ""))
-    work([one, two, three], played, told := Told())
+    train_cells([one, two, three], played, told := Told())
     assert played.began == [two.folder, three.folder, two.folder]
-    assert sorted(told.states) == ["finished", "finished", "running"] and look(two).failure is None
+    assert sorted(told.states) == ["finished", "finished", "running"] and run_of(two).failure is None
     run.unlock()
-    work([one], played, told)
+    train_cells([one], played, told)
     assert told.states[-1] == "finished"
 
 
@@ -364,7 +364,7 @@ def test_the_time_left_is_told_from_iterations(tmp_path: Path, monkeypatch: pyte
     one, two = cells(tmp_path, only="plain")
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    watch = Watching([one, two])
+    watch = GridProgress([one, two])
     assert watch.left() == ""
     clock[0] = 600.0
     watch.ended(one, Run(one.folder, "finished", reached=one.iterations))

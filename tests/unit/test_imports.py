@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
 
 ``udaseg`` stands for everything. ``udaseg.core.terms`` does not inherit what ``udaseg.uda`` may.
 """
-HEAVY = ("torch", "torchvision", "numpy", "pydantic", "PIL", "yaml", "jinja2", "safetensors")
+HEAVY = ("torch", "torchvision", "numpy", "pydantic", "PIL", "yaml", "jinja2", "safetensors", "matplotlib")
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:

@@ -17,8 +17,8 @@ from udaseg.console import duration, out, table
 from udaseg.engine import checkpoint
 from udaseg.engine.runs import watching
 from udaseg.errors import UserError
-from udaseg.report.executors import Executor, Inline, Local, Slurm, slurm_executor, work
-from udaseg.report.grid import CELLS, Cell, Grid, costs, lay_out, look
+from udaseg.report.executors import Executor, Inline, Local, Slurm, slurm_executor, train_cells
+from udaseg.report.grid import CELLS, Cell, Grid, costs, lay_out, run_of
 from udaseg.report.results import Run
 from udaseg.report.study import Study, load_study, studies
 
@@ -28,10 +28,18 @@ HEARTBEAT = 300.0  # seconds between two lines that say how far everything is
 
 def listing() -> None:
     """All shipped studies, and how many of their rows are runs."""
-    found = [load_study(name) for name in studies()]
-    rows = [[name, study.title, study.benchmark, f"{sum(row.recipe is not None for row in study.rows)}"
-             f" of {len(study.rows)}"] for name, study in zip(studies(), found, strict=True)]  # fmt: skip
+    rows = []
+    for name in studies():
+        study = load_study(name)
+        runnable = sum(row.recipe is not None for row in study.rows)
+        rows.append([name, study.title, study.benchmark, f"{runnable} of {len(study.rows)}"])
     table(("study", "what it is", "benchmark", "rows with a recipe"), rows, left=3)
+
+
+def choose(name: str, *, seeds: str | None, folder: Path | None, **options: Any) -> tuple[Study, Grid]:
+    """The study of that name, and its cells; ``options``: those of ``lay_out``."""
+    study = load_study(name)
+    return study, lay_out(study, out=folder or CELLS, seeds=None if seeds is None else parse_seeds(seeds), **options)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -42,29 +50,47 @@ def parse_seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def notes(study: Study, grid: Grid) -> None:
-    """Say which rows are not run."""
-    for name, why in grid.left_out.items():
-        out.print(f"left out: {name}: {why}", style="yellow")
-    if published := sum(row.recipe is None for row in study.rows):
-        out.print(f"{published} of {len(study.rows)} rows are published numbers only")
-
-
-# --- looking -------------------------------------------------------------------------------------------------------
+# --- showing -------------------------------------------------------------------------------------------------------
 
 
 def status(study: Study, grid: Grid) -> dict[Path, Run]:
-    """A table, rows by seeds; then the errors. Gives the runs by their folders."""
-    found = {cell.folder: look(cell) for cell in grid.cells}
+    """Print a table, rows by seeds; then the errors. Return the runs by their folders."""
+    runs = {cell.folder: run_of(cell) for cell in grid.runs()}
     seeds = list(dict.fromkeys(cell.seed for cell in grid.cells))
-    rows: dict[str, dict[int, str]] = {}
-    for cell in grid.cells:
-        rows.setdefault(cell.row.name, {})[cell.seed] = in_words(found[cell.folder], cell, study.protocol)
-    header = ("row", *(f"seed {seed}" for seed in seeds))
-    table(header, [[name, *(by_seed[seed] for seed in seeds)] for name, by_seed in rows.items()], title=study.title)
-    tell_failures(grid.runs(), found)
-    notes(study, grid)
-    return found
+    rows: dict[str, list[str]] = {}
+    for cell in grid.cells:  # row by row, each with the same seeds
+        rows.setdefault(cell.row.name, [cell.row.name]).append(in_words(runs[cell.folder], cell, study.protocol))
+    table(("row", *(f"seed {seed}" for seed in seeds)), list(rows.values()), title=study.title)
+    print_failures(grid.runs(), runs)
+    print_notes(study, grid)
+    return runs
+
+
+def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
+    """Print the runs, how far they are, and what those to come cost."""
+    cells, place = grid.runs(), (folder or CELLS).absolute()
+    known = costs(cells, place)
+    rows, todo, hours, size = [], [], 0.0, 0.0
+    for cell in cells:
+        cost, run = known.get(cell.folder), run_of(cell)
+        price = [f"{cost.hours:.2f}", f"{cost.gigabytes:.2f}"] if cost else ["unknown", "unknown"]
+        rows.append([cell.name, str(cell.folder), in_words(run, cell, study.protocol), *price])
+        if run.state != "finished":
+            todo.append(cell)
+            hours += cost.hours * (1 - run.reached / cell.iterations) if cost else 0.0
+            size += cost.gigabytes if cost else 0.0
+    table(("run", "folder", "state", "hours", "GB"), rows, left=2)
+    unknown = [cell for cell in todo if cell.folder not in known]
+    free = shutil.disk_usage(next(there for there in (place, *place.parents) if there.exists())).free / 1e9
+    out.print(f"to do: {len(todo)} of {len(cells)} runs")
+    out.print(
+        f"estimated: {len(todo) - len(unknown)} of these, {hours:.2f} h in a row, {size:.2f} GB ({free:.0f} GB free "
+        "there)"
+    )
+    if unknown:
+        command = shlex.join(["udaseg", *unknown[0].command, "--dry-run"])
+        out.print(f"unknown: no run of the kind is finished; this measures one: {command}")
+    print_notes(study, grid)
 
 
 def in_words(run: Run, cell: Cell, protocol: str | None) -> str:
@@ -76,61 +102,46 @@ def in_words(run: Run, cell: Cell, protocol: str | None) -> str:
     return f"{run.state} {run.reached}/{cell.iterations}" if run.state in ("running", "interrupted") else run.state
 
 
-def tell_failures(cells: Sequence[Cell], found: Mapping[Path, Run]) -> None:
+def print_failures(cells: Sequence[Cell], runs: Mapping[Path, Run]) -> None:
     """Everything that is known of the errors; one that several runs have once, with the place of the first."""
     same: dict[str, list[Cell]] = {}
     for cell in cells:
-        run = found[cell.folder]
+        run = runs[cell.folder]
         if text := f"{run.failure}" if run.failure else f"damaged: {run.problem}" if run.problem else "":
             same.setdefault(text, []).append(cell)
     for text, having in same.items():
-        failure, place = found[having[0].folder].failure, str(having[0].folder)
+        failure, place = runs[having[0].folder].failure, str(having[0].folder)
         where = f"{failure.time} at iteration {failure.iteration}, {failure.log}" if failure and failure.log else place
         out.print(f"{'; '.join(cell.name for cell in having)}: {text}\n  ({where})", style="red")
 
 
-def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
-    """The runs, how far they are, and what those to come cost."""
-    cells, place = grid.runs(), (folder or CELLS).absolute()
-    known, found = costs(cells, place), {cell.folder: look(cell) for cell in cells}
-    rows, todo, hours, size = [], [], 0.0, 0.0
-    for cell in cells:
-        cost, run = known.get(cell.folder), found[cell.folder]
-        price = [f"{cost.hours:.2f}", f"{cost.gigabytes:.2f}"] if cost else ["unknown", "unknown"]
-        rows.append([cell.name, str(cell.folder), in_words(run, cell, study.protocol), *price])
-        if run.state != "finished":
-            todo.append(cell)
-            hours += cost.hours * (1 - run.reached / cell.iterations) if cost else 0.0
-            size += cost.gigabytes if cost else 0.0
-    table(("run", "folder", "state", "hours", "GB"), rows, left=2)
-    estimated = sum(cell.folder in known for cell in todo)
-    free = shutil.disk_usage(next(there for there in (place, *place.parents) if there.exists())).free / 1e9
-    out.print(f"to do: {len(todo)} of {len(cells)} runs")
-    out.print(f"estimated: {estimated} of these, {hours:.2f} h in a row, {size:.2f} GB ({free:.0f} GB free there)")
-    if unknown := [cell for cell in todo if cell.folder not in known]:
-        command = shlex.join(["udaseg", *unknown[0].command, "--dry-run"])
-        out.print(f"unknown: no run of the kind is finished; this measures one: {command}")
-    notes(study, grid)
+def print_notes(study: Study, grid: Grid) -> None:
+    """Say which rows are not run."""
+    for name, why in grid.left_out.items():
+        out.print(f"left out: {name}: {why}", style="yellow")
+    if published := sum(row.recipe is None for row in study.rows):
+        out.print(f"{published} of {len(study.rows)} rows are published numbers only")
 
 
-# --- running -------------------------------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------------------------------------
 
 
-def run(study: Study, grid: Grid, *, executor: str, jobs: int | None, retry: bool, folder: Path | None) -> None:
+def train_study(study: Study, grid: Grid, *, executor: str, jobs: int | None, retry: bool, folder: Path | None) -> None:
     """Train what is not finished and say what came of it; exit code 1 if something failed or could not begin."""
     cells = grid.runs()
-    work(cells, executor_for(executor, cells, jobs, folder or CELLS), Watching(cells, study.protocol), retry=retry)
-    found = status(study, grid)
-    if grid.left_out or any(run.state in ("failed", "damaged") for run in found.values()):
+    progress = GridProgress(cells, study.protocol)
+    train_cells(cells, executor_for(executor, cells, jobs, folder or CELLS), progress, retry=retry)
+    runs = status(study, grid)
+    if grid.left_out or any(run.state in ("failed", "damaged") for run in runs.values()):
         sys.exit(1)
 
 
-class Watching:
+class GridProgress:
     """A line for every run that starts or ends, and one now and then, with the time that is left."""
 
     def __init__(self, cells: Sequence[Cell], protocol: str | None = None) -> None:
         self.cells, self.protocol = cells, protocol
-        self.reached = {cell.folder: look(cell).reached for cell in cells}
+        self.reached = {cell.folder: run_of(cell).reached for cell in cells}
         self.first = sum(self.reached.values())
         self.over: set[Path] = set()
         self.began = self.said = time.monotonic()
@@ -149,7 +160,7 @@ class Watching:
 
     def waiting(self, running: Sequence[Cell]) -> None:
         if time.monotonic() - self.said > HEARTBEAT:
-            self.reached.update({cell.folder: look(cell).reached for cell in running})
+            self.reached.update({cell.folder: run_of(cell).reached for cell in running})
             self.say(", ".join(f"{cell.name}: {self.reached[cell.folder]}/{cell.iterations}" for cell in running))
 
     def say(self, text: str) -> None:
@@ -178,8 +189,7 @@ def executor_for(kind: str, cells: Sequence[Cell], jobs: int | None, folder: Pat
         devices = visible_gpus() if gpus else []
         return Local(slots=jobs or len(devices) or 1, devices=devices)
     cpus = max(cell.loaded.recipe.runtime.workers for cell in cells) + 1
-    executor = slurm_executor(folder / ".slurm", gpus=int(gpus), cpus=cpus)
-    return Slurm(executor, slots=jobs or len(cells))
+    return Slurm(slurm_executor(folder / ".slurm", gpus=int(gpus), cpus=cpus), slots=jobs or len(cells))
 
 
 def visible_gpus() -> list[str]:
@@ -187,9 +197,3 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [name.strip() for name in named.split(",")][:count] if named else [str(i) for i in range(count)]
-
-
-def choose(name: str, *, seeds: str | None, folder: Path | None, **options: Any) -> tuple[Study, Grid]:
-    """The study of that name, and its cells; ``options``: those of ``lay_out``."""
-    study = load_study(name)
-    return study, lay_out(study, out=folder or CELLS, seeds=None if seeds is None else parse_seeds(seeds), **options)

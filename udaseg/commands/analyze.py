@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from udaseg.config.registry import REGISTRIES
@@ -95,7 +94,7 @@ def tsne(paths: Sequence[Path], target: Path | None, pixels: int, seed: int, **o
     except ImportError:
         raise UserError('t-SNE needs scikit-learn: pip install "udaseg[analysis]"') from None
     place = files(target, "tsne")
-    rows, pictures = [["run", "domain", "class", "x", "y"]], []
+    rows, clouds = [["run", "domain", "class", "x", "y"]], {}
     for subject in subjects(paths, **options):
         names, palette = subject.metadata.classes, subject.metadata.palette
         parts = [analysis.sample(subject.cells(d), len(names), pixels, seed=seed) for d in ("source", "validation")]
@@ -105,8 +104,8 @@ def tsne(paths: Sequence[Path], target: Path | None, pixels: int, seed: int, **o
         domain = np.where(np.arange(len(label)) < first, "source", "target")
         rows += [[subject.name, d, names[c], f"{x:.4f}", f"{y:.4f}"]
                  for d, c, (x, y) in zip(domain, label, points, strict=True)]  # fmt: skip
-        pictures.append(figures.scatter(points, label, domain == "target", palette, title=subject.name))
-    write(place, rows, figures.stacked([*pictures, figures.legend(names, palette, width=pictures[0].width)]))
+        clouds[subject.name] = points, label, domain == "target"
+    write(place, rows, figures.scatter(clouds, names, palette))
 
 
 def report(place: tuple[Path, Path], names: Sequence[str], values: dict[str, list[float]], title: str) -> None:
@@ -118,7 +117,8 @@ def report(place: tuple[Path, Path], names: Sequence[str], values: dict[str, lis
     rows = [[name, *(f"{v:.4f}" if np.isfinite(v) else "" for v in column)]
             for name, column in zip(labels, numbers.T, strict=True)]  # fmt: skip
     table(("class", *values), rows, title=title)
-    write(place, [["class", *values], *rows], figures.bars(labels, numbers, list(values), title=title))
+    bars = [figures.Bars(name, column, i) for i, (name, column) in enumerate(zip(values, numbers, strict=True))]
+    write(place, [["class", *values], *rows], figures.class_bars(labels, bars, label=title, limits=None, digits=2))
 
 
 def files(target: Path | None, kind: str) -> tuple[Path, Path]:
@@ -132,9 +132,9 @@ def files(target: Path | None, kind: str) -> tuple[Path, Path]:
     return path, path.with_suffix(".png")
 
 
-def write(place: tuple[Path, Path], rows: list[list[str]], picture: Image.Image) -> None:
+def write(place: tuple[Path, Path], rows: list[list[str]], picture: figures.Figure) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(place[0], text.getvalue())
-    write_atomic(place[1], lambda file: picture.save(file, format="PNG"))
+    write_atomic(place[1], lambda file: file.write(figures.rendered(picture)))
     out.print(f"{place[0]}, {place[1]}")

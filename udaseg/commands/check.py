@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from udaseg.config.checks import components, domains
 from udaseg.config.load import Loaded, listed, load
@@ -15,7 +13,7 @@ from udaseg.config.registry import settings_of_type, walk
 from udaseg.config.schema import DomainSection, Recipe
 from udaseg.console import out, table
 from udaseg.data import cache
-from udaseg.data.classes import ClassSet
+from udaseg.data.classes import ClassSet, colourise
 from udaseg.data.dataset import Domain
 from udaseg.data.index import Index
 from udaseg.data.transforms import keep_ratio_size
@@ -25,16 +23,16 @@ from udaseg.files import write_free
 from udaseg.problems import Problem
 from udaseg.ranges import ClassNames
 from udaseg.report import figures
+from udaseg.report.figures import Figure, Pixels
 
 SHOWN = 6  # images of each domain
-TILE = (384, 216)
 TUNED = 3000 / (1914 * 1052)
 """Share of an image that makes it count for a class in the published recipes: 3000 pixels of GTA5's size."""
 
 Domains = dict[str, tuple[DomainSection, Index]]
 
 
-def run(benchmark: str, recipe: str, picture: Path | None) -> None:
+def check_benchmark(benchmark: str, recipe: str, picture: Path | None) -> None:
     """Print what was found and write the picture; UserError for a data set that is not usable."""
     loaded = load(recipe, benchmark=benchmark)
     domains = prepared(loaded, benchmark)
@@ -51,15 +49,14 @@ def run(benchmark: str, recipe: str, picture: Path | None) -> None:
     notes = [*one_sided(shares, classes.names), *misfits(loaded.recipe, domains)]
     for note in notes or ["nothing found that does not fit"]:
         out.print(f"note: {note}" if notes else note, style="yellow" if notes else None)
-    content = io.BytesIO()
-    panel(domains, loaded.recipe.data.scale, classes).save(content, "PNG")
-    written = write_free(picture or Path(f"check-{loaded.recipe.benchmark}.png"), content.getvalue())
+    content = figures.rendered(draw(domains, loaded.recipe.data.scale, classes))
+    written = write_free(picture or Path(f"check-{loaded.recipe.benchmark}.png"), content)
     out.print(f"\npicture {written}")
 
 
 def prepared(loaded: Loaded, benchmark: str) -> Domains:
     """The domains with their indices in the recipe's classes; UserError with the remedy for each that is not usable."""
-    found: Domains = {}
+    usable: Domains = {}
     problems: list[Problem] = []
     names = class_set(loaded.recipe).names
     for key, section in domains(loaded.recipe).items():
@@ -67,13 +64,13 @@ def prepared(loaded: Loaded, benchmark: str) -> Domains:
             index = index_of(section)
             if key != "target" and not index.labelled:
                 raise UserError(f"Data set {section.dataset!r} ({section.split}) in {index.root} has no labels.")
-            found[key] = section, index.as_classes(names, section.merge) if index.labelled else index
+            usable[key] = section, index.as_classes(names, section.merge) if index.labelled else index
         except UserError as error:
             if all(problem.message != str(error) for problem in problems):
                 problems.append(Problem(("data", key), str(error)))
     if problems:
         raise UserError(f"benchmark {benchmark!r} cannot be used:\n{listed(problems, loaded.origin)}")
-    return found
+    return usable
 
 
 def domain_row(key: str, section: DomainSection, index: Index, scale: int) -> list[str]:
@@ -96,12 +93,12 @@ def percentage(value: float) -> str:
 
 def one_sided(shares: dict[str, list[float]], names: tuple[str, ...]) -> Iterator[str]:
     """Classes that only the source has, or only the target (its validation images count, too)."""
-    found = {key: {n for n, share in zip(names, row, strict=True) if share} for key, row in shares.items()}
-    source = found.pop("source")
-    if not found:
+    present = {key: {n for n, share in zip(names, row, strict=True) if share} for key, row in shares.items()}
+    source = present.pop("source")
+    if not present:
         yield "the target has no labels here: its classes cannot be compared"
         return
-    target = set().union(*found.values())
+    target = set().union(*present.values())
     for title, alone in (("the source", source - target), ("the target", target - source)):
         if alone:
             yield f"classes with pixels in {title} only: {', '.join(n for n in names if n in alone)}"
@@ -143,29 +140,23 @@ def pixel_misfits(recipe: Recipe, source: Index, names: tuple[str, ...]) -> Iter
         yield f"no source image has more than {wanted} pixels (data.min_pixels) of: {', '.join(never)}; never drawn"
 
 
-def panel(domains: Domains, scale: int, classes: ClassSet) -> Image.Image:
+def draw(domains: Domains, scale: int, classes: ClassSet) -> Figure:
     """Evenly spaced images of source and target beside the same with their labels' colours over them."""
-    columns: list[tuple[np.ndarray, ...]] = []
-    headers: list[str] = []
+    columns: list[list[tuple[str, Pixels]]] = []
     for key in ("source", "target"):
         if key in domains:
             section, index = domains[key]
             domain = Domain(index, size=scaled(section, scale), labels=index.labelled)
-            columns += zip(*tiles(domain, classes), strict=True)
-            headers += [f"{key}: {index.dataset}", "labels" if index.labelled else "no labels"]
-    grid = figures.panel(list(zip(*columns, strict=False)), headers, width=TILE[0])
-    return figures.stacked([grid, figures.legend(classes.names, classes.palette, width=grid.width)])
+            titles = (f"{key}: {index.dataset}", "labels" if index.labelled else "no labels")
+            places = np.linspace(0, len(domain) - 1, SHOWN).round()
+            shown = [blended(domain, int(place), classes.palette) for place in places]
+            for title, images in zip(titles, zip(*shown, strict=True), strict=True):
+                columns.append([(title if row == 0 else "", image) for row, image in enumerate(images)])
+    return figures.panels(list(zip(*columns, strict=True)), classes.names, classes.palette)
 
 
-def tiles(domain: Domain, classes: ClassSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(image, image under its labels' colours), each in the middle of a white tile; ignored pixels are dark."""
-    for position in np.linspace(0, len(domain) - 1, SHOWN).round().astype(int):
-        image, label = domain.load(int(position))
-        colours = np.zeros_like(image) if label is None else figures.colour(label, classes.palette)
-        blended = (0.4 * image + 0.6 * colours).astype(np.uint8)
-        yield fitted(image), fitted(blended)
-
-
-def fitted(image: np.ndarray) -> np.ndarray:
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(ImageOps.pad(picture, TILE, Image.Resampling.BOX, color="white"))
+def blended(domain: Domain, position: int, palette: figures.Palette) -> tuple[Pixels, Pixels]:
+    """An image, and the same under its labels' colours; ignored pixels are dark."""
+    image, label = domain.load(position)
+    colours = np.zeros_like(image) if label is None else colourise(label, palette)
+    return image, (0.4 * image + 0.6 * colours).astype(np.uint8)

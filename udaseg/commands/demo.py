@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 import udaseg
 from udaseg.config.layers import chain
 from udaseg.config.load import Loaded, checked, load
 from udaseg.console import Counting, Watching, out, percent
-from udaseg.data.classes import PROTOCOLS
+from udaseg.data.classes import PROTOCOLS, colourise
 from udaseg.data.layouts import data_home
 from udaseg.data.loading import evaluation_loader
 from udaseg.data.prepare import prepare
@@ -37,7 +36,9 @@ from udaseg.evaluation.confusion import Scores, scores
 from udaseg.evaluation.evaluate import evaluate, evaluating, predict, recompute_batchnorm
 from udaseg.files import write_atomic, write_text
 from udaseg.models.segmentor import Segmentor
-from udaseg.report import figures, html
+from udaseg.report import figures
+from udaseg.report.figures import Figure
+from udaseg.report.pages import Part, render_page
 from udaseg.report.tables import Cell, Mark, Table, terminal
 
 QUICK = ("train.iterations=40", "optimiser.warmup=10")
@@ -62,7 +63,7 @@ class Result:
         return self.folder / "demo.html"
 
 
-def run(*, quick: bool, recipe: str | None, seed: int, folder: Path | None) -> Result:
+def run_demo(*, quick: bool, recipe: str | None, seed: int, folder: Path | None) -> Result:
     """The whole demo; what is already there (data, finished runs) is used again."""
     began = time.monotonic()
     folder = folder or default_folder(quick, recipe, seed)
@@ -143,10 +144,10 @@ def report(folder: Path, adapted: Loaded, start: Path, seconds: float) -> Result
         return scores(np.array(runs.read_result(path)["validation"]["confusion"]), names, only)
 
     models = [runs.load_student(path)[0] for path in (start, folder / "adapted")]
-    picture = draw(adapted, models)
+    picture = figures.rendered(draw(adapted, models))
     control = scores(control_confusion(models[0], adapted), names, only)
     result = Result(of_run(start), control, of_run(folder / "adapted"), folder)
-    write_atomic(result.picture, lambda file: picture.save(file, "PNG"))
+    write_atomic(result.picture, lambda file: file.write(picture))
     write_text(result.page, web_page(result, picture, adapted, seconds))
     return result
 
@@ -162,23 +163,23 @@ def control_confusion(model: Segmentor, adapted: Loaded) -> np.ndarray:
     return evaluate(model, held_out, normalise, classes=len(names), device=torch.device("cpu")).numpy()
 
 
-def draw(loaded: Loaded, models: Sequence[Segmentor]) -> Image.Image:
+def draw(loaded: Loaded, models: Sequence[Segmentor]) -> Figure:
     """Target image, truth, predictions of source-only and adapted, for evenly spaced validation images."""
     section, classes = loaded.recipe.data.validation, class_set(loaded.recipe)
     assert section is not None
     images = images_of(section, loaded.recipe.data.scale, classes.names)
-    rows = []
+    rows: list[list[tuple[str, np.ndarray]]] = []
     for position in np.linspace(0, len(images) - 1, SHOWN).round().astype(int):
         item = images[int(position)]
         normalised = normalisation(models[0])(item["image"][None])
-        row = [item["image"].permute(1, 2, 0).numpy(), figures.colour(item["label"].numpy(), classes.palette)]
+        labels = [item["label"].numpy()]
         for model in models:
             with evaluating(model):
-                label = predict(model, normalised, tuple(item["label"].shape))[0]
-            row.append(figures.colour(label.numpy().astype(np.uint8), classes.palette))
-        rows.append(row)
-    grid = figures.panel(rows, ("target image", "truth", "source-only", "adapted"))
-    return figures.stacked([grid, figures.legend(classes.names, classes.palette, width=grid.width)])
+                labels.append(predict(model, normalised, tuple(item["label"].shape))[0].numpy().astype(np.uint8))
+        tiles = [item["image"].permute(1, 2, 0).numpy(), *(colourise(label, classes.palette) for label in labels)]
+        titles = ("", "", "", "") if rows else ("target image", "truth", "source-only", "adapted")
+        rows.append(list(zip(titles, tiles, strict=True)))
+    return figures.panels(rows, classes.names, classes.palette)
 
 
 def result_table(result: Result, notes: Sequence[str] = ()) -> Table:
@@ -217,7 +218,7 @@ def next_steps(folder: Path, recipe: str | None) -> list[str]:
     ]
 
 
-def web_page(result: Result, picture: Image.Image, loaded: Loaded, seconds: float) -> str:
+def web_page(result: Result, picture: bytes, loaded: Loaded, seconds: float) -> str:
     """The result as one self-contained HTML file."""
     source_only, control, adapted = (scores.miou for scores in (result.source_only, result.control, result.adapted))
     notes = (
@@ -226,7 +227,7 @@ def web_page(result: Result, picture: Image.Image, loaded: Loaded, seconds: floa
         *(f"next: {step}" for step in next_steps(result.folder, None)),
     )
     caption = "Evenly spaced validation images; nothing was picked."
-    return html.report(
+    return render_page(
         title=f"udaseg demo: {loaded.recipe.name} on generated street scenes",
         lead="A small network trained on labelled 'game' scenes, then adapted to unlabelled 'camera' scenes. Figures "
         "are IoU in percent on held-out camera scenes, of the student at the last iteration.",
@@ -237,6 +238,6 @@ def web_page(result: Result, picture: Image.Image, loaded: Loaded, seconds: floa
             ("gain", f"{adapted - source_only:+.1f}"),
             ("gain over control", f"{adapted - control:+.1f}"),
         ],
-        parts=[html.Part(result_table(result, notes), pictures=[(caption, html.embed(picture))])],
+        parts=[Part(result_table(result, notes), pictures=[(caption, figures.data_uri(picture, "png"))])],
         footer=f"udaseg {udaseg.__version__}",
     )

@@ -11,7 +11,7 @@ import torch
 
 from udaseg.console import Counting
 from udaseg.console import out as screen
-from udaseg.data.classes import PROTOCOLS, ClassSet
+from udaseg.data.classes import PROTOCOLS, ClassSet, colourise
 from udaseg.data.loading import Normalise
 from udaseg.engine import runs
 from udaseg.engine.device import choose_device
@@ -22,15 +22,15 @@ from udaseg.evaluation.evaluate import evaluating, predict
 from udaseg.evaluation.inference import inference
 from udaseg.files import write_free
 from udaseg.problems import suggest
-from udaseg.report import plots
-from udaseg.report.figures import Pixels, colour
+from udaseg.report import figures
+from udaseg.report.figures import Bars, Figure, Pixels, Series
 from udaseg.report.results import Run, curves, read
 
 KINDS = ("curves", "classes", "confusion", "panels")
 FORMS = {".png": "png", ".pdf": "pdf"}
 
 
-def run(kind: str, folders: Sequence[Path], *, out: Path | None, protocol: str | None, images: int) -> None:
+def plot_runs(kind: str, folders: Sequence[Path], *, out: Path | None, protocol: str | None, images: int) -> None:
     """Check everything, draw, write under a free name."""
     if kind not in KINDS:
         raise UserError(f"plot {kind!r}: {suggest(kind, KINDS)}")
@@ -39,20 +39,9 @@ def run(kind: str, folders: Sequence[Path], *, out: Path | None, protocol: str |
     path = out or (folders[-1] / "panels.png" if kind == "panels" else Path(f"{kind}.png"))
     if path.suffix.lower() not in FORMS:
         raise UserError(f"--out {path}: the ending must be .png or .pdf")
-    plots.figure()  # is matplotlib there?
-    found = [usable(folder, validated=kind in ("classes", "confusion")) for folder in folders]
-    drawn = draw(kind, found, protocol, images)
-    screen.print(f"picture {write_free(path, plots.saved(drawn, FORMS[path.suffix.lower()]))}")
-
-
-def draw(kind: str, found: Sequence[Run], protocol: str | None, images: int) -> Any:
-    if kind == "curves":
-        return plots.curves_figure(found, [curves(one) for one in found])
-    if len({one.classes for one in found}) > 1 and kind != "panels":
-        raise UserError(f"{found[0].folder} and others have different classes; plot them apart")
-    if kind == "classes":
-        return plots.classes_figure(found, protocol)
-    return plots.confusion_figure(found) if kind == "confusion" else panels(found, images)
+    chosen = [usable(folder, validated=kind in ("classes", "confusion")) for folder in folders]
+    figure = draw(kind, chosen, protocol, images)
+    screen.print(f"picture {write_free(path, figures.rendered(figure, FORMS[path.suffix.lower()]))}")
 
 
 def usable(folder: Path, *, validated: bool) -> Run:
@@ -61,43 +50,86 @@ def usable(folder: Path, *, validated: bool) -> Run:
         raise UserError(f"{folder}: no such run folder; `udaseg report` lists those there are")
     if not (folder / "recipe.yaml").exists():
         raise UserError(f"{folder}: not a run folder (it has no recipe.yaml)")
-    found = read(folder)
-    if found.state == "damaged":
-        raise UserError(f"{folder}: damaged: {found.problem}")
-    if validated and found.counts is None:
+    run = read(folder)
+    if run.state == "damaged":
+        raise UserError(f"{folder}: damaged: {run.problem}")
+    if validated and run.counts is None:
         raise UserError(f"{folder}: has no result yet; finish it: udaseg train --resume --out {folder}")
-    return found
+    return run
+
+
+def draw(kind: str, chosen: Sequence[Run], protocol: str | None, images: int) -> Figure:
+    """One of KINDS; UserError for runs that cannot share a figure."""
+    if kind == "panels":
+        return draw_panels(chosen, images)
+    if kind == "curves":
+        return draw_curves(chosen)
+    if len({run.classes for run in chosen}) > 1:
+        raise UserError(f"{chosen[0].folder} and others have different classes; plot them apart")
+    if kind == "classes":
+        return draw_classes(chosen, protocol or chosen[0].protocol)
+    counts = {name: run.counts for name, run in zip(names_of(chosen), chosen, strict=True) if run.counts is not None}
+    return figures.confusion_matrices(chosen[0].classes, counts)
+
+
+def draw_curves(chosen: Sequence[Run]) -> Figure:
+    """Each loss term over the iterations, and the validation mIoU."""
+    logs = [curves(run) for run in chosen]
+    points = {term: [log.losses.get(term, []) for log in logs] for log in logs for term in log.losses}
+    if any(log.miou for log in logs):
+        points["validation mIoU, %"] = [log.miou for log in logs]
+    if not points:
+        raise UserError(f"{chosen[0].folder}: nothing has been logged yet (runtime.log_every); train it further")
+    names = names_of(chosen)
+    return figures.curves({
+        title: [Series(name, line, colour) for colour, (name, line) in enumerate(zip(names, lines, strict=True))]
+        for title, lines in points.items()
+    })  # fmt: skip
+
+
+def draw_classes(chosen: Sequence[Run], protocol: str) -> Figure:
+    """IoU by class of all runs, over the classes of one protocol."""
+    found = [run.scores(protocol) for run in chosen]
+    names = [f"{name}: mIoU {one.miou:.1f}" for name, one in zip(names_of(chosen), found, strict=True)]
+    bars = [Bars(name, one.iou, colour) for colour, (name, one) in enumerate(zip(names, found, strict=True))]
+    return figures.class_bars(found[0].names, bars)
+
+
+def names_of(chosen: Sequence[Run]) -> list[str]:
+    """What tells runs apart: recipe and seed, or their folders."""
+    short = [f"{run.recipe}, seed {run.seed}" for run in chosen]
+    return short if len(set(short)) == len(chosen) else [str(run.folder) for run in chosen]
 
 
 # --- panels --------------------------------------------------------------------------------------------------------
 
 
-def panels(found: Sequence[Run], images: int) -> Any:
+def draw_panels(chosen: Sequence[Run], images: int) -> Figure:
     """The images that the last run improves most on the first, and those that it degrades most (one run: its best and
     worst), by the mIoU of each image, most improved first: image, truth, predictions."""
-    recipe = runs.read_recipe(found[-1].folder).recipe
+    recipe = runs.read_recipe(chosen[-1].folder).recipe
     classes, only = class_set(recipe), PROTOCOLS[recipe.data.protocol]
     if recipe.data.validation is None:
-        raise UserError(f"{found[-1].folder}: its recipe has no validation images to show")
+        raise UserError(f"{chosen[-1].folder}: its recipe has no validation images to show")
     items = images_of(recipe.data.validation, recipe.data.scale, classes.names)
 
-    def mious(one: Run) -> dict[int, float]:
-        return {i: value for i, _, value in predictions(one, items, range(len(items)), classes, only)}
+    def mious(run: Run) -> dict[int, float]:
+        return {i: value for i, _, value in predictions(run, items, range(len(items)), classes, only)}
 
-    last, first = mious(found[-1]), mious(found[0]) if len(found) > 1 else {}
+    last, first = mious(chosen[-1]), mious(chosen[0]) if len(chosen) > 1 else {}
     order = ranked({i: value - first.get(i, 0.0) for i, value in last.items()}, images)
     rows: dict[int, list[tuple[str, Pixels]]] = {}
     for i in order:
         item = items[i]
-        truth = colour(item["label"].numpy(), classes.palette)
+        truth = colourise(item["label"].numpy(), classes.palette)
         rows[i] = [(Path(item["name"]).name, item["image"].permute(1, 2, 0).numpy()), ("truth", truth)]
-    for one, name in zip(found, plots.names(found), strict=True):
-        for i, label, value in predictions(one, items, order, classes, only):
-            gain = f" ({value - first[i]:+.1f})" if first and one is found[-1] else ""
-            rows[i].append((f"{name}: {value:.1f}{gain}", colour(label, classes.palette)))
-    there = sorted({int(c) for i in order for c in np.unique(items[i]["label"]) if c < len(classes)})
-    legend = [(classes.names[c], "#{:02x}{:02x}{:02x}".format(*classes.palette[c])) for c in there]
-    return plots.panels_figure(list(rows.values()), legend)
+    for run, name in zip(chosen, names_of(chosen), strict=True):
+        for i, label, value in predictions(run, items, order, classes, only):
+            gain = f" ({value - first[i]:+.1f})" if first and run is chosen[-1] else ""
+            rows[i].append((f"{name}: {value:.1f}{gain}", colourise(label, classes.palette)))
+    shown = sorted({int(c) for i in order for c in np.unique(items[i]["label"]) if c < len(classes)})
+    names, palette = [classes.names[c] for c in shown], [classes.palette[c] for c in shown]
+    return figures.panels(list(rows.values()), names, palette)
 
 
 def ranked(gains: dict[int, float], images: int) -> list[int]:
@@ -111,20 +143,20 @@ def ranked(gains: dict[int, float], images: int) -> list[int]:
 
 
 def predictions(
-    one: Run, items: Any, which: Sequence[int], classes: ClassSet, only: Sequence[str]
+    run: Run, items: Any, which: Sequence[int], classes: ClassSet, only: Sequence[str]
 ) -> Iterator[tuple[int, np.ndarray, float]]:
     """(place, train ids (H, W), mIoU) of a run for each of the images."""
-    module, metadata = runs.load_student(one.folder)
+    module, metadata = runs.load_student(run.folder)
     if tuple(metadata.classes) != tuple(classes.names):
-        raise UserError(f"{one.folder}: has other classes than the last run; plot them apart")
+        raise UserError(f"{run.folder}: has other classes than the last run; plot them apart")
     device, normalise = choose_device("auto"), Normalise(metadata.mean, metadata.std)
-    look = inference(metadata.inference, metadata.crop)
-    with Counting(f"predicting, {one.folder.name}") as progress, evaluating(module.to(device)):
+    mode = inference(metadata.inference, metadata.crop)
+    with Counting(f"predicting, {run.folder.name}") as progress, evaluating(module.to(device)):
         for done, i in enumerate(which, 1):
             item = items[i]
             label = item["label"]
             image = normalise(item["image"][None]).to(device)
-            guess = predict(module, image, tuple(label.shape), inference=look)[0].cpu()
+            guess = predict(module, image, tuple(label.shape), inference=mode)[0].cpu()
             value = scores(count(guess, label, len(classes)).numpy(), classes.names, only).miou
             yield i, guess.to(torch.uint8).numpy(), value
             progress(done, len(which))

@@ -12,7 +12,6 @@ from udaseg.console import out as screen
 from udaseg.errors import UserError
 from udaseg.files import write_free
 from udaseg.problems import suggest
-from udaseg.report import html, pages
 from udaseg.report.results import Run, scan
 from udaseg.report.summary import Summary, families_table, overview_table, study_table, summarise
 from udaseg.report.tables import Table, comma_separated, latex, markdown, terminal
@@ -22,28 +21,30 @@ FORMATS = ("terminal", *TEXTS, "html")
 ENDINGS = {".md": "md", ".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
 
 
-def run(words: Sequence[str], *, form: str | None, out: Path | None, folder: Path, benchmark: str | None) -> None:
-    """``words``: studies, and key=value overrides of their runs."""
+def make_report(
+    words: Sequence[str], *, form: str | None, out: Path | None, folder: Path, benchmark: str | None
+) -> None:
+    """``words``: studies, and key=value overrides of their runs. Print the report, or write it to a free name."""
     form = choose_format(form, out)
     names, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
     if (overrides or benchmark) and not names:
         raise UserError("key=value and --benchmark belong to a study's runs; name the study: udaseg ablate --list")
-    if names and folder == Path("runs") and not folder.is_dir():
-        found: list[Run] = []  # nothing has been run yet: the published numbers
-    else:
-        found = scan(folder)
-    studies = [summarise(name, found, benchmark=benchmark, overrides=overrides) for name in names]
+    nothing_yet = bool(names) and folder == Path("runs") and not folder.is_dir()  # then show the published numbers
+    runs = [] if nothing_yet else scan(folder)
+    studies = [summarise(name, runs, benchmark=benchmark, overrides=overrides) for name in names]
     if form == "html":
-        deliver(page(studies, found, folder), out or Path(f"report-{studies[0].name if studies else folder.name}.html"))
-        return
-    tables = [study_table(study, runs=folder) for study in studies] or overview(found, folder)
+        name = studies[0].name if studies else folder.name
+        return deliver(html_report(studies, runs, folder), out or Path(f"report-{name}.html"))
+    means = families_table(runs, folder) if not studies else None
+    tables = [study_table(study, runs=folder) for study in studies] or [overview_table(runs, folder)]
+    tables += [means] if means else []
     if form == "terminal":
         for number, table in enumerate(tables):
             screen.print("\n" if number else "", end="")
             terminal(table)
-        return
+        return None
     text = "\n".join(TEXTS[form](table) for table in tables)
-    deliver(text, out) if out else print(text, end="")
+    return deliver(text, out) if out else print(text, end="")
 
 
 def choose_format(form: str | None, out: Path | None) -> str:
@@ -57,25 +58,21 @@ def choose_format(form: str | None, out: Path | None) -> str:
     return form
 
 
-def overview(runs: Sequence[Run], folder: Path) -> list[Table]:
-    """All runs; then the means over seeds where there are several."""
-    means = families_table(runs, folder)
-    return [overview_table(runs, folder), *([means] if means else [])]
-
-
 def deliver(text: str, path: Path) -> None:
     screen.print(f"report {write_free(path, text.encode())}")
 
 
-def page(studies: Sequence[Summary], runs: Sequence[Run], folder: Path) -> str:
-    """The whole report as HTML."""
-    entries = [entry for study in studies for entry in study.entries]
+def html_report(studies: Sequence[Summary], runs: Sequence[Run], folder: Path) -> str:
+    """The whole report as a page."""
+    from udaseg.report import pages  # it draws, and matplotlib takes a while to load
+
     cards = {"runs": len(runs), **dict(sorted(Counter(str(run.state) for run in runs).items()))}
     if studies:
+        entries = [entry for study in studies for entry in study.entries]
         done, missing = sum(len(e.runs) for e in entries), sum(len(e.missing) for e in entries)
         reproduced = sum(bool(e.runs) for e in entries)
         cards = {"methods": len(entries), "reproduced": reproduced, "runs": done, "runs missing": missing}
-    return html.report(
+    return pages.render_page(
         title=studies[0].study.title if len(studies) == 1 else f"{len(studies)} studies" if studies else "Runs",
         lead=f"Run folders below {folder}, {time.strftime('%Y-%m-%d %H:%M')}.",
         cards=[(name, str(number)) for name, number in cards.items()],

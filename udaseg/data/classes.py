@@ -107,6 +107,13 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
 """Classes that an mIoU is the mean of; none named: all that the model has."""
 
 
+def colourise(label: npt.NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.uint8]:
+    """Train ids (H, W) -> RGB (H, W, 3) in the colours of the classes; ignored pixels are black."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    return colours[label]
+
+
 def lookup(mapping: Mapping[int, int]) -> npt.NDArray[np.uint8]:
     """(256,) table: raw label value -> train id; values that are not listed become IGNORE."""
     table = np.full(256, IGNORE, dtype=np.uint8)
@@ -120,10 +127,3 @@ def match_classes(own: Sequence[str], wanted: Sequence[str], merge: Mapping[str,
     else IGNORE."""
     ids = {name: train_id for train_id, name in enumerate(wanted)}
     return tuple(ids.get(merge.get(name, name), IGNORE) for name in own)
-
-
-def colourise(label: npt.NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.uint8]:
-    """Train ids (H, W) -> RGB (H, W, 3); ignored pixels are black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(palette)] = palette
-    return table[label]

@@ -1,4 +1,4 @@
-"""Where the runs of a grid take place: in this process, in child processes, on a Slurm cluster.
+"""Train the cells of a grid: in this process, in child processes, or on a Slurm cluster.
 
 A run is kept from being trained twice by the lock of its folder, which the system lets go of when its holder dies. Its
 output goes to ``output.log`` there, its last error to ``failure.json``.
@@ -26,12 +26,12 @@ from udaseg.engine import runs
 from udaseg.engine.trainer import Interrupted, Progress
 from udaseg.errors import Busy, UserError
 from udaseg.files import write_json
-from udaseg.report.grid import Cell, look
+from udaseg.report.grid import Cell, run_of
 from udaseg.report.results import Failure, Run, reached
 
 STOPPED = {-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 """Exit codes of a run that somebody asked to stop; it can go on."""
-PAUSE = 0.2  # seconds between two looks at the children
+PAUSE = 0.2  # seconds between two polls of the jobs
 
 
 class Job(Protocol):
@@ -61,29 +61,29 @@ class Watch(Protocol):
     def waiting(self, running: Sequence[Cell]) -> None: ...
 
 
-def work(cells: Sequence[Cell], executor: Executor, watch: Watch, *, retry: bool = False) -> None:
+def train_cells(cells: Sequence[Cell], executor: Executor, watch: Watch, *, retry: bool = False) -> None:
     """Bring all runs to their end: finished ones are left alone, stopped ones go on, failed ones are left as they are
-    (``retry``: those that failed before now begin again). What another process is at, is looked at again at the end.
+    (``retry``: those that failed before now begin again). Runs locked elsewhere are checked again at the end.
 
     SIGINT and SIGTERM stop all runs, which save themselves, then raise Interrupted.
     """
     began = time.time()
-    with stopping():
-        elsewhere = one_round(cells, executor, watch, began if retry else 0.0)
-        for cell in one_round(elsewhere, executor, watch, 0.0):
-            watch.ended(cell, look(cell))
+    with interrupting_signals():
+        elsewhere = train_once(cells, executor, watch, began if retry else 0.0)
+        for cell in train_once(elsewhere, executor, watch, 0.0):
+            watch.ended(cell, run_of(cell))
 
 
-def one_round(cells: Sequence[Cell], executor: Executor, watch: Watch, failed_before: float) -> list[Cell]:
-    """Every cell once; gives those that another process is at. A failure of before that time is tried again."""
+def train_once(cells: Sequence[Cell], executor: Executor, watch: Watch, failed_before: float) -> list[Cell]:
+    """Try every cell once and return those locked elsewhere. A failure from before that time is tried again."""
     waiting, elsewhere = deque(cells), []
-    running: list[tuple[Cell, Job, int]] = []
+    running: list[Attempt] = []
     try:
         while waiting or running:
             while waiting and len(running) < executor.slots:
                 cell = waiting.popleft()
-                run = look(cell)
-                again = run.state == "failed" and failure_of(cell).stat().st_mtime < failed_before
+                run = run_of(cell)
+                again = run.state == "failed" and failure_path(cell).stat().st_mtime < failed_before
                 if run.state == "running":
                     elsewhere.append(cell)
                 elif again or run.state in ("missing", "interrupted"):
@@ -91,57 +91,23 @@ def one_round(cells: Sequence[Cell], executor: Executor, watch: Watch, failed_be
                     running.append(begin(cell, executor))
                 else:
                     watch.ended(cell, run)
-            for attempt in [attempt for attempt in running if attempt[1].poll() is not None]:
+            for attempt in [attempt for attempt in running if attempt.job.poll() is not None]:
                 running.remove(attempt)
-                if conclude(*attempt):
-                    watch.ended(attempt[0], look(attempt[0]))
+                if attempt.job.poll() == Busy.code:
+                    elsewhere.append(attempt.cell)
                 else:
-                    elsewhere.append(attempt[0])
+                    record_failure(attempt)
+                    watch.ended(attempt.cell, run_of(attempt.cell))
             if running:
-                watch.waiting([cell for cell, _, _ in running])
+                watch.waiting([attempt.cell for attempt in running])
                 time.sleep(PAUSE)
     finally:
-        stop([job for _, job, _ in running])
+        stop([attempt.job for attempt in running])
     return elsewhere
 
 
-def begin(cell: Cell, executor: Executor) -> tuple[Cell, Job, int]:
-    """Start a run; with its log's length before."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    failure_of(cell).unlink(missing_ok=True)
-    before = log_of(cell).stat().st_size if log_of(cell).exists() else 0
-    return cell, executor.start(cell), before
-
-
-def conclude(cell: Cell, job: Job, before: int) -> bool:
-    """Keep the error of an attempt that failed. False: another process is at this run."""
-    code = job.poll()
-    assert code is not None
-    if code == Busy.code:
-        return False
-    if code != 0 and code not in STOPPED:
-        message = last_words(log_of(cell), before)
-        write_failure(cell, kind_of_end(code, message), message)
-    return True
-
-
-def write_failure(cell: Cell, kind: str, message: str) -> None:
-    """Keep the last error of a run, with the time and how far it had come."""
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    found = Failure(kind=kind, message=message, iteration=reached(cell.folder), time=now, log=str(log_of(cell)))
-    write_json(failure_of(cell), found.model_dump())
-
-
-def stop(jobs: Sequence[Job]) -> None:
-    """Ask all to stop and wait until they have saved themselves."""
-    for job in jobs:
-        job.terminate()
-    while any(job.poll() is None for job in jobs):
-        time.sleep(PAUSE)
-
-
 @contextlib.contextmanager
-def stopping() -> Iterator[None]:
+def interrupting_signals() -> Iterator[None]:
     """SIGINT and SIGTERM raise Interrupted."""
 
     def raise_interrupted(number: int, frame: FrameType | None) -> None:
@@ -155,29 +121,76 @@ def stopping() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def log_of(cell: Cell) -> Path:
-    return cell.folder / "output.log"
+def stop(jobs: Sequence[Job]) -> None:
+    """Ask all to stop and wait until they have saved themselves."""
+    for job in jobs:
+        job.terminate()
+    while any(job.poll() is None for job in jobs):
+        time.sleep(PAUSE)
 
 
-def failure_of(cell: Cell) -> Path:
-    return cell.folder / "failure.json"
+# --- attempts and their failures -----------------------------------------------------------------------------------
 
 
-def last_words(log: Path, start: int) -> str:
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A job at work on a cell; ``logged``: bytes in the log before it."""
+
+    cell: Cell
+    job: Job
+    logged: int
+
+
+def begin(cell: Cell, executor: Executor) -> Attempt:
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    failure_path(cell).unlink(missing_ok=True)
+    logged = log_path(cell).stat().st_size if log_path(cell).exists() else 0
+    return Attempt(cell, executor.start(cell), logged)
+
+
+def record_failure(attempt: Attempt) -> None:
+    """Keep the error of an attempt that failed."""
+    code = attempt.job.poll()
+    if code and code not in STOPPED:
+        message = last_message(log_path(attempt.cell), attempt.logged)
+        write_failure(attempt.cell, failure_kind(code, message), message)
+
+
+def last_message(log: Path, start: int) -> str:
     """The message for the user that ends a log, or its last line; only what lies behind byte ``start`` counts."""
     with open(log, "rb") as file:
         file.seek(start)
         text = file.read().decode(errors="replace").strip()
-    _, found, message = ("\n" + text).rpartition("\nerror: ")
-    return message if found else text.splitlines()[-1] if text else "no output"
+    _, error, message = ("\n" + text).rpartition("\nerror: ")
+    return message if error else text.splitlines()[-1] if text else "no output"
 
 
-def kind_of_end(code: int, message: str) -> str:
+def failure_kind(code: int, message: str) -> str:
     if "out of memory" in message.lower():
         return "out of memory"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return "error" if code == UserError.code else "crash"
+
+
+def write_failure(cell: Cell, kind: str, message: str) -> None:
+    """Keep the last error of a run, with the time and how far it had come."""
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    failure = Failure(kind=kind, message=message, iteration=reached(cell.folder), time=now, log=str(log_path(cell)))
+    write_json(failure_path(cell), failure.model_dump())
+
+
+def write_log(cell: Cell, text: str) -> None:
+    with open(log_path(cell), "a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+
+
+def log_path(cell: Cell) -> Path:
+    return cell.folder / "output.log"
+
+
+def failure_path(cell: Cell) -> Path:
+    return cell.folder / "failure.json"
 
 
 # --- in this process -----------------------------------------------------------------------------------------------
@@ -217,21 +230,7 @@ class Inline:
             return Ended(1)
 
 
-def write_log(cell: Cell, text: str) -> None:
-    with open(log_of(cell), "a", encoding="utf-8") as file:
-        file.write(f"{text}\n")
-
-
-# --- in children ---------------------------------------------------------------------------------------------------
-
-
-def launch(command: Sequence[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
-    """`udaseg` in a child of this process's group: what kills the group kills it, too."""
-    with open(log, "ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "udaseg.cli", *command],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, **options,
-        )  # fmt: skip
+# --- in child processes --------------------------------------------------------------------------------------------
 
 
 class Local:
@@ -248,12 +247,60 @@ class Local:
         device = min(self.devices, key=busy.count, default="")
         if device:
             environment["CUDA_VISIBLE_DEVICES"] = device
-        job = launch(cell.command, log_of(cell), env=environment)
+        job = launch(cell.command, log_path(cell), env=environment)
         self.started.append((device, job))
         return job
 
 
+def launch(command: Sequence[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
+    """`udaseg` in a child of this process's group: what kills the group kills it, too."""
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "udaseg.cli", *command],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, **options,
+        )  # fmt: skip
+
+
 # --- on a cluster --------------------------------------------------------------------------------------------------
+
+
+class Slurm:
+    """A job a run, through a submitit executor; the cluster's queue decides when."""
+
+    def __init__(self, executor: Any, *, slots: int) -> None:
+        self.executor, self.slots = executor, slots
+
+    def start(self, cell: Cell) -> Submitted:
+        """UserError with sbatch's words when the cluster does not take the job."""
+        from submitit.core.utils import FailedJobError
+
+        try:
+            return Submitted(self.executor.submit(Child(cell.command, log_path(cell))), cell)
+        except FailedJobError as error:
+            raise UserError(
+                f"--executor slurm: {error}. Partition and account come from SBATCH_PARTITION and SBATCH_ACCOUNT; a "
+                "job asks for one GPU unless runtime.device=cpu"
+            ) from None
+
+
+class Submitted:
+    """A job on the cluster."""
+
+    def __init__(self, job: Any, cell: Cell) -> None:
+        self.job, self.cell = job, cell
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        if self.code is None and self.job.done():
+            try:
+                self.code = int(self.job.result())
+            except Exception as error:  # submitit's, for jobs that the cluster ended
+                write_log(self.cell, f"error: job {self.job.job_id}: {error}")
+                self.code = 1
+        return self.code
+
+    def terminate(self) -> None:
+        self.job.cancel(check=False)
 
 
 class Child:
@@ -282,45 +329,6 @@ class Child:
 
         self.stop()
         return DelayedSubmission(Child(self.command, self.log))
-
-
-class Submitted:
-    """A job on the cluster."""
-
-    def __init__(self, job: Any, cell: Cell) -> None:
-        self.job, self.cell = job, cell
-        self.code: int | None = None
-
-    def poll(self) -> int | None:
-        if self.code is None and self.job.done():
-            try:
-                self.code = int(self.job.result())
-            except Exception as error:  # submitit's, for jobs that the cluster ended
-                write_log(self.cell, f"error: job {self.job.job_id}: {error}")
-                self.code = 1
-        return self.code
-
-    def terminate(self) -> None:
-        self.job.cancel(check=False)
-
-
-class Slurm:
-    """A job a run, through a submitit executor; the cluster's queue decides when."""
-
-    def __init__(self, executor: Any, *, slots: int) -> None:
-        self.executor, self.slots = executor, slots
-
-    def start(self, cell: Cell) -> Submitted:
-        """UserError with sbatch's words when the cluster does not take the job."""
-        from submitit.core.utils import FailedJobError
-
-        try:
-            return Submitted(self.executor.submit(Child(cell.command, log_of(cell))), cell)
-        except FailedJobError as error:
-            raise UserError(
-                f"--executor slurm: {error}. Partition and account come from SBATCH_PARTITION and SBATCH_ACCOUNT; a "
-                "job asks for one GPU unless runtime.device=cpu"
-            ) from None
 
 
 def slurm_executor(folder: Path, *, gpus: int, cpus: int, cluster: str = "slurm") -> Any:

@@ -1,4 +1,4 @@
-"""The runs that a study takes, where they lie, and how far each has come.
+"""The runs of a study: which they are, where they lie, how far each has come, and what they cost.
 
 A cell is a row with a seed. Its run lies in ``<out>/<recipe>-<benchmark>-seed<N>-<12 digits of its fingerprint>``: rows
 of one study or of several with the same fingerprint share it, and whatever changes what is computed (a row's settings,
@@ -81,15 +81,15 @@ def lay_out(
         if option := own_option(text):
             raise UserError(f"override {text!r}: a grid has {option} for that")
     grid = Grid()
-    target = benchmark or study.benchmark
-    having = {row.name: terms_of(row, target) for row in study.rows}
-    every = set[tuple[str, ...]]().union(*having.values())
-    for row in chosen(study.rows, only):
+    target, chosen_seeds = benchmark or study.benchmark, study.seeds if seeds is None else seeds
+    terms = {row.name: terms_of(row, target) for row in study.rows}
+    of_some_rows = set[tuple[str, ...]]().union(*terms.values())
+    for row in rows_named(study.rows, only):
         if row.recipe is None:
             continue
-        own = [text for text in overrides if term_in(text) not in every - having[row.name]]
+        own = [text for text in overrides if parse_override(text)[0][:4] not in of_some_rows - terms[row.name]]
         try:
-            grid.cells.extend([cell(row, seed, out, target, own) for seed in (study.seeds if seeds is None else seeds)])
+            grid.cells.extend([cell_of(row, seed, out, target, own) for seed in chosen_seeds])
         except UserError as error:
             grid.left_out[row.name] = str(error)
     if not (grid.cells or empty):
@@ -99,7 +99,7 @@ def lay_out(
 
 
 def terms_of(row: Row, benchmark: str) -> set[tuple[str, ...]]:
-    """("views", view, "terms", term) of a row's own recipe; none where it has no (valid) one."""
+    """The keys ("views", view, "terms", term) of a row's own recipe; none where it has no (valid) one."""
     try:
         recipe = load(row.recipe, benchmark=benchmark, overrides=row.overrides).recipe if row.recipe else None
     except UserError:
@@ -108,23 +108,18 @@ def terms_of(row: Row, benchmark: str) -> set[tuple[str, ...]]:
     return {("views", view, "terms", term) for view, stage in views for term in stage.terms}
 
 
-def term_in(override: str) -> tuple[str, ...]:
-    """The part of an override's key that names a term, as in ``terms_of``."""
-    return parse_override(override)[0][:4]
-
-
-def chosen(rows: Sequence[Row], only: str | None) -> list[Row]:
+def rows_named(rows: Sequence[Row], only: str | None) -> list[Row]:
     """The row of that name, or all rows with it in their name."""
     if only is None:
         return list(rows)
-    found = [row for row in rows if only in (row.name, row.label)]
-    found = found or [row for row in rows if only.casefold() in row.name.casefold()]
-    if not found:
+    exact = [row for row in rows if only in (row.name, row.label)]
+    matching = exact or [row for row in rows if only.casefold() in row.name.casefold()]
+    if not matching:
         raise UserError(f"--only {only!r}: no such row; {suggest(only, [row.name for row in rows])}")
-    return found
+    return matching
 
 
-def cell(row: Row, seed: int, out: Path, benchmark: str, overrides: Sequence[str]) -> Cell:
+def cell_of(row: Row, seed: int, out: Path, benchmark: str, overrides: Sequence[str]) -> Cell:
     """A row with a seed; UserError for what is wrong with its recipe."""
     assert row.recipe is not None
     settings = [*row.overrides, *overrides]
@@ -137,11 +132,11 @@ def cell(row: Row, seed: int, out: Path, benchmark: str, overrides: Sequence[str
 def folder_of(recipe: Recipe, out: Path) -> Path:
     """Where the run of a recipe lies or, under whatever recipe's name, lies already."""
     digits = recipe.fingerprint()[:12]
-    there = sorted(out.glob(f"*-{digits}"))
-    return there[0] if there else out / f"{recipe.name}-{recipe.benchmark}-seed{recipe.seed}-{digits}"
+    existing = sorted(out.glob(f"*-{digits}"))
+    return existing[0] if existing else out / f"{recipe.name}-{recipe.benchmark}-seed{recipe.seed}-{digits}"
 
 
-def look(cell: Cell) -> Run:
+def run_of(cell: Cell) -> Run:
     """A cell's run as it stands; another recipe's result in its place is damage."""
     run = read(cell.folder)
     if run.state == "finished" and run.fingerprint != cell.loaded.recipe.fingerprint():
@@ -162,19 +157,19 @@ class Cost:
 
 def costs(cells: Iterable[Cell], out: Path) -> dict[Path, Cost]:
     """Run folder -> cost, from finished runs of the same recipe at the same sizes; those without any are left out."""
-    measured: dict[tuple[Any, ...], list[Cost]] = {}
+    measured: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for path in sorted(out.glob("*/result.json")):
         try:
             recipe = read_recipe(path.parent).recipe
             measured.setdefault(kind_of(recipe), []).append(measure(path.parent, recipe))
         except (UserError, ValueError, KeyError, IndexError, OSError):  # damaged, or in several parts
             continue
-    found = {}
-    for cell in cells:
-        if known := measured.get(kind_of(cell.loaded.recipe)):
-            hours = statistics.median(cost.hours for cost in known) * cell.iterations
-            found[cell.folder] = Cost(hours, statistics.median(cost.gigabytes for cost in known))
-    return found
+    known = {cell.folder: (cell.iterations, measured.get(kind_of(cell.loaded.recipe))) for cell in cells}
+    return {
+        folder: Cost(iterations * statistics.median(h for h, _ in alike), statistics.median(gb for _, gb in alike))
+        for folder, (iterations, alike) in known.items()
+        if alike
+    }
 
 
 def kind_of(recipe: Recipe) -> tuple[Any, ...]:
@@ -182,10 +177,9 @@ def kind_of(recipe: Recipe) -> tuple[Any, ...]:
     return (recipe.name, recipe.benchmark, training_crop(recipe), recipe.train.batch, str(recipe.model.encoder))
 
 
-def measure(folder: Path, recipe: Recipe) -> Cost:
-    """Hours *an iteration* and disk of a finished run; ValueError if it was trained in several parts."""
+def measure(folder: Path, recipe: Recipe) -> tuple[float, float]:
+    """Hours an iteration and gigabytes of a finished run; ValueError if it was trained in several parts."""
     (stamp,) = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    finished = datetime.strptime(read_result(folder)["finished"], "%Y-%m-%dT%H:%M:%S%z")
-    seconds = (finished - datetime.strptime(stamp["time"], "%Y-%m-%dT%H:%M:%S%z")).total_seconds()
+    start, end = (datetime.strptime(t, "%Y-%m-%dT%H:%M:%S%z") for t in (stamp["time"], read_result(folder)["finished"]))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Cost(seconds / 3600 / recipe.train.iterations, size / 1e9)
+    return (end - start).total_seconds() / 3600 / recipe.train.iterations, size / 1e9
