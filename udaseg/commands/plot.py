@@ -89,10 +89,10 @@ def draw_curves(chosen: Sequence[Run]) -> Figure:
 
 def draw_classes(chosen: Sequence[Run], protocol: str) -> Figure:
     """IoU by class of all runs, over the classes of one protocol."""
-    found = [run.scores(protocol) for run in chosen]
-    names = [f"{name}: mIoU {one.miou:.1f}" for name, one in zip(names_of(chosen), found, strict=True)]
-    bars = [Bars(name, one.iou, colour) for colour, (name, one) in enumerate(zip(names, found, strict=True))]
-    return figures.class_bars(found[0].names, bars)
+    results = [run.scores(protocol) for run in chosen]
+    names = [f"{name}: mIoU {one.miou:.1f}" for name, one in zip(names_of(chosen), results, strict=True)]
+    bars = [Bars(name, one.iou, colour) for colour, (name, one) in enumerate(zip(names, results, strict=True))]
+    return figures.class_bars(results[0].names, bars)
 
 
 def names_of(chosen: Sequence[Run]) -> list[str]:

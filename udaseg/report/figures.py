@@ -172,7 +172,10 @@ def panels(rows: Sequence[Sequence[tuple[str, Pixels]]], names: Sequence[str], p
     columns = len(rows[0])
     ratio = min(image.shape[0] / image.shape[1] for row in rows for _, image in row)
     titles = sum(any(title for title, _ in row) for row in rows)
-    size = (TILE * columns, TILE * ratio * len(rows) + 0.2 * titles + 0.2 * math.ceil(len(names) / (2 * columns)))
+    size = (
+        TILE * columns,
+        (TILE * ratio + 0.05) * len(rows) + 0.2 * titles + 0.2 * math.ceil(len(names) / (2 * columns)),
+    )
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0, hspace=0)
     for place, (title, image) in enumerate((tile for row in rows for tile in row), 1):

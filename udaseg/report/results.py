@@ -62,8 +62,8 @@ class ResultFile(BaseModel):
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {self.protocol!r}")
         size = len(self.classes)
-        for found in (self.validation, self.oracle_selection):
-            if found and [len(row) for row in found.confusion] != [size] * size:
+        for measured in (self.validation, self.oracle_selection):
+            if measured and [len(row) for row in measured.confusion] != [size] * size:
                 raise ValueError(f"counts that are not {size} x {size}")
         return self
 
@@ -119,16 +119,16 @@ def scan(root: Path) -> list[Run]:
     """All runs in a folder and the folders in it, the folder itself included, by path. UserError if there is none."""
     if not root.is_dir():
         raise UserError(f"--runs {root}: no such folder; give the one that holds the run folders")
-    found: list[Run] = []
+    runs: list[Run] = []
 
     def unreadable(error: OSError) -> None:
-        found.append(Run(Path(error.filename), "damaged", f"cannot be looked into: {error.strerror}"))
+        runs.append(Run(Path(error.filename), "damaged", f"cannot be looked into: {error.strerror}"))
 
     for place, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = [name for name in folders if name not in INSIDE and not name.startswith(".")]
         if OF_A_RUN.intersection(files):
-            found.append(read(Path(place)))
-    return sorted(found, key=lambda run: run.folder)
+            runs.append(read(Path(place)))
+    return sorted(runs, key=lambda run: run.folder)
 
 
 def read(folder: Path) -> Run:

@@ -76,12 +76,12 @@ def summarise(
     recipes = {cell.row.name: cell.loaded.recipe for cell in grid.cells}
     entries = []
     for row in study.rows:
-        recipe, found = recipes.get(row.name), {}
+        recipe, of_seeds = recipes.get(row.name), {}
         if recipe is not None:
             prints = {seed: recipe.model_copy(update={"seed": seed}).fingerprint() for seed in [*study.seeds, *others]}
-            found = {seed: done[text] for seed, text in prints.items() if text in done}
-        missing = [seed for seed in study.seeds if recipe is not None and seed not in found]
-        entries.append(Entry(row, tuple(found.values()), tuple(missing)))
+            of_seeds = {seed: done[text] for seed, text in prints.items() if text in done}
+        missing = [seed for seed in study.seeds if recipe is not None and seed not in of_seeds]
+        entries.append(Entry(row, tuple(of_seeds.values()), tuple(missing)))
     names = {cell.folder.name for cell in grid.cells}
     cells = [run for run in runs if run.folder.name in names]
     places = [run.folder.parent for run in cells]
@@ -96,10 +96,10 @@ def summarise(
 
 def over_seeds(values: Iterable[float]) -> Stat | None:
     """Of the values that are defined; None if none is."""
-    found = [value for value in values if math.isfinite(value)]
-    if not found:
+    defined = [value for value in values if math.isfinite(value)]
+    if not defined:
         return None
-    return Stat(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+    return Stat(statistics.fmean(defined), statistics.stdev(defined) if len(defined) > 1 else None)
 
 
 def measured(runs: Sequence[Run], column: str, protocol: str) -> Stat | None:
@@ -157,16 +157,16 @@ def lines_of(entry: Entry, summary: Summary) -> dict[str, list[Cell]]:
     """What -> cells."""
     columns = summary.study.columns
     printed, ours = (stats(summary, entry, what, columns) for what in (PUBLISHED, REPRODUCED))
-    found: dict[str, list[Cell]] = {}
+    lines: dict[str, list[Cell]] = {}
     if entry.row.published is not None:
-        found[PUBLISHED] = [as_printed(*pair) for pair in zip(entry.row.published, printed, strict=True)]
-    if entry.runs or not found:
-        found[REPRODUCED] = [Cell(text="-") if s is None else Cell(s.mean, s.std) for s in ours]
+        lines[PUBLISHED] = [as_printed(*pair) for pair in zip(entry.row.published, printed, strict=True)]
+    if entry.runs or not lines:
+        lines[REPRODUCED] = [Cell(text="-") if s is None else Cell(s.mean, s.std) for s in ours]
     if summary.as_published and any(p and s for p, s in zip(printed, ours, strict=True)):
-        found[DIFFERENCE] = [
+        lines[DIFFERENCE] = [
             Cell(s.mean - p.mean, signed=True) if p and s else Cell() for p, s in zip(printed, ours, strict=True)
         ]
-    return found
+    return lines
 
 
 def as_printed(value: float | str | None, stat: Stat | None) -> Cell:
@@ -204,23 +204,23 @@ def lead(summary: Summary) -> str:
 
 
 def notes(summary: Summary) -> list[str]:
-    found = []
+    lines = []
     if not summary.as_published and any(entry.row.published for entry in summary.entries):
-        found.append("The published numbers are of other settings than the reproduced ones: no differences.")
+        lines.append("The published numbers are of other settings than the reproduced ones: no differences.")
     if any(entry.runs for entry in summary.entries):
-        found.append("Reproduced: mean ± sample standard deviation over the seeds counted.")
-    found += [f"Cannot be run ({why}): {rows}." for why, rows in together(summary.left_out.items())]
+        lines.append("Reproduced: mean ± sample standard deviation over the seeds counted.")
+    lines += [f"Cannot be run ({why}): {rows}." for why, rows in together(summary.left_out.items())]
     missing = [(e.row.name, f"seed{'s'[:len(e.missing) > 1]} {', '.join(map(str, e.missing))}")
                for e in summary.entries if e.missing]  # fmt: skip
-    return found + [f"Missing ({seeds}): {rows}." for seeds, rows in together(missing)]
+    return lines + [f"Missing ({seeds}): {rows}." for seeds, rows in together(missing)]
 
 
 def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """(row, what it has) -> what several have, and these rows in one text."""
-    found: dict[str, list[str]] = {}
+    rows_with: dict[str, list[str]] = {}
     for row, what in pairs:
-        found.setdefault(what, []).append(row)
-    return [(what, "; ".join(rows)) for what, rows in found.items()]
+        rows_with.setdefault(what, []).append(row)
+    return [(what, "; ".join(rows)) for what, rows in rows_with.items()]
 
 
 def commands(summary: Summary, runs: Path) -> list[str]:
@@ -229,9 +229,9 @@ def commands(summary: Summary, runs: Path) -> list[str]:
     missing = [entry for entry in summary.entries if entry.missing]
     place = summary.place or (CELLS if runs == CELLS.parent else runs)
     finished = [run for entry in summary.entries for run in entry.runs]
-    found_there = all(r.folder.parent == place and r.folder.name.endswith(r.fingerprint[:12]) for r in finished)
+    at_hand = all(r.folder.parent == place and r.folder.name.endswith(r.fingerprint[:12]) for r in finished)
     wanted = [(entry.row.name, list(entry.missing)) for entry in missing]
-    if len(missing) > 1 and found_there:
+    if len(missing) > 1 and at_hand:
         wanted = [("", sorted({seed for entry in missing for seed in entry.missing}))]
     return [
         shlex.join(["udaseg", "ablate", summary.name, *summary.options, *(["--only", only] if only else []),
@@ -282,11 +282,11 @@ def age(seconds: float) -> str:
 
 def families(runs: Iterable[Run]) -> list[list[Run]]:
     """Finished runs of equal recipes, where there are several seeds (of each the newest run)."""
-    found: dict[tuple[str, str, str], dict[int | None, Run]] = {}
+    by_recipe: dict[tuple[str, str, str], dict[int | None, Run]] = {}
     for run in sorted(runs, key=lambda run: run.changed):
         if run.state == "finished":
-            found.setdefault((run.recipe, run.benchmark, run.family), {})[run.seed] = run
-    several = [(key, list(of_seeds.values())) for key, of_seeds in found.items() if len(of_seeds) > 1]
+            by_recipe.setdefault((run.recipe, run.benchmark, run.family), {})[run.seed] = run
+    several = [(key, list(of_seeds.values())) for key, of_seeds in by_recipe.items() if len(of_seeds) > 1]
     return [of_seeds for _, of_seeds in sorted(several, key=lambda pair: pair[0])]
 
 
@@ -294,8 +294,8 @@ def families_table(runs: Iterable[Run], root: Path) -> Table | None:
     """Means over seeds, None if no recipe has two; one run's folder tells which recipe it is."""
 
     def mean(of_seeds: Sequence[Run], *, oracle: bool = False) -> Cell:
-        found = over_seeds(run.scores(oracle=oracle).miou for run in of_seeds)
-        return Cell(*found) if found else Cell(text="-")
+        stat = over_seeds(run.scores(oracle=oracle).miou for run in of_seeds)
+        return Cell(*stat) if stat else Cell(text="-")
 
     rows = [
         (Cell(text=first.recipe), Cell(text=first.benchmark), Cell(text=first.protocol),

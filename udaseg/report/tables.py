@@ -102,12 +102,12 @@ def blocks(table: Table, texts: Sequence[Sequence[str]], width: int) -> list[lis
     widths = [
         max(len(SHORT.get(name, name)), *(len(row[i]) for row in texts), 0) + 2 for i, name in enumerate(table.header)
     ]
-    found = [list(range(table.left))]
+    groups = [list(range(table.left))]
     for i in range(table.left, len(table.header)):
-        if len(found[-1]) > table.left and sum(widths[j] for j in [*found[-1], i]) > width:
-            found.append(list(range(table.left)))
-        found[-1].append(i)
-    return found
+        if len(groups[-1]) > table.left and sum(widths[j] for j in [*groups[-1], i]) > width:
+            groups.append(list(range(table.left)))
+        groups[-1].append(i)
+    return groups
 
 
 # --- Markdown ------------------------------------------------------------------------------------------------------
