@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker of pytest-xdist has a core to itself; before torch is imported
+
 from pathlib import Path
 
 import pytest

@@ -8,12 +8,13 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from udaseg.console import duration, out, table
+from udaseg.console import Bar, duration, out, table
 from udaseg.engine import checkpoint
 from udaseg.engine.runs import watching
 from udaseg.errors import UserError
@@ -23,6 +24,7 @@ from udaseg.report.results import Run
 from udaseg.report.study import Study, load_study, studies
 
 EXECUTORS = ("inline", "local", "slurm")
+BEAT = 5.0  # seconds between two looks at the logs for the bar
 HEARTBEAT = 300.0  # seconds between two lines that say how far everything is
 
 
@@ -130,21 +132,23 @@ def train_study(study: Study, grid: Grid, *, executor: str, jobs: int | None, re
     """Train what is not finished and say what came of it; exit code 1 if something failed or could not begin."""
     cells = grid.runs()
     progress = GridProgress(cells, study.protocol)
-    train_cells(cells, executor_for(executor, cells, jobs, folder or CELLS), progress, retry=retry)
+    with closing(progress.bar):
+        train_cells(cells, executor_for(executor, cells, jobs, folder or CELLS), progress, retry=retry)
     runs = status(study, grid)
     if grid.left_out or any(run.state in ("failed", "damaged") for run in runs.values()):
         sys.exit(1)
 
 
 class GridProgress:
-    """A line for every run that starts or ends, and one now and then, with the time that is left."""
+    """A line for every run that starts or ends; between them a bar of iterations, without a terminal a line at times."""
 
     def __init__(self, cells: Sequence[Cell], protocol: str | None = None) -> None:
         self.cells, self.protocol = cells, protocol
         self.reached = {cell.folder: run_of(cell).reached for cell in cells}
         self.first = sum(self.reached.values())
         self.over: set[Path] = set()
-        self.began = self.said = time.monotonic()
+        self.began = self.said = self.read = time.monotonic()
+        self.bar = Bar("grid", self.first, sum(cell.iterations for cell in cells))
 
     def started(self, cell: Cell) -> None:
         saved = checkpoint.newest(cell.folder / "checkpoints")
@@ -154,13 +158,18 @@ class GridProgress:
     def ended(self, cell: Cell, run: Run) -> None:
         self.over.add(cell.folder)
         self.reached[cell.folder] = run.reached
+        self.bar.update(sum(self.reached.values()) - self.bar.n)
         text = f"failed: {run.failure}" if run.failure else in_words(run, cell, self.protocol)
         head = " ".join(line.strip() for line in text.splitlines()[:2])  # a list's title alone says nothing
         self.say(f"{cell.name}: {head}{' elsewhere' if run.state == 'running' else ''}")
 
     def waiting(self, running: Sequence[Cell]) -> None:
-        if time.monotonic() - self.said > HEARTBEAT:
+        silent = time.monotonic() - self.said > HEARTBEAT
+        if silent or (not self.bar.disable and time.monotonic() - self.read > BEAT):
+            self.read = time.monotonic()
             self.reached.update({cell.folder: run_of(cell).reached for cell in running})
+            self.bar.update(sum(self.reached.values()) - self.bar.n)
+        if silent:
             self.say(", ".join(f"{cell.name}: {self.reached[cell.folder]}/{cell.iterations}" for cell in running))
 
     def say(self, text: str) -> None:
