@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 from typer import Argument, Option, Typer
 
 from udaseg import commands
-from udaseg.config.load import load
 from udaseg.errors import UserError
 
 UNUSABLE_PLACE = {
@@ -316,6 +315,8 @@ def recipe_ls() -> None:
 def recipe_show(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """A recipe flattened, with the file each value came from, and the passes of a step."""
 
+    from udaseg.config.load import load
+
     commands.recipes.show(load(name, benchmark=benchmark, overrides=overrides or []))
 
 
@@ -328,6 +329,8 @@ def recipe_cp(name: Name, target: Annotated[Path, Argument(help="The new file; m
 @recipe_app.command("validate")
 def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """Check a recipe without touching data; everything that is wrong is listed at once."""
+
+    from udaseg.config.load import load
 
     commands.recipes.validate(load(name, benchmark=benchmark, overrides=overrides or []))
 

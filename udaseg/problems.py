@@ -28,6 +28,14 @@ class Problem(NamedTuple):
     message: str
 
 
+def checked(schema: type[BaseModel], value: object) -> BaseModel:
+    """``value`` as the schema, for use inside another schema's validator: errors carry their final message."""
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise combined(explain(error, schema)) from None
+
+
 def explain(error: ValidationError, schema: type[BaseModel], path: KeyPath = ()) -> list[Problem]:
     """Pydantic's errors as problems: an unknown key gets the nearest valid one, a bad value what is allowed."""
     problems = []
@@ -46,14 +54,6 @@ def explain(error: ValidationError, schema: type[BaseModel], path: KeyPath = ())
             message = f"{detail['input']!r} is not allowed: {lower_first(detail['msg'])}"
         problems.append(Problem(path + where, message))
     return problems
-
-
-def checked(schema: type[BaseModel], value: object) -> BaseModel:
-    """``value`` as the schema, for use inside another schema's validator: errors carry their final message."""
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        raise combined(explain(error, schema)) from None
 
 
 @contextmanager

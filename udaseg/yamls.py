@@ -54,6 +54,19 @@ for _side in (_Loader, _Dumper):
     )
 
 
+def read_yaml(path: Path, noun: str = "recipe", *, number_keys: bool = False) -> dict[str, Any]:
+    """A YAML map, loaded safely; errors name file and line."""
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"), number_keys=number_keys)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a {noun} is a map of keys, not {type(tree).__name__}")
+    return tree
+
+
 def parse_yaml(text: str, *, number_keys: bool = False) -> Any:
     """A YAML value; ValueError saying where and what is wrong."""
     try:
@@ -66,19 +79,6 @@ def parse_yaml(text: str, *, number_keys: bool = False) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def read_yaml(path: Path, noun: str = "recipe", *, number_keys: bool = False) -> dict[str, Any]:
-    """A YAML map, loaded safely; errors name file and line."""
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"), number_keys=number_keys)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a {noun} is a map of keys, not {type(tree).__name__}")
-    return tree
 
 
 def as_yaml(tree: dict[str, Any]) -> str:

@@ -52,22 +52,6 @@ def parse_seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-# --- showing -------------------------------------------------------------------------------------------------------
-
-
-def status(study: Study, grid: Grid) -> dict[Path, Run]:
-    """Print a table, rows by seeds; then the errors. Return the runs by their folders."""
-    runs = {cell.folder: run_of(cell) for cell in grid.runs()}
-    seeds = list(dict.fromkeys(cell.seed for cell in grid.cells))
-    rows: dict[str, list[str]] = {}
-    for cell in grid.cells:  # row by row, each with the same seeds
-        rows.setdefault(cell.row.name, [cell.row.name]).append(in_words(runs[cell.folder], cell, study.protocol))
-    table(("row", *(f"seed {seed}" for seed in seeds)), list(rows.values()), title=study.title)
-    print_failures(grid.runs(), runs)
-    print_notes(study, grid)
-    return runs
-
-
 def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
     """Print the runs, how far they are, and what those to come cost."""
     cells, place = grid.runs(), (folder or CELLS).absolute()
@@ -104,28 +88,12 @@ def in_words(run: Run, cell: Cell, protocol: str | None) -> str:
     return f"{run.state} {run.reached}/{cell.iterations}" if run.state in ("running", "interrupted") else run.state
 
 
-def print_failures(cells: Sequence[Cell], runs: Mapping[Path, Run]) -> None:
-    """Everything that is known of the errors; one that several runs have once, with the place of the first."""
-    same: dict[str, list[Cell]] = {}
-    for cell in cells:
-        run = runs[cell.folder]
-        if text := f"{run.failure}" if run.failure else f"damaged: {run.problem}" if run.problem else "":
-            same.setdefault(text, []).append(cell)
-    for text, having in same.items():
-        failure, place = runs[having[0].folder].failure, str(having[0].folder)
-        where = f"{failure.time} at iteration {failure.iteration}, {failure.log}" if failure and failure.log else place
-        out.print(f"{'; '.join(cell.name for cell in having)}: {text}\n  ({where})", style="red")
-
-
 def print_notes(study: Study, grid: Grid) -> None:
     """Say which rows are not run."""
     for name, why in grid.left_out.items():
         out.print(f"left out: {name}: {why}", style="yellow")
     if published := sum(row.recipe is None for row in study.rows):
         out.print(f"{published} of {len(study.rows)} rows are published numbers only")
-
-
-# --- training ------------------------------------------------------------------------------------------------------
 
 
 def train_study(study: Study, grid: Grid, *, executor: str, jobs: int | None, retry: bool, folder: Path | None) -> None:
@@ -139,8 +107,34 @@ def train_study(study: Study, grid: Grid, *, executor: str, jobs: int | None, re
         sys.exit(1)
 
 
+def status(study: Study, grid: Grid) -> dict[Path, Run]:
+    """Print a table, rows by seeds; then the errors. Return the runs by their folders."""
+    runs = {cell.folder: run_of(cell) for cell in grid.runs()}
+    seeds = list(dict.fromkeys(cell.seed for cell in grid.cells))
+    rows: dict[str, list[str]] = {}
+    for cell in grid.cells:  # row by row, each with the same seeds
+        rows.setdefault(cell.row.name, [cell.row.name]).append(in_words(runs[cell.folder], cell, study.protocol))
+    table(("row", *(f"seed {seed}" for seed in seeds)), list(rows.values()), title=study.title)
+    print_failures(grid.runs(), runs)
+    print_notes(study, grid)
+    return runs
+
+
+def print_failures(cells: Sequence[Cell], runs: Mapping[Path, Run]) -> None:
+    """Everything that is known of the errors; one that several runs have once, with the place of the first."""
+    same: dict[str, list[Cell]] = {}
+    for cell in cells:
+        run = runs[cell.folder]
+        if text := f"{run.failure}" if run.failure else f"damaged: {run.problem}" if run.problem else "":
+            same.setdefault(text, []).append(cell)
+    for text, having in same.items():
+        failure, place = runs[having[0].folder].failure, str(having[0].folder)
+        where = f"{failure.time} at iteration {failure.iteration}, {failure.log}" if failure and failure.log else place
+        out.print(f"{'; '.join(cell.name for cell in having)}: {text}\n  ({where})", style="red")
+
+
 class GridProgress:
-    """A line for every run that starts or ends; between them a bar of iterations, without a terminal a line at times."""
+    """A line for every run that starts or ends; between them a bar, or without a terminal a line at times."""
 
     def __init__(self, cells: Sequence[Cell], protocol: str | None = None) -> None:
         self.cells, self.protocol = cells, protocol

@@ -52,6 +52,14 @@ class Subject(NamedTuple):
         return analysis.centres(self.cells(domain), len(self.metadata.classes))
 
 
+def similarity(paths: Sequence[Path], target: Path | None, **options: Any) -> None:
+    """Cosine of the class centres of source and validation images."""
+    place = files(target, "similarity")
+    found = subjects(paths, **options)
+    values = {s.name: analysis.similarity(s.centres("source"), s.centres("validation")).tolist() for s in found}
+    report(place, found[0].metadata.classes, values, "similarity of source and target features")
+
+
 def subjects(paths: Sequence[Path], *, teacher: bool, benchmark: str | None, limit: int | None) -> list[Subject]:
     """The runs, all with the same classes."""
     device = choose_device("auto")
@@ -65,14 +73,6 @@ def subjects(paths: Sequence[Path], *, teacher: bool, benchmark: str | None, lim
     if len({subject.name for subject in found}) < len(found):
         found = [subject._replace(name=str(path)) for subject, path in zip(found, paths, strict=True)]
     return found
-
-
-def similarity(paths: Sequence[Path], target: Path | None, **options: Any) -> None:
-    """Cosine of the class centres of source and validation images."""
-    place = files(target, "similarity")
-    found = subjects(paths, **options)
-    values = {s.name: analysis.similarity(s.centres("source"), s.centres("validation")).tolist() for s in found}
-    report(place, found[0].metadata.classes, values, "similarity of source and target features")
 
 
 def discriminability(paths: Sequence[Path], target: Path | None, domain: str, **options: Any) -> None:

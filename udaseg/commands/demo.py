@@ -182,6 +182,14 @@ def draw(loaded: Loaded, models: Sequence[Segmentor]) -> Figure:
     return figures.panels(rows, classes.names, classes.palette)
 
 
+def show(result: Result, recipe: str | None, quick: bool) -> None:
+    """The table, where everything is, and what to try next."""
+    promise = ["--quick trains too briefly to promise any margin; `udaseg demo` does."] if quick else []
+    terminal(result_table(result, promise))
+    out.print(f"\npicture {result.picture}\npage    {result.page}\nruns    {result.folder}")
+    out.print("\nnext:\n" + "\n".join(f"  {line}" for line in next_steps(result.folder, recipe)))
+
+
 def result_table(result: Result, notes: Sequence[str] = ()) -> Table:
     """One row a class and one for the mean; differences signed, undefined ones dashes."""
 
@@ -199,14 +207,6 @@ def result_table(result: Result, notes: Sequence[str] = ()) -> Table:
         lead="+ BN statistics: the source-only model with BatchNorm recomputed on unlabelled target images (control).",
         notes=tuple(notes),
     )
-
-
-def show(result: Result, recipe: str | None, quick: bool) -> None:
-    """The table, where everything is, and what to try next."""
-    promise = ["--quick trains too briefly to promise any margin; `udaseg demo` does."] if quick else []
-    terminal(result_table(result, promise))
-    out.print(f"\npicture {result.picture}\npage    {result.page}\nruns    {result.folder}")
-    out.print("\nnext:\n" + "\n".join(f"  {line}" for line in next_steps(result.folder, recipe)))
 
 
 def next_steps(folder: Path, recipe: str | None) -> list[str]:

@@ -19,6 +19,22 @@ RAW = np.arange(256, dtype=np.uint8)
 """Table that leaves label values as they are."""
 
 
+def prepare_streets(
+    root: Path | None, *, size: str, gap: float, seed: int, workers: int | None, copy: tuple[int, int] | None = None
+) -> None:
+    """Draw `streets` into ``root`` (default: the data home) in the formats of GTA5 and Cityscapes, and index it."""
+    from udaseg.data.streets import write_streets
+    from udaseg.data.streets.render import SMALLEST
+
+    place = root or data_home() / "streets"
+    with Counting("drawing street scenes") as progress:
+        write_streets(
+            place, size=parse_size(size, SMALLEST, "--size"), gap=gap, seed=seed, workers=workers, progress=progress
+        )
+    for name, folder in (("streets_source", "gta5"), ("streets_target", "cityscapes")):
+        prepare_dataset(name, place / folder if root else None, workers=workers, strict=True, size=copy)
+
+
 def prepare_dataset(
     name: str,
     root: Path | None,
@@ -41,20 +57,6 @@ def prepare_dataset(
         copied([i for i in indices if not i.split.startswith(("val", "test"))] or indices, size, workers)
 
 
-def unpacked(name: str, folder: Path, root: Path | None) -> Path | None:
-    """Unpack the official archives in `folder` and say what was done; the root to go on with."""
-    if name in GROUPS:
-        raise UserError(f"{name} has no official archives; leave out --archives.")
-    spec = dataset_spec(name)
-    place = places_of(spec, root)[0]
-    with Counting(f"unpacking {name} into {place}") as progress:
-        done = archives.unpack(spec, folder, place, progress=progress)
-    out.print(f"unpacked {done.written} files into {place}; {done.kept} were there already")
-    if done.missing:
-        out.print(f"not in {folder}: {', '.join(done.missing)}", style="yellow")
-    return root and place
-
-
 def copied(indices: list[Index], size: tuple[int, int], workers: int | None) -> None:
     """Copy splits at training size; all of the disk this takes is said and checked first."""
     need = sum(cache.missing_bytes(index, size) for index in indices)
@@ -70,17 +72,15 @@ def copied(indices: list[Index], size: tuple[int, int], workers: int | None) -> 
     out.print(f"used from now on by every recipe whose size is [{size[0]}, {size[1]}] (data.scale counted)")
 
 
-def prepare_streets(
-    root: Path | None, *, size: str, gap: float, seed: int, workers: int | None, copy: tuple[int, int] | None = None
-) -> None:
-    """Draw `streets` into ``root`` (default: the data home) in the formats of GTA5 and Cityscapes, and index it."""
-    from udaseg.data.streets import write_streets
-    from udaseg.data.streets.render import SMALLEST
-
-    place = root or data_home() / "streets"
-    with Counting("drawing street scenes") as progress:
-        write_streets(
-            place, size=parse_size(size, SMALLEST, "--size"), gap=gap, seed=seed, workers=workers, progress=progress
-        )
-    for name, folder in (("streets_source", "gta5"), ("streets_target", "cityscapes")):
-        prepare_dataset(name, place / folder if root else None, workers=workers, strict=True, size=copy)
+def unpacked(name: str, folder: Path, root: Path | None) -> Path | None:
+    """Unpack the official archives in `folder` and say what was done; the root to go on with."""
+    if name in GROUPS:
+        raise UserError(f"{name} has no official archives; leave out --archives.")
+    spec = dataset_spec(name)
+    place = places_of(spec, root)[0]
+    with Counting(f"unpacking {name} into {place}") as progress:
+        done = archives.unpack(spec, folder, place, progress=progress)
+    out.print(f"unpacked {done.written} files into {place}; {done.kept} were there already")
+    if done.missing:
+        out.print(f"not in {folder}: {', '.join(done.missing)}", style="yellow")
+    return root and place

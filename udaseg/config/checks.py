@@ -79,15 +79,6 @@ def components(recipe: Recipe) -> Iterator[tuple[KeyPath, str, Settings]]:
     yield ("pseudo_labels",), "pseudo_labels", recipe.pseudo_labels
 
 
-def needs(recipe: Recipe) -> Needs:
-    """What the recipe's views and terms need together."""
-    total = Needs()
-    for path, kind, component in components(recipe):
-        if path[0] == "views":
-            total |= needs_of(kind, component)
-    return total
-
-
 def plan(recipe: Recipe, images: int | None = None) -> Plan:
     """What components may know of the recipe; ``images``: of each domain in a process's step, None for all."""
     decoders = {name: REGISTRIES["decoder"].component(name) for name in REGISTRIES["decoder"].entries}
@@ -105,3 +96,12 @@ def warnings(recipe: Recipe, images: int | None = None) -> list[str]:
         for _, component, settings in walk(kind, part):
             texts += component.warnings(settings, plan(recipe, images))
     return texts
+
+
+def needs(recipe: Recipe) -> Needs:
+    """What the recipe's views and terms need together."""
+    total = Needs()
+    for path, kind, component in components(recipe):
+        if path[0] == "views":
+            total |= needs_of(kind, component)
+    return total

@@ -106,20 +106,6 @@ for _addon in pkgutil.iter_modules([str(pathlib.Path(udaseg.__file__).parent / "
     register(importlib.import_module(f"udaseg.addons.{_addon.name}").COMPONENTS)
 
 
-def component_of(kind: str) -> Any:
-    """The type of a recipe's key that names a component: a map {kind, settings...}, checked and completed."""
-
-    def validate(part: object) -> Settings:
-        part = {"kind": part} if isinstance(part, str) else part
-        if not isinstance(part, dict):
-            raise refuse(f"{part!r} is not allowed: a name or {MAP}")
-        settings = {key: value for key, value in part.items() if key != "kind"}
-        name = part.get("kind")
-        return {"kind": name, **REGISTRIES[kind].validate(name, settings)}
-
-    return Annotated[dict[str, Any], BeforeValidator(validate)]
-
-
 @functools.cache
 def settings_model(component: Callable[..., Any]) -> type[BaseModel]:
     """A strict pydantic model of a component's settings."""
@@ -136,6 +122,20 @@ def settings_model(component: Callable[..., Any]) -> type[BaseModel]:
             fields[name] = (hint, default)
     config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=bool(inner))
     return create_model("Settings", __config__=config, **fields)
+
+
+def component_of(kind: str) -> Any:
+    """The type of a recipe's key that names a component: a map {kind, settings...}, checked and completed."""
+
+    def validate(part: object) -> Settings:
+        part = {"kind": part} if isinstance(part, str) else part
+        if not isinstance(part, dict):
+            raise refuse(f"{part!r} is not allowed: a name or {MAP}")
+        settings = {key: value for key, value in part.items() if key != "kind"}
+        name = part.get("kind")
+        return {"kind": name, **REGISTRIES[kind].validate(name, settings)}
+
+    return Annotated[dict[str, Any], BeforeValidator(validate)]
 
 
 def filled_in(kind: Any, default: Default) -> Any:
@@ -177,6 +177,14 @@ def keyword_parameters(component: Callable[..., Any]) -> dict[str, inspect.Param
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in bound}
 
 
+def needs_of(kind: str, part: Mapping[str, Any]) -> Needs:
+    """What a component and those within it need."""
+    needs = Needs()
+    for _, component, settings in walk(kind, part):
+        needs |= component.needs_with(settings)
+    return needs
+
+
 def walk(kind: str, part: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, type[Component], Settings]]:
     """(path, class, settings) of a component and of those within it that its settings use."""
     registry, name = REGISTRIES[kind], part["kind"]
@@ -186,14 +194,6 @@ def walk(kind: str, part: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tup
     for key in inner.keys() - component.unused(settings):
         inside = next(other for other, registry in REGISTRIES.items() if registry is inner[key])
         yield from walk(inside, settings[key], (*path, key))
-
-
-def needs_of(kind: str, part: Mapping[str, Any]) -> Needs:
-    """What a component and those within it need."""
-    needs = Needs()
-    for _, component, settings in walk(kind, part):
-        needs |= component.needs_with(settings)
-    return needs
 
 
 def problems_of(kind: str, part: Mapping[str, Any], plan: Plan, path: KeyPath) -> list[Problem]:

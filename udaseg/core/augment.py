@@ -100,20 +100,6 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def kernel_size(length: int) -> int:
-    """Taps along a side of ``length`` pixels: about a tenth of it, odd (512 -> 51, 1024 -> 103)."""
-    tenth = math.ceil(0.1 * length)
-    return math.floor(tenth - 0.5 + tenth % 2)
-
-
-def gaussian_kernel(sigma: Tensor, taps: int) -> Tensor:
-    """Normalised (B, taps) Gaussians for sigma (B,) in pixels; more than 17 taps are cut to 17."""
-    radius = min(taps // 2, _MAX_RADIUS)
-    position = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
-    kernel = torch.exp(-(position**2) / (2 * sigma[:, None] ** 2))
-    return kernel / kernel.sum(dim=1, keepdim=True)
-
-
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image (B, C, H, W) with its own sigma (B,), reflecting at the borders; values are not clamped."""
     batch, channels, height, width = image.shape
@@ -124,3 +110,17 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     flat = F.conv2d(flat, rows[:, None, :, None], groups=batch * channels)
     flat = F.conv2d(flat, columns[:, None, None, :], groups=batch * channels)
     return flat.view(batch, channels, height, width)
+
+
+def gaussian_kernel(sigma: Tensor, taps: int) -> Tensor:
+    """Normalised (B, taps) Gaussians for sigma (B,) in pixels; more than 17 taps are cut to 17."""
+    radius = min(taps // 2, _MAX_RADIUS)
+    position = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
+    kernel = torch.exp(-(position**2) / (2 * sigma[:, None] ** 2))
+    return kernel / kernel.sum(dim=1, keepdim=True)
+
+
+def kernel_size(length: int) -> int:
+    """Taps along a side of ``length`` pixels: about a tenth of it, odd (512 -> 51, 1024 -> 103)."""
+    tenth = math.ceil(0.1 * length)
+    return math.floor(tenth - 0.5 + tenth % 2)

@@ -41,18 +41,6 @@ class _Member(NamedTuple):
     target: Path
 
 
-def archive_names(spec: DataSetSpec) -> list[str]:
-    """File names in the data set's table row; `01_images.zip ... 10_images.zip` stands for ten."""
-    names: list[str] = []
-    for line in spec.files:
-        if several := re.match(r"(\d+)(\S+) \.\.\. (\d+)\2", line):
-            first, rest, last = several.groups()
-            names += [f"{n:0{len(first)}}{rest}" for n in range(int(first), int(last) + 1)]
-        else:
-            names += re.findall(r"[\w-]+\.(?:zip|rar)\b", line)
-    return names
-
-
 def unpack(spec: DataSetSpec, folder: Path, root: Path | None = None, *, progress: Progress | None = None) -> Unpacked:
     """Unpack the archives that are in `folder`; UserError, with nothing written, if one of them cannot be trusted."""
     place = places_of(spec, root)[0]
@@ -84,6 +72,18 @@ def _archives(spec: DataSetSpec, folder: Path, place: Path) -> tuple[list[Path],
         wanted = ", ".join(names)
         raise UserError(f"--archives {folder} has none of the archives of {spec.name}: {wanted}. Get them: {spec.page}")
     return there, tuple(name for name, path in zips.items() if path not in there)
+
+
+def archive_names(spec: DataSetSpec) -> list[str]:
+    """File names in the data set's table row; `01_images.zip ... 10_images.zip` stands for ten."""
+    names: list[str] = []
+    for line in spec.files:
+        if several := re.match(r"(\d+)(\S+) \.\.\. (\d+)\2", line):
+            first, rest, last = several.groups()
+            names += [f"{n:0{len(first)}}{rest}" for n in range(int(first), int(last) + 1)]
+        else:
+            names += re.findall(r"[\w-]+\.(?:zip|rar)\b", line)
+    return names
 
 
 def _members(spec: DataSetSpec, archive: Path, place: Path) -> list[_Member]:

@@ -62,14 +62,6 @@ class Cached:
         return np.asarray(np.memmap(self.folder / LABELS, np.uint8, "r", int(self.starts[i]), (h, w)))
 
 
-def layout(index: Index, size: Size) -> Cached:
-    """Where everything lies in the copy of a split in a box of `size`, there or not."""
-    sizes = tuple(keep_ratio_size((int(w), int(h)), size) for w, h in index.sizes)
-    starts = np.cumsum([0, *(w * h for w, h in sizes)], dtype=np.int64)
-    place = index_path(dataset_spec(index.dataset), index.split, index.root)
-    return Cached(place.parent / "cache" / f"{place.stem}-{size[0]}x{size[1]}", sizes, starts, index.labelled)
-
-
 def find(index: Index, size: Size | None) -> Cached | None:
     """The copy of a split, if it is whole and made of these very files."""
     if size is None or not (cached := layout(index, size)).folder.is_dir():
@@ -77,10 +69,12 @@ def find(index: Index, size: Size | None) -> Cached | None:
     return cached if _done(cached, index) == len(index) else None
 
 
-def missing_bytes(index: Index, size: Size) -> int:
-    """Disk that `build` will still take."""
-    cached = layout(index, size)
-    return int(cached.starts[-1] - cached.starts[_done(cached, index)]) * sum(cached.files.values())
+def layout(index: Index, size: Size) -> Cached:
+    """Where everything lies in the copy of a split in a box of `size`, there or not."""
+    sizes = tuple(keep_ratio_size((int(w), int(h)), size) for w, h in index.sizes)
+    starts = np.cumsum([0, *(w * h for w, h in sizes)], dtype=np.int64)
+    place = index_path(dataset_spec(index.dataset), index.split, index.root)
+    return Cached(place.parent / "cache" / f"{place.stem}-{size[0]}x{size[1]}", sizes, starts, index.labelled)
 
 
 def build(index: Index, size: Size, load: Load, *, workers: int | None = 0, progress: Progress | None = None) -> Cached:
@@ -108,6 +102,12 @@ def build(index: Index, size: Size, load: Load, *, workers: int | None = 0, prog
     finally:
         record()
     return cached
+
+
+def missing_bytes(index: Index, size: Size) -> int:
+    """Disk that `build` will still take."""
+    cached = layout(index, size)
+    return int(cached.starts[-1] - cached.starts[_done(cached, index)]) * sum(cached.files.values())
 
 
 def check_disk(need: int) -> None:

@@ -169,16 +169,6 @@ def _png_depth(path: Path) -> int:
 # ------------------------------------------------------------------------------------------------------------ labels
 
 
-def read_label(path: Path, pixels: Pixels = STREET_PIXELS) -> Bytes:
-    """(H,W) raw label values; 254 is a colour that no table lists. Raises UserError as `read_image`."""
-    if pixels.kind == "polygons":
-        return _polygons(path)
-    if pixels.kind == "red":
-        return _red(path)
-    with _label_picture(path) as picture:
-        return _values(path, picture, pixels)
-
-
 def count_values(path: Path, pixels: Pixels = STREET_PIXELS) -> tuple[npt.NDArray[np.int64], tuple[int, int]]:
     """((256,) pixels of each raw label value, (w, h)) of a label file, without an array where Pillow can count.
 
@@ -191,6 +181,16 @@ def count_values(path: Path, pixels: Pixels = STREET_PIXELS) -> tuple[npt.NDArra
                 return np.array(picture.histogram(), dtype=np.int64), picture.size
     values = read_label(path, pixels)
     return np.bincount(values.ravel(), minlength=256), (values.shape[1], values.shape[0])
+
+
+def read_label(path: Path, pixels: Pixels = STREET_PIXELS) -> Bytes:
+    """(H,W) raw label values; 254 is a colour that no table lists. Raises UserError as `read_image`."""
+    if pixels.kind == "polygons":
+        return _polygons(path)
+    if pixels.kind == "red":
+        return _red(path)
+    with _label_picture(path) as picture:
+        return _values(path, picture, pixels)
 
 
 def unknown_colours(path: Path, pixels: Pixels) -> str:
@@ -238,19 +238,19 @@ def _values(path: Path, picture: Image.Image, pixels: Pixels) -> Bytes:
     return _from_colours(np.array(picture.convert("RGB")), pixels.colours)
 
 
-@cache
-def _colour_table(colours: Colours) -> tuple[npt.NDArray[np.int32], Bytes]:
-    codes = {(r << 16) + (g << 8) + b: value for (r, g, b), value in colours}
-    keys = sorted(codes)
-    return np.array(keys, dtype=np.int32), np.array([codes[k] for k in keys], dtype=np.uint8)
-
-
 def _from_colours(rgb: Bytes, colours: Colours) -> Bytes:
     """(H,W,3) colours -> (H,W) raw values."""
     keys, values = _colour_table(colours)
     code = (rgb[..., 0].astype(np.int32) << 16) + (rgb[..., 1].astype(np.int32) << 8) + rgb[..., 2]
     at = np.minimum(np.searchsorted(keys, code), len(keys) - 1)
     return np.where(keys[at] == code, values[at], np.uint8(UNKNOWN_COLOUR))
+
+
+@cache
+def _colour_table(colours: Colours) -> tuple[npt.NDArray[np.int32], Bytes]:
+    codes = {(r << 16) + (g << 8) + b: value for (r, g, b), value in colours}
+    keys = sorted(codes)
+    return np.array(keys, dtype=np.int32), np.array([codes[k] for k in keys], dtype=np.uint8)
 
 
 def _red(path: Path) -> Bytes:

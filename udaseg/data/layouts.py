@@ -223,22 +223,6 @@ def dataset_spec(name: str) -> DataSetSpec:
     raise UserError(f"No data set is called {name!r}.{hint} There are: {', '.join(known)}, or a YAML file.")
 
 
-def data_home() -> Path:
-    """`$UDASEG_DATA`, else `data` in the working folder: holds the data sets and, in `.udaseg`, their indices."""
-    return Path(os.environ.get("UDASEG_DATA") or "data").expanduser()
-
-
-def places_of(spec: DataSetSpec, root: Path | None = None) -> list[Path]:
-    """Absolute folders that may hold the data set, those that do first, then those that exist."""
-    places = [Path(root).expanduser()] if root is not None else [data_home() / folder for folder in spec.folders]
-    return sorted((place.absolute() for place in places), key=lambda p: (not holds(spec, p), not p.is_dir()))
-
-
-def holds(spec: DataSetSpec, place: Path) -> bool:
-    """Whether a folder has the sub-folders of the data set."""
-    return place.is_dir() and all((place / need).is_dir() for need in spec.needs)
-
-
 def find_root(spec: DataSetSpec, root: Path | None = None) -> Path:
     """Absolute folder of the data set: `root` if given, else the first default folder there is.
 
@@ -248,6 +232,22 @@ def find_root(spec: DataSetSpec, root: Path | None = None) -> Path:
     if not holds(spec, places[0]):
         raise UserError(_missing(spec, places, explicit=root is not None))
     return places[0].resolve()
+
+
+def holds(spec: DataSetSpec, place: Path) -> bool:
+    """Whether a folder has the sub-folders of the data set."""
+    return place.is_dir() and all((place / need).is_dir() for need in spec.needs)
+
+
+def places_of(spec: DataSetSpec, root: Path | None = None) -> list[Path]:
+    """Absolute folders that may hold the data set, those that do first, then those that exist."""
+    places = [Path(root).expanduser()] if root is not None else [data_home() / folder for folder in spec.folders]
+    return sorted((place.absolute() for place in places), key=lambda p: (not holds(spec, p), not p.is_dir()))
+
+
+def data_home() -> Path:
+    """`$UDASEG_DATA`, else `data` in the working folder: holds the data sets and, in `.udaseg`, their indices."""
+    return Path(os.environ.get("UDASEG_DATA") or "data").expanduser()
 
 
 def _missing(spec: DataSetSpec, places: list[Path], *, explicit: bool) -> str:

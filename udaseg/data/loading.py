@@ -39,33 +39,6 @@ class _Guarded(Dataset[Any]):
             return str(error)
 
 
-def _collate(items: Sequence[Any]) -> Any:
-    """One batch, or the first message if a sample failed."""
-    return next((item for item in items if isinstance(item, str)), None) or default_collate(list(items))
-
-
-def _one_thread(worker: int) -> None:
-    """One thread a worker; Ctrl-C is the main process's business, which saves the run before it stops."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _loaded(dataset: Dataset[Any], workers: int, device: torch.device | str, **options: Any) -> Iterator[Any]:
-    """Batches or items; a sample's UserError is raised as it was, also from a worker. Pinned for a CUDA device."""
-    loader = DataLoader(
-        _Guarded(dataset),
-        num_workers=workers,
-        pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=_one_thread,
-        generator=torch.Generator().manual_seed(0),  # the loader draws a base seed: keep off the global generator
-        **options,
-    )
-    for item in loader:
-        if isinstance(item, str):
-            raise UserError(item)
-        yield item
-
-
 def training_loader(
     dataset: Dataset[dict[str, Tensor]],
     *,
@@ -85,6 +58,33 @@ def training_loader(
     order = [range(first, first + batch) for first in firsts]
     prefetch = 3 if workers else None
     return _loaded(dataset, workers, device, batch_sampler=order, collate_fn=_collate, prefetch_factor=prefetch)
+
+
+def _loaded(dataset: Dataset[Any], workers: int, device: torch.device | str, **options: Any) -> Iterator[Any]:
+    """Batches or items; a sample's UserError is raised as it was, also from a worker. Pinned for a CUDA device."""
+    loader = DataLoader(
+        _Guarded(dataset),
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(0),  # the loader draws a base seed: keep off the global generator
+        **options,
+    )
+    for item in loader:
+        if isinstance(item, str):
+            raise UserError(item)
+        yield item
+
+
+def _one_thread(worker: int) -> None:
+    """One thread a worker; Ctrl-C is the main process's business, which saves the run before it stops."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _collate(items: Sequence[Any]) -> Any:
+    """One batch, or the first message if a sample failed."""
+    return next((item for item in items if isinstance(item, str)), None) or default_collate(list(items))
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = True) -> RawBatch:

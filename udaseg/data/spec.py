@@ -73,6 +73,13 @@ class DataSetSpec:
         return shlex.join(["udaseg", "prepare", self.name, "--root", str(root)])
 
 
+def keyed(root: Path, folder: str, ending: str = "", suffixes: tuple[str, ...] = PICTURES) -> dict[str, Path]:
+    """Path below `folder` without suffix and ending -> path relative to `root`."""
+    base = root / folder
+    files = {p.relative_to(base).with_suffix("").as_posix(): p.relative_to(root) for p in walk(base, suffixes)}
+    return {key.removesuffix(ending): path for key, path in files.items() if key.endswith(ending)}
+
+
 def walk(folder: Path, suffixes: tuple[str, ...] = PICTURES) -> Iterator[Path]:
     """Files below a folder that are not hidden; also those in linked folders."""
     for parent, _, names in os.walk(folder, followlinks=True):
@@ -81,11 +88,10 @@ def walk(folder: Path, suffixes: tuple[str, ...] = PICTURES) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def keyed(root: Path, folder: str, ending: str = "", suffixes: tuple[str, ...] = PICTURES) -> dict[str, Path]:
-    """Path below `folder` without suffix and ending -> path relative to `root`."""
-    base = root / folder
-    files = {p.relative_to(base).with_suffix("").as_posix(): p.relative_to(root) for p in walk(base, suffixes)}
-    return {key.removesuffix(ending): path for key, path in files.items() if key.endswith(ending)}
+def best(images: Mapping[str, Path], **labels: Mapping[str, Path]) -> Listing:
+    """Pair with the encoding whose label files cover most images; the first of those that cover as many."""
+    encoding = max(labels, key=lambda name: len(images.keys() & labels[name].keys()))
+    return match(images, labels[encoding], encoding=encoding)
 
 
 def match(images: Mapping[str, Path], labels: Mapping[str, Path], *, encoding: str = "ids") -> Listing:
@@ -96,9 +102,3 @@ def match(images: Mapping[str, Path], labels: Mapping[str, Path], *, encoding: s
     alone += [(str(labels[k]), "label without an image") for k in sorted(labels.keys() - images.keys())]
     both = sorted(images.keys() & labels.keys())
     return Listing(tuple(Pair(images[k], labels[k]) for k in both), tuple(alone), encoding)
-
-
-def best(images: Mapping[str, Path], **labels: Mapping[str, Path]) -> Listing:
-    """Pair with the encoding whose label files cover most images; the first of those that cover as many."""
-    encoding = max(labels, key=lambda name: len(images.keys() & labels[name].keys()))
-    return match(images, labels[encoding], encoding=encoding)

@@ -62,31 +62,6 @@ class _Taps(NamedTuple):
     weight_second: Ints
 
 
-@lru_cache(maxsize=64)
-def _taps(source: int, out: int, clamp_weights: bool) -> _Taps:
-    """OpenCV clamps the weights at the borders along rows (horizontally) and only the positions along columns."""
-    at = ((np.arange(out) + 0.5) * (source / out) - 0.5).astype(np.float32)
-    floor = np.floor(at)
-    below, fraction = floor.astype(np.intp), at - floor
-    if clamp_weights:
-        fraction = np.where((below < 0) | (below >= source - 1), np.float32(0), fraction)
-    weights = (np.rint(share * np.float32(2048)).astype(np.int32) for share in (1 - fraction, fraction))
-    return _Taps(below.clip(0, source - 1), (below + 1).clip(0, source - 1), *weights)
-
-
-def _along_rows(rows: Bytes, taps: _Taps, x1: int, x2: int) -> Ints:
-    """(R,W,3) -> (R,(x2-x1)*3) interpolated along the rows, 15 bits."""
-    flat, channel = rows.reshape(len(rows), -1), np.arange(3)
-    first, second = (
-        flat.take((at[x1:x2, None] * 3 + channel).ravel(), axis=1).astype(np.int32) for at in (taps.first, taps.second)
-    )
-    first *= taps.weight_first[x1:x2].repeat(3)
-    second *= taps.weight_second[x1:x2].repeat(3)
-    first += second
-    first >>= 4
-    return first
-
-
 def resize_image(image: Bytes, size: Size, box: Crop | None = None) -> Bytes:
     """(H,W,3) uint8 -> the pixels of `box` (default: all) of the image resized to (w, h); equals cv2.INTER_LINEAR."""
     height, width, _ = image.shape
@@ -108,9 +83,29 @@ def resize_image(image: Bytes, size: Size, box: Crop | None = None) -> Bytes:
     return upper.astype(np.uint8).reshape(box.y2 - box.y1, box.x2 - box.x1, 3)
 
 
-def nearest(source: int, out: int) -> npt.NDArray[np.intp]:
-    """(out,) source position of each output position: floor(i * source / out), in integers."""
-    return np.arange(out) * source // out
+def _along_rows(rows: Bytes, taps: _Taps, x1: int, x2: int) -> Ints:
+    """(R,W,3) -> (R,(x2-x1)*3) interpolated along the rows, 15 bits."""
+    flat, channel = rows.reshape(len(rows), -1), np.arange(3)
+    first, second = (
+        flat.take((at[x1:x2, None] * 3 + channel).ravel(), axis=1).astype(np.int32) for at in (taps.first, taps.second)
+    )
+    first *= taps.weight_first[x1:x2].repeat(3)
+    second *= taps.weight_second[x1:x2].repeat(3)
+    first += second
+    first >>= 4
+    return first
+
+
+@lru_cache(maxsize=64)
+def _taps(source: int, out: int, clamp_weights: bool) -> _Taps:
+    """OpenCV clamps the weights at the borders along rows (horizontally) and only the positions along columns."""
+    at = ((np.arange(out) + 0.5) * (source / out) - 0.5).astype(np.float32)
+    floor = np.floor(at)
+    below, fraction = floor.astype(np.intp), at - floor
+    if clamp_weights:
+        fraction = np.where((below < 0) | (below >= source - 1), np.float32(0), fraction)
+    weights = (np.rint(share * np.float32(2048)).astype(np.int32) for share in (1 - fraction, fraction))
+    return _Taps(below.clip(0, source - 1), (below + 1).clip(0, source - 1), *weights)
 
 
 def resize_label(label: Bytes, size: Size) -> Bytes:
@@ -124,17 +119,9 @@ def resize_label(label: Bytes, size: Size) -> Bytes:
 # -------------------------------------------------------------------------------------------------------------- crop
 
 
-def random_box(size: Size, crop: tuple[int, int], rng: Integers) -> Crop:
-    """A box of crop (h, w), or of the image's side where that is shorter; offsets uniform, both ends included."""
-    y = int(rng.integers(0, max(size[1] - crop[0], 0) + 1))
-    x = int(rng.integers(0, max(size[0] - crop[1], 0) + 1))
-    return Crop(y, min(y + crop[0], size[1]), x, min(x + crop[1], size[0]))
-
-
-def varied(label: Bytes, cat_max_ratio: float) -> bool:
-    """Whether there are two classes or more and the largest covers less than the ratio; ignored pixels do not count."""
-    counts = np.bincount(label.ravel(), minlength=256)[:IGNORE]
-    return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio)
+def nearest(source: int, out: int) -> npt.NDArray[np.intp]:
+    """(out,) source position of each output position: floor(i * source / out), in integers."""
+    return np.arange(out) * source // out
 
 
 def draw_crop(
@@ -150,6 +137,19 @@ def draw_crop(
             if varied(cut(label, box), cat_max_ratio):
                 return box
     return random_box(size, crop, rng)
+
+
+def varied(label: Bytes, cat_max_ratio: float) -> bool:
+    """Whether there are two classes or more and the largest covers less than the ratio; ignored pixels do not count."""
+    counts = np.bincount(label.ravel(), minlength=256)[:IGNORE]
+    return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio)
+
+
+def random_box(size: Size, crop: tuple[int, int], rng: Integers) -> Crop:
+    """A box of crop (h, w), or of the image's side where that is shorter; offsets uniform, both ends included."""
+    y = int(rng.integers(0, max(size[1] - crop[0], 0) + 1))
+    x = int(rng.integers(0, max(size[0] - crop[1], 0) + 1))
+    return Crop(y, min(y + crop[0], size[1]), x, min(x + crop[1], size[0]))
 
 
 def cut(array: Bytes, box: Crop) -> Bytes:
@@ -232,16 +232,6 @@ def _hue(image: Bytes, rng: np.random.Generator) -> Bytes:
     return hsv_to_rgb(hsv)
 
 
-@lru_cache(maxsize=1)
-def _divisors() -> tuple[Ints, Ints]:
-    """12-bit fixed-point tables 255/i and 30/i; 0 at i = 0."""
-    i = np.maximum(np.arange(256), 1)
-    tables = (np.rint((255 << 12) / i).astype(np.int32), np.rint((180 << 12) / (6 * i)).astype(np.int32))
-    for table in tables:
-        table[0] = 0
-    return tables
-
-
 def rgb_to_hsv(image: Bytes) -> Bytes:
     """(H,W,3) RGB -> hue 0..179, saturation and value 0..255."""
     red, green, blue = (image[..., c].astype(np.int32) for c in range(3))
@@ -254,6 +244,16 @@ def rgb_to_hsv(image: Bytes) -> Bytes:
     sector = np.where(value == red, green - blue, sector)
     hue = ((sector * by_spread[spread] + (1 << 11)) >> 12) % 180
     return np.stack([hue, saturation, value], axis=2).astype(np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _divisors() -> tuple[Ints, Ints]:
+    """12-bit fixed-point tables 255/i and 30/i; 0 at i = 0."""
+    i = np.maximum(np.arange(256), 1)
+    tables = (np.rint((255 << 12) / i).astype(np.int32), np.rint((180 << 12) / (6 * i)).astype(np.int32))
+    for table in tables:
+        table[0] = 0
+    return tables
 
 
 def hsv_to_rgb(hsv: Bytes) -> Bytes:

@@ -17,11 +17,6 @@ from udaseg.data.layouts import dataset_spec
 from udaseg.data.sampling import LabelStatistics
 
 
-def class_set(recipe: Recipe) -> ClassSet:
-    """The classes that are learnt, predicted and evaluated."""
-    return dataset_spec(recipe.data.classes or recipe.data.source.dataset).classes
-
-
 def training_pairs(recipe: Recipe, multiple: int = 1) -> TrainingPairs:
     """The samples of a run; sample k is a function of (seed, k). ``multiple``: of the crop's sides."""
     data, cache, names = recipe.data, recipe.runtime.cache_gb / 2, class_set(recipe).names
@@ -45,6 +40,11 @@ def training_pairs(recipe: Recipe, multiple: int = 1) -> TrainingPairs:
         margins=Margins(**margins.model_dump()) if margins else None,
         extras=needs(recipe).extras,
     )
+
+
+def class_set(recipe: Recipe) -> ClassSet:
+    """The classes that are learnt, predicted and evaluated."""
+    return dataset_spec(recipe.data.classes or recipe.data.source.dataset).classes
 
 
 def images_of(

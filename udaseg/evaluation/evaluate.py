@@ -20,33 +20,6 @@ from udaseg.models.segmentor import Segmentor, upsample
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards each submodule gets its own mode back (a teacher's differ)."""
-    modes = [(part, part.training) for part in module.modules()]
-    for part, _ in modes:
-        part.training = False
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def predict(
-    segmentor: Segmentor,
-    image: Tensor,
-    size: tuple[int, int],
-    autocast: Autocast = nullcontext,
-    inference: Inference = Inference(),  # noqa: B008 - frozen
-) -> Tensor:
-    """Train ids (B, *size) int64 for a normalised image (B, 3, H, W) already at test size."""
-    with autocast():
-        logits = inference(segmentor, image)
-    return upsample(logits, size).argmax(dim=1)
-
-
 def evaluate(
     segmentor: Segmentor,
     images: Iterable[dict[str, Any]],
@@ -65,6 +38,33 @@ def evaluate(
             image = normalise(item["image"][None].to(device, non_blocking=True))
             counts += count(predict(segmentor, image, tuple(label.shape), autocast, inference)[0], label, classes)
     return counts
+
+
+def predict(
+    segmentor: Segmentor,
+    image: Tensor,
+    size: tuple[int, int],
+    autocast: Autocast = nullcontext,
+    inference: Inference = Inference(),  # noqa: B008 - frozen
+) -> Tensor:
+    """Train ids (B, *size) int64 for a normalised image (B, 3, H, W) already at test size."""
+    with autocast():
+        logits = inference(segmentor, image)
+    return upsample(logits, size).argmax(dim=1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards each submodule gets its own mode back (a teacher's differ)."""
+    modes = [(part, part.training) for part in module.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def recompute_batchnorm(segmentor: nn.Module, batches: Iterable[Tensor]) -> None:

@@ -28,16 +28,6 @@ BLOCK_EPS = 1e-6
 INNER_EPS = 1e-5
 
 
-def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, N, C) -> (B, C, h, w), a view in channels-last order."""
-    return tokens.transpose(1, 2).unflatten(2, size)
-
-
-def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, N, C)."""
-    return x.flatten(2).transpose(1, 2)
-
-
 class Attention(nn.Module):
     """Multi-head attention whose keys and values come from a map that a strided convolution has reduced."""
 
@@ -66,6 +56,16 @@ class Attention(nn.Module):
         if self.reduce is None:
             return x
         return self.reduce_norm(to_tokens(self.reduce(to_map(x, size))))  # (B, M, C)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, N, C)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, N, C) -> (B, C, h, w), a view in channels-last order."""
+    return tokens.transpose(1, 2).unflatten(2, size)
 
 
 class MixMLP(nn.Module):

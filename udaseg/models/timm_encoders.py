@@ -253,14 +253,6 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*timm.list_models(), *timm.list_models(include_tags=True)}))
 
 
-def hub_file(name: str) -> tuple[str, str, str | None] | None:
-    """Repository, file and licence of the pretrained weights on the Hugging Face hub, if there are any."""
-    record = timm.models.get_pretrained_cfg(name)
-    if record is None or not record.hf_hub_id:
-        return None
-    return record.hf_hub_id, record.hf_hub_filename or "model.safetensors", record.license
-
-
 def fetch(name: str, revision: str) -> Path:
     """The weights from the hub's cache, downloaded if need be. Raises the hub's many kinds of errors."""
     from huggingface_hub import hf_hub_download
@@ -268,3 +260,11 @@ def fetch(name: str, revision: str) -> Path:
     on_hub = hub_file(name)
     assert on_hub is not None
     return Path(hf_hub_download(*on_hub[:2], revision=revision))
+
+
+def hub_file(name: str) -> tuple[str, str, str | None] | None:
+    """Repository, file and licence of the pretrained weights on the Hugging Face hub, if there are any."""
+    record = timm.models.get_pretrained_cfg(name)
+    if record is None or not record.hf_hub_id:
+        return None
+    return record.hf_hub_id, record.hf_hub_filename or "model.safetensors", record.license

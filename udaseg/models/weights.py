@@ -39,27 +39,6 @@ class Official(NamedTuple):
     licence: str
 
 
-def official_file(name: str | None, *, stem: str | None = None, revision: str = "main") -> Official | None:
-    """An encoder's public weights, if it has any; ``stem``: a ResNet's, ``revision``: of timm's repositories."""
-    if name is None or not name.startswith(TIMM):
-        return (PLAIN_STEM if stem == "plain" else OFFICIAL).get(str(name))
-    from udaseg.models import timm_encoders as timm
-
-    name = name.removeprefix(TIMM)
-    if (on_hub := timm.hub_file(name)) is None:
-        return None
-    repository, file, licence = on_hub
-    source = f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
-    return Official(name + Path(file).suffix, source, licence or UNKNOWN)
-
-
-def advice(name: str | None, path: Path, stem: str | None = None) -> str:
-    """Which file to fetch, from where, and where to put it."""
-    if (official := official_file(name, stem=stem)) is None:
-        return f"Encoders with public weights: {', '.join(OFFICIAL)} and most timm/NAME."
-    return f"For {name} fetch {official.file} from {official.source} and put it at {path}."
-
-
 def _at(url: str) -> Official:
     return Official(url.rpartition("/")[2], url, UNKNOWN)
 
@@ -115,6 +94,27 @@ def load_encoder(encoder: Encoder, path: str | Path, *, name: str | None = None)
     _refuse_misfit(report, state, wanted, remedy)
     encoder.load_state_dict({key: state[key] for key in report.matched}, strict=False)
     return report
+
+
+def advice(name: str | None, path: Path, stem: str | None = None) -> str:
+    """Which file to fetch, from where, and where to put it."""
+    if (official := official_file(name, stem=stem)) is None:
+        return f"Encoders with public weights: {', '.join(OFFICIAL)} and most timm/NAME."
+    return f"For {name} fetch {official.file} from {official.source} and put it at {path}."
+
+
+def official_file(name: str | None, *, stem: str | None = None, revision: str = "main") -> Official | None:
+    """An encoder's public weights, if it has any; ``stem``: a ResNet's, ``revision``: of timm's repositories."""
+    if name is None or not name.startswith(TIMM):
+        return (PLAIN_STEM if stem == "plain" else OFFICIAL).get(str(name))
+    from udaseg.models import timm_encoders as timm
+
+    name = name.removeprefix(TIMM)
+    if (on_hub := timm.hub_file(name)) is None:
+        return None
+    repository, file, licence = on_hub
+    source = f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
+    return Official(name + Path(file).suffix, source, licence or UNKNOWN)
 
 
 def load_segmentor(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> LoadReport:

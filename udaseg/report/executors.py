@@ -180,11 +180,6 @@ def write_failure(cell: Cell, kind: str, message: str) -> None:
     write_json(failure_path(cell), failure.model_dump())
 
 
-def write_log(cell: Cell, text: str) -> None:
-    with open(log_path(cell), "a", encoding="utf-8") as file:
-        file.write(f"{text}\n")
-
-
 def log_path(cell: Cell) -> Path:
     return cell.folder / "output.log"
 
@@ -231,6 +226,11 @@ class Inline:
 
 
 # --- in child processes --------------------------------------------------------------------------------------------
+
+
+def write_log(cell: Cell, text: str) -> None:
+    with open(log_path(cell), "a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
 
 
 class Local:

@@ -71,13 +71,6 @@ def overview_parts(runs: Sequence[Run], root: Path) -> list[Part]:
     return [*([Part(means)] if means else []), Part(overview_table(runs, root), charts, pictures(newest))]
 
 
-def embedded(caption: str, figure: figures.Figure) -> Image:
-    return caption, figures.data_uri(figures.rendered(figure, "svg"), "svg")
-
-
-# --- ablations -----------------------------------------------------------------------------------------------------
-
-
 def ablation_charts(summary: Summary) -> list[Image]:
     """mIoU over the number in which rows differ, a chart for each group; none where rows differ in anything else."""
     charts = []
@@ -89,6 +82,13 @@ def ablation_charts(summary: Summary) -> list[Image]:
             caption = f"mIoU over {key}" + (f", {group}" if group else "")
             charts.append(embedded(caption, figures.ablation(lines, key)))
     return charts
+
+
+def embedded(caption: str, figure: figures.Figure) -> Image:
+    return caption, figures.data_uri(figures.rendered(figure, "svg"), "svg")
+
+
+# --- ablations -----------------------------------------------------------------------------------------------------
 
 
 def ablation_lines(summary: Summary, entries: Sequence[Entry], positions: dict[str, float]) -> list[Series]:

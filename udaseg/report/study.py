@@ -76,21 +76,6 @@ class Study(Section):
     rows: list[Row] = Field(min_length=1)
 
 
-def studies() -> dict[str, Path]:
-    """Name -> file of the shipped studies."""
-    return shipped("studies")
-
-
-def find(name: str) -> Path:
-    """The file at a path, or the shipped study that has this in its name, where - and _ are equal. UserError if several
-    have it and it is no whole name."""
-    part = name.replace("-", "_").lower()
-    fitting = [] if Path(name).is_file() or not part else [known for known in studies() if part in known]
-    if len(fitting) > 1 and part not in fitting:
-        raise UserError(f"study {name!r} may be {', '.join(fitting)}; write more of its name")
-    return locate(part if part in fitting else fitting[0] if fitting else name, "studies")
-
-
 def load_study(name: str) -> Study:
     """A study by its name, a part of it, or its file's path.
 
@@ -108,6 +93,21 @@ def load_study(name: str) -> Study:
         lines = "\n".join(f"  {label(path)}: {readable(p.path, tree)}: {p.message}" for p in problems)
         raise UserError(f"study {path.stem!r} has {len(problems)} problem(s):\n{lines}")
     return study
+
+
+def find(name: str) -> Path:
+    """The file at a path, or the shipped study that has this in its name, where - and _ are equal. UserError if several
+    have it and it is no whole name."""
+    part = name.replace("-", "_").lower()
+    fitting = [] if Path(name).is_file() or not part else [known for known in studies() if part in known]
+    if len(fitting) > 1 and part not in fitting:
+        raise UserError(f"study {name!r} may be {', '.join(fitting)}; write more of its name")
+    return locate(part if part in fitting else fitting[0] if fitting else name, "studies")
+
+
+def studies() -> dict[str, Path]:
+    """Name -> file of the shipped studies."""
+    return shipped("studies")
 
 
 def flaws(study: Study) -> Iterator[Problem]:

@@ -94,35 +94,6 @@ def summarise(
     )  # fmt: skip
 
 
-def over_seeds(values: Iterable[float]) -> Stat | None:
-    """Of the values that are defined; None if none is."""
-    defined = [value for value in values if math.isfinite(value)]
-    if not defined:
-        return None
-    return Stat(statistics.fmean(defined), statistics.stdev(defined) if len(defined) > 1 else None)
-
-
-def measured(runs: Sequence[Run], column: str, protocol: str) -> Stat | None:
-    """A column of the table over the seeds; None for one that is printed only."""
-    if column in ("mIoU", "mIoU*"):
-        return over_seeds(run.scores(protocol if column == "mIoU" else "synthia13").miou for run in runs)
-    per_class = [dict(zip(s.names, s.iou, strict=True)) for s in (run.scores("all") for run in runs)]
-    return over_seeds(iou[column] for iou in per_class if column in iou)
-
-
-def stats(summary: Summary, entry: Entry, what: str, columns: Sequence[str]) -> list[Stat | None]:
-    """Columns of an entry, published or reproduced; None where there is no number."""
-    if what == REPRODUCED:
-        return [measured(entry.runs, column, summary.protocol) for column in columns]
-    values = dict(zip(summary.study.columns, entry.row.published or (), strict=False))
-    stds = dict(zip(summary.study.columns, entry.row.std or (), strict=False))
-    return [Stat(value, std if isinstance(std := stds.get(column), float) else None)
-            if isinstance(value := values.get(column), float) else None for column in columns]  # fmt: skip
-
-
-# --- a study's table -----------------------------------------------------------------------------------------------
-
-
 def study_table(summary: Summary, *, runs: Path = Path("runs")) -> Table:
     """Methods x columns; a method has a line for what is published, what was reproduced, and the difference.
 
@@ -167,6 +138,35 @@ def lines_of(entry: Entry, summary: Summary) -> dict[str, list[Cell]]:
             Cell(s.mean - p.mean, signed=True) if p and s else Cell() for p, s in zip(printed, ours, strict=True)
         ]
     return lines
+
+
+def stats(summary: Summary, entry: Entry, what: str, columns: Sequence[str]) -> list[Stat | None]:
+    """Columns of an entry, published or reproduced; None where there is no number."""
+    if what == REPRODUCED:
+        return [measured(entry.runs, column, summary.protocol) for column in columns]
+    values = dict(zip(summary.study.columns, entry.row.published or (), strict=False))
+    stds = dict(zip(summary.study.columns, entry.row.std or (), strict=False))
+    return [Stat(value, std if isinstance(std := stds.get(column), float) else None)
+            if isinstance(value := values.get(column), float) else None for column in columns]  # fmt: skip
+
+
+# --- a study's table -----------------------------------------------------------------------------------------------
+
+
+def measured(runs: Sequence[Run], column: str, protocol: str) -> Stat | None:
+    """A column of the table over the seeds; None for one that is printed only."""
+    if column in ("mIoU", "mIoU*"):
+        return over_seeds(run.scores(protocol if column == "mIoU" else "synthia13").miou for run in runs)
+    per_class = [dict(zip(s.names, s.iou, strict=True)) for s in (run.scores("all") for run in runs)]
+    return over_seeds(iou[column] for iou in per_class if column in iou)
+
+
+def over_seeds(values: Iterable[float]) -> Stat | None:
+    """Of the values that are defined; None if none is."""
+    defined = [value for value in values if math.isfinite(value)]
+    if not defined:
+        return None
+    return Stat(statistics.fmean(defined), statistics.stdev(defined) if len(defined) > 1 else None)
 
 
 def as_printed(value: float | str | None, stat: Stat | None) -> Cell:
@@ -280,16 +280,6 @@ def age(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d" if seconds >= 2 * 86400 else duration(max(seconds, 0.0))
 
 
-def families(runs: Iterable[Run]) -> list[list[Run]]:
-    """Finished runs of equal recipes, where there are several seeds (of each the newest run)."""
-    by_recipe: dict[tuple[str, str, str], dict[int | None, Run]] = {}
-    for run in sorted(runs, key=lambda run: run.changed):
-        if run.state == "finished":
-            by_recipe.setdefault((run.recipe, run.benchmark, run.family), {})[run.seed] = run
-    several = [(key, list(of_seeds.values())) for key, of_seeds in by_recipe.items() if len(of_seeds) > 1]
-    return [of_seeds for _, of_seeds in sorted(several, key=lambda pair: pair[0])]
-
-
 def families_table(runs: Iterable[Run], root: Path) -> Table | None:
     """Means over seeds, None if no recipe has two; one run's folder tells which recipe it is."""
 
@@ -309,3 +299,13 @@ def families_table(runs: Iterable[Run], root: Path) -> Table | None:
     header = ("recipe", "benchmark", "protocol", "one of the runs", "iterations", "seeds", "mIoU", "oracle sel.")
     lead = "Mean ± sample standard deviation over seeds of recipes that differ in nothing else."
     return Table("Means over seeds", header, tuple(rows), 4, lead)
+
+
+def families(runs: Iterable[Run]) -> list[list[Run]]:
+    """Finished runs of equal recipes, where there are several seeds (of each the newest run)."""
+    by_recipe: dict[tuple[str, str, str], dict[int | None, Run]] = {}
+    for run in sorted(runs, key=lambda run: run.changed):
+        if run.state == "finished":
+            by_recipe.setdefault((run.recipe, run.benchmark, run.family), {})[run.seed] = run
+    several = [(key, list(of_seeds.values())) for key, of_seeds in by_recipe.items() if len(of_seeds) > 1]
+    return [of_seeds for _, of_seeds in sorted(several, key=lambda pair: pair[0])]

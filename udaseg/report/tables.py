@@ -69,14 +69,6 @@ def clean(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def thrifty(table: Table, position: int, cell: Cell) -> str:
-    """A cell's deviation where it has room."""
-    single = table.wide and not table.header[position].startswith("mIoU")
-    return "" if single else cell.plus_minus()
-
-
-# --- terminal ------------------------------------------------------------------------------------------------------
-
 STYLES = {"": "", "best": "bold", "second": "underline"}
 
 
@@ -95,6 +87,15 @@ def terminal(table: Table) -> None:
         out.print("\n".join(clean(line) for line in (table.lead, *table.notes) if line))
     if table.commands:
         out.print("\nmissing; these fill it:\n" + "\n".join(f"  {command}" for command in table.commands))
+
+
+def thrifty(table: Table, position: int, cell: Cell) -> str:
+    """A cell's deviation where it has room."""
+    single = table.wide and not table.header[position].startswith("mIoU")
+    return "" if single else cell.plus_minus()
+
+
+# --- terminal ------------------------------------------------------------------------------------------------------
 
 
 def blocks(table: Table, texts: Sequence[Sequence[str]], width: int) -> list[list[int]]:
@@ -139,6 +140,7 @@ def in_markdown(text: str) -> str:
 
 
 # --- LaTeX ---------------------------------------------------------------------------------------------------------
+
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",

@@ -227,25 +227,6 @@ def train(canvas: Canvas, x: float, z: float) -> None:
 # ---- people and two-wheelers ----
 
 
-def human(canvas: Canvas, x: float, z: float, label: str) -> None:
-    """A person (walking) or rider (sitting)."""
-    random, rides = canvas.random, label == "rider"
-    height = 1.55 if rides else random.uniform(1.5, 1.9)
-    pen = canvas.pen(label, z).at(x, 0.38 if rides else 0, z, height, height)
-    shirt, trousers, skin = canvas.paint(label), shade(canvas.paint(label), 0.6), canvas.paint("skin")
-    half, hip = 0.16 * random.uniform(0.85, 1.15), 0.48
-    stride = random.uniform(0.2, 0.9) * half
-    if rides:
-        pen.polygon([(-0.7 * half, hip), (0.7 * half, hip), (0.9 * half, 0.05), (-0.2 * half, 0.05)], trousers)
-    for way in () if rides else (-1, 1):
-        foot = [(0.3 * way * stride, 0), (way * (stride + 0.2 * half), 0)]
-        pen.polygon([(0.6 * way * half, hip), (0, hip), *foot], trousers)
-    pen.box(-0.72 * half, 0.84, 0.72 * half, hip - 0.03, shirt)
-    pen.ellipse(0, 0.91, 0.085, 0.10, skin)
-    if rides and random.random() < 0.6:
-        pen.ellipse(0, 0.955, 0.09, 0.06, canvas.paint("rider"))
-
-
 def cycle(canvas: Canvas, x: float, z: float, kind: str, ridden: bool) -> None:
     """A motorcycle or bicycle, seen from the side or foreshortened, with or without its rider."""
     turned = canvas.random.choice((1.0, 1.0, 0.5))
@@ -267,3 +248,22 @@ def cycle(canvas: Canvas, x: float, z: float, kind: str, ridden: bool) -> None:
     for tube in ([rear, saddle, head, pedals, rear], [head, front], [pedals, saddle]):
         pen.line(tube, colour, 0.1 * metre)
     pen.line([(0.36, 0.98), (0.45, 0.7)], RUBBER, 0.1 * metre)
+
+
+def human(canvas: Canvas, x: float, z: float, label: str) -> None:
+    """A person (walking) or rider (sitting)."""
+    random, rides = canvas.random, label == "rider"
+    height = 1.55 if rides else random.uniform(1.5, 1.9)
+    pen = canvas.pen(label, z).at(x, 0.38 if rides else 0, z, height, height)
+    shirt, trousers, skin = canvas.paint(label), shade(canvas.paint(label), 0.6), canvas.paint("skin")
+    half, hip = 0.16 * random.uniform(0.85, 1.15), 0.48
+    stride = random.uniform(0.2, 0.9) * half
+    if rides:
+        pen.polygon([(-0.7 * half, hip), (0.7 * half, hip), (0.9 * half, 0.05), (-0.2 * half, 0.05)], trousers)
+    for way in () if rides else (-1, 1):
+        foot = [(0.3 * way * stride, 0), (way * (stride + 0.2 * half), 0)]
+        pen.polygon([(0.6 * way * half, hip), (0, hip), *foot], trousers)
+    pen.box(-0.72 * half, 0.84, 0.72 * half, hip - 0.03, shirt)
+    pen.ellipse(0, 0.91, 0.085, 0.10, skin)
+    if rides and random.random() < 0.6:
+        pen.ellipse(0, 0.955, 0.09, 0.06, canvas.paint("rider"))
