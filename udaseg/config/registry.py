@@ -71,8 +71,8 @@ class Registry:
         """The object that ``part``, {kind, settings...} as validated, describes. A ValueError becomes the user's."""
         settings = dict(part)
         name = settings.pop("kind")
-        for key, registry in nested(self.entries[name]).items():
-            settings[key] = registry.create(settings[key], *supplied)
+        for key, kind in nested(self.entries[name]).items():
+            settings[key] = REGISTRIES[kind].create(settings[key], *supplied)
         try:
             return self.entries[name](*supplied, **settings)
         except ValueError as error:
@@ -115,9 +115,8 @@ def settings_model(component: Callable[..., Any]) -> type[BaseModel]:
         default = ... if parameter.default is parameter.empty else parameter.default
         hint = hints(component)[name]
         if name in inner:
-            kind = next(key for key, registry in REGISTRIES.items() if registry is inner[name])
             marker = next(mark for mark in hint.__metadata__ if isinstance(mark, Default))
-            fields[name] = (filled_in(component_of(kind), marker), {"kind": marker.kind})
+            fields[name] = (filled_in(component_of(inner[name]), marker), {"kind": marker.kind})
         else:
             fields[name] = (hint, default)
     config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=bool(inner))
@@ -148,9 +147,9 @@ def filled_in(kind: Any, default: Default) -> Any:
 
 
 @functools.cache
-def nested(component: Callable[..., Any]) -> dict[str, Registry]:
-    """Settings that are components themselves, with the registry that knows them."""
-    bases = {registry.base: registry for registry in REGISTRIES.values()}
+def nested(component: Callable[..., Any]) -> dict[str, str]:
+    """Settings that are components themselves, with their kind."""
+    bases = {registry.base: kind for kind, registry in REGISTRIES.items()}
     return {
         name: bases[hints(component)[name].__origin__]
         for name in keyword_parameters(component)
@@ -190,10 +189,9 @@ def walk(kind: str, part: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tup
     registry, name = REGISTRIES[kind], part["kind"]
     component, settings = registry.component(name), {key: value for key, value in part.items() if key != "kind"}
     yield path, component, settings
-    inner = nested(registry.entries[name])
-    for key in inner.keys() - component.unused(settings):
-        inside = next(other for other, registry in REGISTRIES.items() if registry is inner[key])
-        yield from walk(inside, settings[key], (*path, key))
+    for key, inside in nested(registry.entries[name]).items():
+        if key not in component.unused(settings):
+            yield from walk(inside, settings[key], (*path, key))
 
 
 def problems_of(kind: str, part: Mapping[str, Any], plan: Plan, path: KeyPath) -> list[Problem]:
