@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
 
-from udaseg import addons
+import udaseg
 from udaseg.component import Component, Default, Needs, Plan
 from udaseg.core.base import Masker, PseudoLabelRule, Term, TranslationEngine, ViewBuilder
 from udaseg.core.components import COMPONENTS
@@ -100,8 +100,8 @@ def register(components: Mapping[str, Mapping[str, type]]) -> None:
 
 
 register(COMPONENTS)
-for _module in pkgutil.iter_modules(addons.__path__):
-    register(importlib.import_module(f"{addons.__name__}.{_module.name}").COMPONENTS)
+for _module in pkgutil.iter_modules([f"{folder}/addons" for folder in udaseg.__path__]):
+    register(importlib.import_module(f"udaseg.addons.{_module.name}").COMPONENTS)
 
 
 def component_of(kind: str) -> Any:
