@@ -38,8 +38,8 @@ class SourceCrop(NamedTuple):
 class SampleExtra(Protocol):
     """One more image that the loader adds to every source sample, for one component."""
 
-    def missing(self, images: Sequence[Path]) -> str | None:
-        """What is not there for these source images, and what to do; None if all is there."""
+    def missing(self, dataset: str, images: Sequence[Path]) -> tuple[str, str] | None:
+        """(setting, message) of what is not there for these images of the data set; None if all is there."""
         ...
 
     def __call__(self, crop: SourceCrop) -> npt.NDArray[np.uint8]:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from udaseg.data.classes import CITYSCAPES_COLOURS
+from udaseg.data.classes import CITYSCAPES_COLOURS, CITYSCAPES_NAMES
+from udaseg.data.index import Index
+from udaseg.data.sampling import LabelStatistics
 
 
 def photo(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -143,3 +145,8 @@ def polygons(path: Path, objects: list[dict], size: tuple[int, int] = (64, 32)) 
 def truncate(path: Path, share: float = 0.6) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
+
+
+def statistics(index: Index, min_pixels: int = 20) -> LabelStatistics:
+    """What a sampler gets of an index with Cityscapes' classes."""
+    return LabelStatistics(index.counts, CITYSCAPES_NAMES, min_pixels)

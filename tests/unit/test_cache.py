@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from unit.data_files import cityscapes, gta5, photo, save
+from unit.data_files import cityscapes, gta5, photo, save, statistics
 
 from udaseg.data import cache
 from udaseg.data import dataset as dataset_module
@@ -20,7 +20,7 @@ from udaseg.data.dataset import Domain, EvaluationImages, TrainingPairs
 from udaseg.data.index import Index, build_index
 from udaseg.data.layouts import DATASETS
 from udaseg.data.loading import training_loader
-from udaseg.data.sampling import rare_class
+from udaseg.data.sampling import RareClass
 from udaseg.errors import UserError
 
 RAW = np.arange(256, dtype=np.uint8)
@@ -47,7 +47,7 @@ def batches(indices: tuple[Index, Index], workers: int = 0) -> list[dict[str, to
     source, target = indices
     pairs = TrainingPairs(
         Domain(source, size=SIZE), Domain(target, size=TARGET, labels=False),
-        sampler=rare_class(counts=source.counts, min_pixels=20), crop=(24, 24), seed=1, length=99, photometric=True,
+        sampler=RareClass(statistics(source)), crop=(24, 24), seed=1, length=99, photometric=True,
     )  # fmt: skip
     return list(training_loader(pairs, batch=2, workers=workers, start=0, steps=12))
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from unit.data_files import cityscapes, gta5, truncate
+from unit.data_files import cityscapes, gta5, statistics, truncate
 
 from udaseg.data import dataset as dataset_module
 from udaseg.data.dataset import Domain, EvaluationImages, TrainingPairs
 from udaseg.data.index import Index, build_index
 from udaseg.data.layouts import DATASETS
-from udaseg.data.sampling import Choice, Uniform, rare_class
+from udaseg.data.sampling import Choice, RareClass, Uniform
 from udaseg.data.transforms import Margins
 from udaseg.errors import UserError
 
@@ -29,7 +29,7 @@ def indices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Index, Ind
 
 def pairs(indices: tuple[Index, Index], **options: object) -> TrainingPairs:
     source, target = indices
-    values: dict = {"sampler": Uniform(counts=source.counts), "crop": (24, 24), "seed": 3, "length": 40}
+    values: dict = {"sampler": Uniform(statistics(source)), "crop": (24, 24), "seed": 3, "length": 40}
     return TrainingPairs(
         Domain(source, size=(64, 36)), Domain(target, size=(48, 24), labels=False), **{**values, **options}
     )
@@ -182,7 +182,7 @@ def test_photometric_touches_only_the_source_image(indices: tuple[Index, Index])
 
 
 def test_real_rare_class_sampler(indices: tuple[Index, Index]) -> None:
-    sampler = rare_class(counts=indices[0].counts, min_pixels=20)
+    sampler = RareClass(statistics(indices[0]))
     assert equal(pairs(indices, sampler=sampler)[3], pairs(indices, sampler=sampler)[3])
 
 

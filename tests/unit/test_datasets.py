@@ -18,6 +18,7 @@ from unit.data_files import (
     polygons,
     save,
     save_palette,
+    statistics,
     synthia,
     synthia_label,
     truncate,
@@ -44,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def sample_values(index: Index) -> set[int]:
     """Train ids in a few training samples, which must show the very labels."""
     domain = Domain(index)
-    pairs = TrainingPairs(domain, sampler=Uniform(counts=index.counts), crop=(24, 24), seed=0, length=8)
+    pairs = TrainingPairs(domain, sampler=Uniform(statistics(index)), crop=(24, 24), seed=0, length=8)
     values = {int(v) for k in range(8) for v in np.unique(pairs[k]["source_label"].numpy())}
     assert all(np.array_equal(domain.load(i)[1], domain.native_label(i)) for i in range(len(index)))
     return values

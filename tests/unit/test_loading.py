@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from unit.data_files import cityscapes, gta5, truncate
+from unit.data_files import cityscapes, gta5, statistics, truncate
 
 from udaseg.data.dataset import Domain, TrainingPairs
 from udaseg.data.index import build_index
 from udaseg.data.layouts import DATASETS
 from udaseg.data.loading import Normalise, to_device, training_loader
-from udaseg.data.sampling import rare_class
+from udaseg.data.sampling import RareClass
 from udaseg.errors import UserError
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -41,7 +41,7 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPairs:
     gta5(tmp_path / "gta5", n=6, size=(95, 53))
     cityscapes(tmp_path / "cityscapes")
     source, target = (build_index(DATASETS[name], "train") for name in ("gta5", "cityscapes"))
-    sampler = rare_class(counts=source.counts, min_pixels=20)
+    sampler = RareClass(statistics(source))
     return TrainingPairs(
         Domain(source), Domain(target, labels=False), sampler=sampler, crop=(24, 24), seed=1, length=99
     )

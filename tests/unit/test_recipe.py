@@ -10,10 +10,13 @@ import pytest
 import yaml
 
 from udaseg.config.layers import OVERRIDE, chain, difference, leaves, locate, merge, normalise, parse_override, shipped
-from udaseg.config.load import Loaded, benchmark_data, checked, found_in, load
+from udaseg.config.load import Loaded, benchmark_data, checked, set_by
+from udaseg.config.load import load as load_by_name
 from udaseg.config.registry import REGISTRIES
 from udaseg.errors import UserError
 from udaseg.yamls import as_yaml, parse_yaml, read_yaml
+
+TERMS = ", ".join(sorted(REGISTRIES["term"].entries))
 
 
 def write(path: Path, text: str) -> Path:
@@ -23,7 +26,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def load(path: Path | str, *overrides: str, **layers: Any) -> Loaded:
-    return load(str(path), overrides=overrides, **layers)
+    return load_by_name(str(path), overrides=overrides, **layers)
 
 
 def refused(path: Path | str, *overrides: str, **layers: Any) -> str:
@@ -366,11 +369,11 @@ def test_every_leaf_has_an_origin_and_every_origin_a_value(name: str) -> None:
     assert set(loaded.origin) - prefixes <= {("teacher", "alpha"), ("teacher",)}  # the removal, too, has an origin
 
 
-def test_found_in_falls_back_to_the_nearest_key_above() -> None:
+def test_set_by_falls_back_to_the_nearest_key_above() -> None:
     origin = {("a",): "low", ("a", "b"): "high"}
-    assert found_in(("a", "b", "c"), origin) == "high"
-    assert found_in(("a", "x"), origin) == "low"
-    assert found_in(("z",), origin) == "recipe"
+    assert set_by(("a", "b", "c"), origin) == "high"
+    assert set_by(("a", "x"), origin) == "low"
+    assert set_by(("z",), origin) == "recipe"
 
 
 # --- what is wrong -------------------------------------------------------------------------------------------------
@@ -391,7 +394,7 @@ def test_all_errors_at_once_with_file_key_and_nearest_name(here: Path) -> None:
         (path, "train.iterations", "'many' is not allowed"),
         (path, "model.encoder", "did you mean 'mit_b"),
         (path, "views.mixt", "did you mean 'mixed'?"),
-        (path, "views.source.terms.feature_distanc", "did you mean 'feature_distance'? allowed: class_"),
+        (path, "views.source.terms.feature_distanc", f"did you mean 'feature_distance'? allowed: {TERMS}"),
         (path, "views.mixed.jiter", "did you mean 'jitter'?"),
         (OVERRIDE, "optimiser.lr", "greater than 0"),
         (OVERRIDE, "data.sampler.temperatur", "did you mean 'temperature'?"),
@@ -421,7 +424,7 @@ def test_unknown_data_sets_and_protocols() -> None:
         ("views=null", "views", "at least one view"),
         ("views=[source]", "views", "at least one view; allowed: masked, mixed"),
         ("views.source=3", "views.source", "a map of keys is expected"),
-        ("views.source.terms=null", "views.source.terms", "at least one term; allowed: class_decoupled_cross_entropy"),
+        ("views.source.terms=null", "views.source.terms", f"at least one term; allowed: {TERMS}"),
         ("views.source.terms.cross_entropy=0.5", "views.source.terms.cross_entropy", "as in {weight: 0.5}"),
         ("views.source.terms.cross_entropy.weight=much", "views.source.terms.cross_entropy.weight", "a number"),
         ("views.source.terms.cross_entropy.weight=true", "views.source.terms.cross_entropy.weight", "a number"),
@@ -468,7 +471,7 @@ def test_an_unknown_setting_of_the_default_part_is_refused() -> None:
 
 def test_the_flattened_tree_is_a_recipe_again() -> None:
     loaded = load("daformer", "seed=3", benchmark="streets")
-    again = checked(yaml.safe_load(as_yaml(loaded.tree)), {}, REGISTRIES)
+    again = checked(yaml.safe_load(as_yaml(loaded.tree)), {})
     assert again.recipe == loaded.recipe and again.recipe.fingerprint() == loaded.recipe.fingerprint()
     assert list(again.recipe.views) == list(loaded.recipe.views)
 
@@ -527,7 +530,7 @@ def test_the_order_of_views_is_part_of_what_is_computed() -> None:
     """The random draws of a step are made view after view."""
     tree = load("dacs").tree
     turned = {**tree, "views": dict(reversed(tree["views"].items()))}
-    one, other = (checked(t, {}, REGISTRIES).recipe for t in (tree, turned))
+    one, other = (checked(t, {}).recipe for t in (tree, turned))
     assert list(other.views) == ["mixed", "source"] and one.fingerprint() != other.fingerprint()
     assert difference(one.model_dump(), other.model_dump()) == ["views: order source, mixed -> mixed, source"]
 

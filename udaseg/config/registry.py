@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import pathlib
 import pkgutil
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -102,8 +101,8 @@ def register(components: Mapping[str, Mapping[str, type]]) -> None:
 
 
 register(COMPONENTS)
-for _addon in pkgutil.iter_modules([str(pathlib.Path(udaseg.__file__).parent / "addons")]):
-    register(importlib.import_module(f"udaseg.addons.{_addon.name}").COMPONENTS)
+for _module in pkgutil.iter_modules([f"{folder}/addons" for folder in udaseg.__path__]):
+    register(importlib.import_module(f"udaseg.addons.{_module.name}").COMPONENTS)
 
 
 @functools.cache

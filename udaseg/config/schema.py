@@ -174,7 +174,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     data: DataSection
     model: ModelSection
-    views: Annotated[dict[str, StageSection], BeforeValidator(as_stages)]
+    views: Annotated[dict[str, StageSection], BeforeValidator(as_stages)] = Field({}, validate_default=True)
     pseudo_labels: component_of("pseudo_labels") = {"kind": "confidence_share"}  # type: ignore[valid-type]
     teacher: TeacherSection = TeacherSection()
     optimiser: OptimiserSection = OptimiserSection()

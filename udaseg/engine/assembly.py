@@ -132,8 +132,10 @@ def missing_extras(recipe: Recipe) -> list[Problem]:
     for path, kind, part in checks.components(recipe):
         for where, component, settings in checks.walk(kind, part, path):
             for name, extra in component.needs_with(settings).extras.items():
-                if name not in problems and (message := extra.missing([pair.image for pair in index.pairs])):
-                    problems[name] = Problem(where, f"{index.dataset}: {message}")
+                missing = extra.missing(index.dataset, [pair.image for pair in index.pairs])
+                if missing is not None and name not in problems:
+                    setting, message = missing
+                    problems[name] = Problem((*where, setting), message)
     return list(problems.values())
 
 

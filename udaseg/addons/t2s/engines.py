@@ -116,11 +116,12 @@ class TranslatedImages:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def missing(self, images: Sequence[Path]) -> str | None:
+    def missing(self, dataset: str, images: Sequence[Path]) -> tuple[str, str] | None:
         lacking = [image for image in images if self.find(image) is None]
         if not lacking:
             return None
-        return f"{len(lacking)} of {len(images)} images have no translation; {self.nowhere(lacking[0])}"
+        count = f"{len(lacking)} of {len(images)} images of {dataset}"
+        return "folder", f"{count} have no translation; {self.nowhere(lacking[0])}"
 
     def __call__(self, crop: SourceCrop) -> npt.NDArray[np.uint8]:
         path = self.find(crop.image)

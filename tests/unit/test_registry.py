@@ -1,4 +1,4 @@
-"""Named parts: a constructor's signature is the schema of its settings."""
+"""Components by name: a constructor's signature is the schema of its settings."""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ from typing import Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
+from steps import build_context
 
-from udaseg.problems import Problem, explain, fields_at, suggest
+from udaseg.component import Component
+from udaseg.config.registry import REGISTRIES, Registry, keyword_parameters
+from udaseg.core.masking import Blocks
+from udaseg.core.views import Masked
+from udaseg.errors import UserError
+from udaseg.problems import Problem, collecting, explain, fields_at, suggest
 
 
-class Brush:
-    """A part with settings and two values that the program supplies."""
+class Brush(Component):
+    """A component with settings and a value that the program supplies."""
 
-    def __init__(
-        self, width: int = 0, /, *, colour: str, hairs: int = 7, kind_of: Literal["a", "b"] = "a", canvas: object
-    ) -> None:
+    def __init__(self, canvas: object, *, colour: str, hairs: int = 7, kind_of: Literal["a", "b"] = "a") -> None:
+        if hairs < 0:
+            raise ValueError("hairs grow outwards")
         self.colour, self.hairs, self.kind_of, self.canvas = colour, hairs, kind_of, canvas
 
 
-def plain(*, share: float | None = None, sizes: tuple[int, int] = (1, 2)) -> str:
+def plain(canvas: object, *, share: float | None = None, sizes: tuple[int, int] = (1, 2)) -> str:
     return f"{share} {sizes}"
 
 
-TABLE = Table(
-    "tool", {"brush": Brush, "plain": plain, "red": functools.partial(Brush, colour="red")}, frozenset({"canvas"})
-)
+TOOLS = Registry("tool", Brush, {"brush": Brush, "plain": plain, "red": functools.partial(Brush, colour="red")})
 PATH = ("tools", "mine")
 
 
 def check(name: object, **settings: object) -> tuple[dict[str, object], list[Problem]]:
-    return TABLE.check(name, settings, PATH)
+    """Completed settings, or {} and all that is wrong with them."""
+    done, problems = {}, []
+    with collecting(problems, PATH):
+        done = TOOLS.validate(name, settings)
+    return done, problems
 
 
 def test_defaults_are_filled_in_and_supplied_values_left_out() -> None:
@@ -43,7 +51,7 @@ def test_what_partial_binds_is_no_longer_a_setting() -> None:
     assert check("red") == ({"hairs": 7, "kind_of": "a"}, [])
     _, problems = check("red", colour="green")
     assert "unknown key 'colour'" in problems[0].message
-    assert list(keyword_parameters(TABLE.rows["red"])) == ["hairs", "kind_of", "canvas"]
+    assert list(keyword_parameters(TOOLS.entries["red"])) == ["hairs", "kind_of"]
 
 
 @pytest.mark.parametrize("name", ["brsh", None, 5, ["brush"], {"brush": 1}, True])
@@ -63,7 +71,7 @@ def test_supplied_values_cannot_be_set_by_the_user() -> None:
     assert "unknown key 'canvas'" in problem.message and "allowed: colour, hairs, kind_of" in problem.message
 
 
-def test_all_problems_of_a_part_at_once() -> None:
+def test_all_problems_of_a_component_at_once() -> None:
     _, problems = check("brush", hairs="many", kind_of="c", hears=3)
     assert {p.path[-1] for p in problems} == {"colour", "hairs", "kind_of", "hears"}
     by_key = {p.path[-1]: p.message for p in problems}
@@ -79,12 +87,54 @@ def test_numbers_are_finite_numbers(value: object) -> None:
     assert done == {} and [p.path for p in problems] == [(*PATH, "share")]
 
 
-def test_make_passes_settings_and_of_the_supplied_values_those_asked_for() -> None:
+def test_create_passes_settings_and_what_is_supplied() -> None:
     canvas = object()
-    made = TABLE.make("brush", {"colour": "blue"}, canvas=canvas, unasked=1)
+    made = TOOLS.create({"kind": "brush", "colour": "blue"}, canvas)
     assert (made.colour, made.hairs, made.canvas) == ("blue", 7, canvas)
-    assert TABLE.make("plain", {"sizes": (3, 4)}, canvas=canvas) == "None (3, 4)"
-    assert TABLE.make("red", {}, canvas=canvas).colour == "red"
+    assert TOOLS.create({"kind": "plain", "sizes": (3, 4)}, canvas) == "None (3, 4)"
+    assert TOOLS.create({"kind": "red"}, canvas).colour == "red"
+
+
+def test_what_a_constructor_refuses_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="tool red: hairs grow outwards"):
+        TOOLS.create({"kind": "red", "hairs": -1}, None)
+
+
+def test_more_components_have_names_of_their_own_and_the_right_base() -> None:
+    tools = Registry("tool", Brush)
+    tools.add({"brush": Brush})
+    assert "brush" in tools and tools.component("brush") is Brush
+    with pytest.raises(UserError, match="tool 'brush' exists already"):
+        tools.add({"brush": Brush})
+    with pytest.raises(UserError, match="tool 'blocks': Blocks is no Brush"):
+        tools.add({"blocks": Blocks})
+    assert list(tools.entries) == ["brush"]
+
+
+def test_a_setting_may_be_a_component() -> None:
+    views = REGISTRIES["view"]
+    assert views.validate("masked", {})["masker"] == {"kind": "blocks", "block": 0.0625, "ratio": 0.7}
+    settings = views.validate("masked", {"masker": {"ratio": 0.5}})
+    assert settings == views.validate("masked", {"masker": {"kind": "blocks", "ratio": 0.5}})
+    view = views.create({"kind": "masked", **settings}, build_context())
+    assert isinstance(view, Masked) and isinstance(view.masker, Blocks) and view.masker.ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    ("masker", "path", "message"),
+    [
+        ("blox", ("masker",), "unknown masker 'blox'; did you mean 'blocks'?"),
+        (3, ("masker",), "3 is not allowed: a name or a map of keys is expected"),
+        ({"raito": 1}, ("masker", "raito"), "unknown key 'raito'; did you mean 'ratio'? allowed: block, ratio"),
+        ({"ratio": 2}, ("masker", "ratio"), "2 is not allowed: input should be less than or equal to 1"),
+    ],
+)
+def test_problems_of_a_component_in_a_setting(masker: object, path: tuple[str, ...], message: str) -> None:
+    problems: list[Problem] = []
+    with collecting(problems, ("views", "masked")):
+        REGISTRIES["view"].validate("masked", {"masker": masker})
+    ((where, text),) = problems
+    assert where == ("views", "masked", *path) and text.startswith(message)
 
 
 class Inner(BaseModel):

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from steps import build_context, step
 from torch import Tensor, nn
 
 from udaseg.addons.omuda.feature_distillation import RelationalDistillation, distillation, masked_squares, relations
-from udaseg.core.context import Batch, Draws, Iteration, Loss, View
+from udaseg.core.context import Batch, Loss, View
 from udaseg.models.segmentor import Encoded, Output
 
-NAMES = ("road", "car", "bus")
+CONTEXT = build_context("road", "car", "bus")
 STUDENT = [(0.0, 0.0), (3.0, 4.0), (0.0, 8.0)]  # lengths 5 (0-1), 8 (0-2), 5 (1-2)
 TEACHER = [(0.0, 0.0), (3.0, 0.0), (0.0, 4.0)]  # lengths 3, 4, 5
 
@@ -147,17 +148,17 @@ class Halves(nn.Module):
         return nn.functional.interpolate(features[-1][:, :2], scale_factor=2.0)
 
 
-def loss(label: Tensor, **options: Any) -> tuple[Loss, RelationalDistillation, Tensor]:
-    """The term on random features of 2 x 2 cells, 8 x 8 pixels each."""
+def loss(label: Tensor, **options: Any) -> tuple[Loss, Tensor, Tensor]:
+    """The term on random features of 2 x 2 cells, 8 x 8 pixels each; the frozen encoder's and the student's."""
     generator = torch.Generator().manual_seed(5)
     student, teacher = (torch.randn(len(label), 6, 2, 2, generator=generator) for _ in range(2))
-    term = RelationalDistillation(reference=Constant(teacher), names=NAMES, **options)
+    term = RelationalDistillation(CONTEXT, **options)
     segmentor = nn.Module()
     segmentor.decoder = Halves()
     image = torch.zeros(len(label), 3, 16, 16)
-    iteration = Iteration(0, Batch(image, label), Draws(0, 0, torch.device("cpu")), segmentor)  # type: ignore[arg-type]
+    context = step(Batch(image, label), segmentor=segmentor, pretrained_encoder=Constant(teacher))
     output = Output((Encoded((student.requires_grad_(),), image),), ())
-    return term(View(image, label), output, iteration), term, student
+    return term(View(image, label), output, context), teacher, student
 
 
 def quarters(*classes: tuple[int, int, int, int]) -> Tensor:
@@ -168,20 +169,20 @@ def quarters(*classes: tuple[int, int, int, int]) -> Tensor:
 def test_term_keeps_cells_that_foreground_covers() -> None:
     label = quarters((0, 1, 1, 255), (2, 0, 0, 0), (0, 0, 0, 1))
     label[0, 8:, :3] = 0  # five of eight columns are car: less than 0.75
-    found, term, student = loss(label)
+    found, teacher, student = loss(label)
     mask = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]).view(3, 2, 2).float()
     assert found.present
-    torch.testing.assert_close(found.value, distillation(student, mask, term.reference.feature, mask))
+    torch.testing.assert_close(found.value, distillation(student, mask, teacher, mask))
     half, _, _ = loss(label, min_ratio=0.5)
     mask[0, 1, 0] = 1
-    torch.testing.assert_close(half.value, distillation(student, mask, term.reference.feature, mask))
+    torch.testing.assert_close(half.value, distillation(student, mask, teacher, mask))
 
 
 def test_foreground_is_named() -> None:
     label = quarters((0, 0, 1, 1), (0, 1, 0, 1), (1, 1, 0, 0))
-    found, term, student = loss(label, foreground=("road", "horse"))
+    found, teacher, student = loss(label, foreground=("road", "horse"))
     mask = (label[:, ::8, ::8] == 0).float()
-    torch.testing.assert_close(found.value, distillation(student, mask, term.reference.feature, mask))
+    torch.testing.assert_close(found.value, distillation(student, mask, teacher, mask))
     with pytest.raises(ValueError, match="no class is called so"):
         loss(label, foreground=("horse",))
 
@@ -205,26 +206,26 @@ def test_nothing_to_relate_is_na_with_zero_gradient(label: Tensor, present: bool
 
 
 def test_two_images_have_lengths_but_no_angles() -> None:
-    found, term, student = loss(quarters((1, 0, 0, 1), (0, 1, 0, 0)))
+    found, teacher, student = loss(quarters((1, 0, 0, 1), (0, 1, 0, 0)))
     mask = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]]).view(2, 2, 2).float()
-    ours, theirs = relations(student, mask)[0], relations(term.reference.feature, mask)[0]
+    ours, theirs = relations(student, mask)[0], relations(teacher, mask)[0]
     torch.testing.assert_close(found.value, 0.5 * (ours - theirs).square().sum())
 
 
 def test_fused_neck_may_have_other_channels_and_size() -> None:
     label = quarters((1, 0, 0, 1), (0, 1, 0, 0), (2, 2, 0, 0))
-    found, term, student = loss(label, neck="fused")
+    found, teacher, student = loss(label, neck="fused")
     mask = (label[:, ::8, ::8] > 0).float()
     wide = mask.repeat_interleave(2, 1).repeat_interleave(2, 2)
     fused = Halves().fused((student,))
-    torch.testing.assert_close(found.value, distillation(fused, wide, term.reference.feature, mask))
+    torch.testing.assert_close(found.value, distillation(fused, wide, teacher, mask))
 
 
-def test_the_frozen_encoder_looks_once_at_a_tensor() -> None:
-    reference = Constant(torch.ones(1, 2, 1, 1))
+def test_the_frozen_encoder_sees_a_tensor_once() -> None:
+    encoder = Constant(torch.ones(1, 2, 1, 1))
     one, other = torch.zeros(2, 1, 3, 4, 4)
-    iteration = Iteration(0, Batch(one, one), Draws(0, 0, torch.device("cpu")), nn.Identity())  # type: ignore[arg-type]
-    assert iteration.reference_features(reference, one) is iteration.reference_features(reference, one)
-    assert reference.calls == 1
-    iteration.reference_features(reference, other)  # equal numbers, another view
-    assert reference.calls == 2
+    context = step(pretrained_encoder=encoder)
+    assert context.features("pretrained", one) is context.features("pretrained", one)
+    assert encoder.calls == 1
+    context.features("pretrained", other)  # equal numbers, another view
+    assert encoder.calls == 2

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from steps import build_context, step
 from torch import Tensor
 
 from udaseg.addons.omuda.class_decoupling import ClassDecoupledCrossEntropy
-from udaseg.core.context import Batch, Draws, Iteration, Reduce, View, alone
+from udaseg.core.context import View
 from udaseg.core.terms.cross_entropy import cross_entropy
 from udaseg.models.segmentor import Box, Decoded, Output
 
-NAMES = ("road", "car", "bus")
+CONTEXT = build_context("road", "car", "bus")
 LABEL = torch.tensor([[[0, 0, 0, 1, 255]]])  # one row of five pixels
 PROBABILITIES = torch.tensor(
     [[0.5, 0.3, 0.2], [0.25, 0.5, 0.25], [0.125, 0.75, 0.125], [0.5, 0.125, 0.375], [0.1, 0.1, 0.8]]
@@ -24,21 +25,14 @@ LOGITS = PROBABILITIES.double().log().T[None, :, None]  # cross-entropies 1, 2, 
 LN2 = math.log(2)
 
 
-def iteration(reduce: Reduce = alone, world: int = 1) -> Iteration:
-    nothing = torch.zeros(1)
-    return Iteration(
-        0, Batch(nothing, nothing), Draws(0, 0, torch.device("cpu")), torch.nn.Identity(), reduce=reduce, world=world  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
 def term(**options: Any) -> ClassDecoupledCrossEntropy:
-    return ClassDecoupledCrossEntropy(names=NAMES, **options)
+    return ClassDecoupledCrossEntropy(CONTEXT, **options)
 
 
 def loss(
     part: ClassDecoupledCrossEntropy, logits: Tensor = LOGITS, label: Tensor = LABEL, weight: Tensor | None = None
 ) -> Tensor:
-    return part(View(label, label, weight), Output((), (Decoded(logits),)), iteration()).value
+    return part(View(label, label, weight), Output((), (Decoded(logits),)), step()).value
 
 
 def sure_of(label: Tensor, classes: int = 3) -> Tensor:
@@ -130,7 +124,7 @@ def test_predictions_count_by_their_coefficients_and_share_one_statistic() -> No
     box = Box(4, 8, 4, 8)
     output = Output((), (Decoded(fused, coefficient=0.9), Decoded(detail, box, 0.1)))
     part = term(momentum=0.0)
-    found = part(View(label, label), output, iteration()).value
+    found = part(View(label, label), output, step()).value
     beta = [1 - (fused.argmax(1) == label)[label == k].double().mean().item() for k in range(3)]
     assert not (label[:, 4:, 4:] == 2).any()
     expected = 0.9 * spelt_out(fused, label, beta) + 0.1 * spelt_out(detail, label[:, 4:, 4:], beta)
@@ -156,7 +150,7 @@ def test_two_ranks_equal_one_with_the_whole_batch() -> None:
 
         mine = slice(2 * rank, 2 * rank + 2)
         view, output = View(label[mine], label[mine]), Output((), (Decoded(logits[mine]),))
-        found[rank] = parts[rank](view, output, iteration(together, 2)).value
+        found[rank] = parts[rank](view, output, step(reduce=together, world=2)).value
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
     for thread in threads:

@@ -13,31 +13,31 @@ import torch
 import toy
 from engine.test_step import NoReading
 from safetensors.torch import load_file
+from steps import StubTeacher, build_context, rng, step
 from torch import Tensor, nn
 from toy import run
 
 from udaseg.addons.mrm.rebuild import Rebuild, masked_mean, patches, restrained, spread
 from udaseg.addons.mrm.rebuilder import LayerNorm2d, Projector, Rebuilder, sine_positions
 from udaseg.config.load import load
-from udaseg.core.context import Draws, Iteration, View
+from udaseg.core.context import StepContext, View
 from udaseg.core.step import clip_terms
 from udaseg.core.terms.cross_entropy import segmentation_loss
-from udaseg.engine import trainer
 from udaseg.engine.assembly import assemble
 from udaseg.engine.networks import load_weights, segmentor_of
 from udaseg.engine.profile import CountingPhases, Passes
+from udaseg.engine.trainer import Trainer
 from udaseg.errors import UserError
 from udaseg.models.segmentor import FeatureMaps, Segmentor
 
-CPU = torch.device("cpu")
 KEY = "views.mixed.terms.rebuild"
 SMALL = tuple(f"{KEY}.{setting}" for setting in ("embed_dim=16", "heads=2", "blocks=1", "grid=4"))
 RECIPES = ("dacs_mrm", "daformer_mrm", "hrda_mrm", "mic_mrm")
 SIZE = {"embed_dim": 16, "heads": 2, "blocks": 1, "grid": 4}
 
 
-def setup_of(name: str, *overrides: str, base: tuple[str, ...] = toy.MIT) -> trainer.Setup:
-    return assemble(toy.load(name, "train.iterations=4", *SMALL, *overrides, base=base)).setup
+def trainer_of(name: str, *overrides: str, base: tuple[str, ...] = toy.MIT) -> Trainer:
+    return assemble(toy.load(name, "train.iterations=4", *SMALL, *overrides, base=base)).trainer
 
 
 def student_of(name: str = "dacs", *, base: tuple[str, ...] = toy.MIT) -> Segmentor:
@@ -65,18 +65,19 @@ def a_view(size: int = 64, seed: int = 0) -> View:
 def term_of(student: Segmentor, **options: Any) -> Rebuild:
     torch.manual_seed(1)
     side = crop_of(student)
-    return Rebuild(maps=student.feature_maps((side, side)), **{**SIZE, **options})
+    return Rebuild(build_context(feature_maps=student.feature_maps((side, side))), **{**SIZE, **options})
 
 
-def an_iteration(student: Segmentor, teacher: Any = None) -> Iteration:
-    return Iteration(0, None, Draws(0, 0, CPU), student, encode_by_teacher=teacher)  # type: ignore[arg-type]
+def step_of(student: Segmentor, teacher: nn.Module | None = None) -> StepContext:
+    """A step whose teacher has this encoder."""
+    return step(segmentor=student, teacher=StubTeacher(teacher) if teacher else None)
 
 
-def look(student: Segmentor, term: Rebuild, teacher: Any = None) -> tuple[Tensor, set[str]]:
+def gradients_of(student: Segmentor, term: Rebuild, teacher: nn.Module | None = None) -> tuple[Tensor, set[str]]:
     """The term's value, and which parts have a gradient from it: encoder, decoder, own."""
     student.zero_grad()
     view = a_view(crop_of(student))
-    loss = term(view, student(view.image), an_iteration(student, teacher)).value
+    loss = term(view, student(view.image), step_of(student, teacher)).value
     loss.backward()
     parts = {
         "encoder" if name.startswith("encoder.") else "decoder"
@@ -187,8 +188,8 @@ def test_widths_that_do_not_fit_are_refused() -> None:
 
 def drawn(iteration: int = 0, images: int = 64, **options: Any) -> Tensor:
     maps = FeatureMaps((64, 64), (8,), (8,), (0,))
-    term = Rebuild(maps=maps, **{**SIZE, "grid": 16, **options})
-    return term.draw(torch.zeros(images, 1), Draws(0, iteration, CPU))
+    term = Rebuild(build_context(feature_maps=maps), **{**SIZE, "grid": 16, **options})
+    return term.draw(torch.zeros(images, 1), rng(iteration))
 
 
 def test_a_cell_is_masked_with_the_ratio_as_probability() -> None:
@@ -221,17 +222,17 @@ def test_features_come_back_untouched_when_all_is_kept(name: str, mode: str) -> 
     output = student(a_view(crop_of(student)).image)
     for branch in output.branches:
         assert all(
-            torch.equal(a, b) for a, b in zip(term.masked(branch, an_iteration(student)), branch.features, strict=True)
+            torch.equal(a, b) for a, b in zip(term.masked(branch, step_of(student)), branch.features, strict=True)
         )
 
 
 def test_nothing_of_the_features_is_left_when_all_is_masked() -> None:
     student = student_of()
     (branch,) = student(a_view().image).branches
-    rebuilt = term_of(student, mask_ratio=1.0).masked(branch, an_iteration(student))
+    rebuilt = term_of(student, mask_ratio=1.0).masked(branch, step_of(student))
     assert [x.shape for x in rebuilt] == [x.shape for x in branch.features]
     assert all((x - y).abs().mean() > 0.1 for x, y in zip(rebuilt, branch.features, strict=True))
-    emptied = term_of(student, mask_ratio=1.0, mode="mask_only").masked(branch, an_iteration(student))
+    emptied = term_of(student, mask_ratio=1.0, mode="mask_only").masked(branch, step_of(student))
     assert all(x.abs().max() == 0 for x in emptied)
 
 
@@ -240,8 +241,8 @@ def test_one_mask_for_all_maps_kept_places_as_they_were() -> None:
     student = student_of()
     (branch,) = student(a_view().image).branches
     term = term_of(student)
-    keep = term.draw(branch.image, Draws(0, 0, CPU))
-    rebuilt = term.masked(branch, an_iteration(student))
+    keep = term.draw(branch.image, rng())
+    rebuilt = term.masked(branch, step_of(student))
     for x, y in zip(rebuilt[:3], branch.features, strict=False):  # (16, 8, 4) cells a side
         factor = x.shape[-1] // 4
         same = (x == y).all(1, keepdim=True)
@@ -275,9 +276,9 @@ def test_under_hrda_maps_are_those_of_a_branch() -> None:
 @pytest.mark.parametrize("grid", [2, 3, 8, 16])
 def test_any_crop_and_grid(crop: tuple[int, int], grid: int) -> None:
     student = student_of()
-    term = Rebuild(maps=student.feature_maps(crop), **{**SIZE, "grid": grid})
+    term = Rebuild(build_context(feature_maps=student.feature_maps(crop)), **{**SIZE, "grid": grid})
     view = View(torch.randn(1, 3, *crop), torch.zeros(1, *crop, dtype=torch.long))
-    assert term(view, student(view.image), an_iteration(student)).value.isfinite()
+    assert term(view, student(view.image), step_of(student)).value.isfinite()
 
 
 # --- the loss ------------------------------------------------------------------------------------------------------
@@ -291,11 +292,11 @@ def test_value_is_the_views_own_cross_entropy_of_what_is_decoded(name: str) -> N
     output = student(view.image)
     plain = segmentation_loss(output.predictions, view)
     term = term_of(student, mask_ratio=0.0)
-    torch.testing.assert_close(term(view, output, an_iteration(student)).value, plain)
-    masked = term_of(student, mask_ratio=0.4)(view, output, an_iteration(student)).value
+    torch.testing.assert_close(term(view, output, step_of(student)).value, plain)
+    masked = term_of(student, mask_ratio=0.4)(view, output, step_of(student)).value
     assert (masked - plain).abs() > 1e-3 * plain
     weightless = view._replace(weight=torch.zeros_like(view.label, dtype=torch.float))
-    assert term_of(student)(weightless, output, an_iteration(student)).value == 0
+    assert term_of(student)(weightless, output, step_of(student)).value == 0
 
 
 @pytest.mark.parametrize(
@@ -318,7 +319,7 @@ def test_value_is_the_views_own_cross_entropy_of_what_is_decoded(name: str) -> N
 def test_who_gets_a_gradient(options: dict[str, Any], expected: set[str]) -> None:
     student = student_of()
     teacher = student_of().encoder
-    value, found = look(student, term_of(student, **options), teacher)
+    value, found = gradients_of(student, term_of(student, **options), teacher)
     assert found == expected and value.isfinite() and value > 0
     assert all(p.requires_grad for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
@@ -330,7 +331,7 @@ def test_off_is_off(options: dict[str, str]) -> None:
     term = term_of(student, **options)
     assert not list(term.parameters())
     view = a_view()
-    loss = term(view, student(view.image), an_iteration(student))
+    loss = term(view, student(view.image), step_of(student))
     loss.value.backward()
     assert loss.value == 0 and not loss.present
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in student.parameters())
@@ -340,7 +341,7 @@ def test_every_parameter_of_the_term_is_trained() -> None:
     for options in ({}, {"objective": "pixel_regression"}, {"position": "input"}):
         student = student_of()
         term = term_of(student, **options)
-        look(student, term)
+        gradients_of(student, term)
         assert list(term.parameters()) and all(p.grad is not None for p in term.parameters()), options
 
 
@@ -351,9 +352,9 @@ def test_regression_does_not_run_the_decoder(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(student.decoder, "forward", None)
     for objective in ("pixel_regression", "feature_student", "feature_teacher"):
         term = term_of(student, objective=objective)
-        assert term(view, output, an_iteration(student, student_of().encoder)).value > 0
+        assert term(view, output, step_of(student, student_of().encoder)).value > 0
     with pytest.raises(TypeError):
-        term_of(student)(view, output, an_iteration(student))
+        term_of(student)(view, output, step_of(student))
 
 
 def test_regression_is_measured_at_masked_places_only() -> None:
@@ -363,14 +364,14 @@ def test_regression_is_measured_at_masked_places_only() -> None:
     assert masked_mean(error, masked.bool() & False) == 0
     student = student_of()
     nothing = term_of(student, objective="feature_student", mask_ratio=0.0)
-    assert look(student, nothing)[0] == 0
+    assert gradients_of(student, nothing)[0] == 0
 
 
 @pytest.mark.parametrize("objective", ["feature_student", "feature_teacher", "pixel_regression"])
 def test_what_is_to_be_rebuilt_has_no_gradient(objective: str) -> None:
     student = student_of()
     (branch,) = student(a_view().image).branches
-    targets = term_of(student, objective=objective).targets(branch, an_iteration(student, student.encoder))
+    targets = term_of(student, objective=objective).targets(branch, step_of(student, student.encoder))
     assert len(targets) == (1 if objective == "pixel_regression" else 4)
     assert not any(target.requires_grad for target in targets)
     assert objective != "feature_student" or all(map(torch.equal, targets, branch.features))
@@ -378,29 +379,23 @@ def test_what_is_to_be_rebuilt_has_no_gradient(objective: str) -> None:
 
 def test_teacher_features_are_those_of_the_very_image_and_computed_once() -> None:
     student, teacher = student_of("hrda"), student_of("hrda")
-    calls: list[Tensor] = []
     nn.init.zeros_(next(teacher.encoder.parameters()))
-
-    def encode(image: Tensor) -> tuple[Tensor, ...]:
-        calls.append(image)
-        return tuple(teacher.encoder(image))
-
-    view = a_view(128)
-    output, iteration = student(view.image), an_iteration(student, encode)
+    view, stub = a_view(128), StubTeacher(teacher.encoder)
+    output, context = student(view.image), step(segmentor=student, teacher=stub)
     term = term_of(student, objective="feature_teacher")
-    first = term(view, output, iteration).value
-    assert [any(image is branch.image for branch in output.branches) for image in calls] == [True, True]
-    term(view, output, iteration)
-    assert len(calls) == 2
-    assert not any(x.requires_grad for branch in output.branches for x in iteration.teacher_features(branch.image))
-    same = term_of(student, objective="feature_student")(view, output, an_iteration(student)).value
+    first = term(view, output, context).value
+    assert [any(image is branch.image for branch in output.branches) for image in stub.seen] == [True, True]
+    term(view, output, context)
+    assert len(stub.seen) == 2
+    assert not any(x.requires_grad for branch in output.branches for x in context.features("teacher", branch.image))
+    same = term_of(student, objective="feature_student")(view, output, step_of(student)).value
     assert (first - same).abs() > 1e-6  # another network's features
 
 
 def test_features_of_a_teacher_that_does_not_exist_are_the_users_error() -> None:
     student = student_of()
     with pytest.raises(UserError, match="no view needs a target"):
-        look(student, term_of(student, objective="feature_teacher"))
+        gradients_of(student, term_of(student, objective="feature_teacher"))
 
 
 def test_patches_are_normalised_one_by_one() -> None:
@@ -421,8 +416,8 @@ def test_input_masking_hides_patches_behind_one_learnable_colour(monkeypatch: py
     output = student(view.image)
     seen: list[Tensor] = []
     student.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
-    term(view, output, an_iteration(student))
-    keep = term.draw(view.image, Draws(0, 0, CPU)).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    term(view, output, step_of(student))
+    keep = term.draw(view.image, rng()).repeat_interleave(16, 2).repeat_interleave(16, 3)
     assert len(seen) == 1 and term.pixel_token is not None
     assert torch.equal(seen[0], torch.where(keep, view.image, term.pixel_token))
 
@@ -437,7 +432,7 @@ def test_batch_norm_of_the_second_decode(bn: str, moved: bool) -> None:
     view = a_view()
     output = student(view.image)
     before = statistics(student)
-    term_of(student, bn=bn)(view, output, an_iteration(student))
+    term_of(student, bn=bn)(view, output, step_of(student))
     after = statistics(student)
     assert before and moved == any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(module.training for module in student.modules())
@@ -455,7 +450,7 @@ def test_resolution_chooses_branches(resolution: str, changed: list[bool], predi
     decode = student.decode
     student.decode = lambda branches: decoded.extend(branches) or decode(branches)  # type: ignore[method-assign]
     term = term_of(student, resolution=resolution)
-    said = term.second_look(view, output, an_iteration(student))
+    said = term.decode_again(view, output, step_of(student))
     assert len(said) == predictions
     different = [
         not torch.equal(new.features[-2], old.features[-2]) for new, old in zip(decoded, output.branches, strict=True)
@@ -498,9 +493,9 @@ def test_spread_is_nearest() -> None:
 def test_no_further_encoder_pass(streets: Path, name: str) -> None:
     counts = []
     for recipe in (name.removesuffix("_mrm"), name):
-        built = assemble(toy.load(recipe, *(SMALL if recipe == name else ()), base=toy.MIT)).setup
+        built = assemble(toy.load(recipe, *(SMALL if recipe == name else ()), base=toy.MIT)).trainer
         passes = Passes(built)
-        losses, _ = trainer.step(built, next(built.batches(0, 1)), 0)
+        losses, _ = built.step(next(built.batches(0, 1)), 0)
         counts.append(passes.close())
     assert counts[0] == counts[1]
     assert losses["mixed/rebuild"].value > 0
@@ -511,18 +506,18 @@ def test_no_further_encoder_pass(streets: Path, name: str) -> None:
     [("clip=0.1", "exact=true"), ("position=input", "bn=frozen"), ("objective=feature_teacher",), ("mode=off",)],
 )
 def test_nothing_reads_the_device(streets: Path, settings: tuple[str, ...]) -> None:
-    setup = setup_of("dacs_mrm", *(f"{KEY}.{setting}" for setting in settings), base=toy.TINY)
-    raw = next(setup.batches(0, 1))
+    trainer = trainer_of("dacs_mrm", *(f"{KEY}.{setting}" for setting in settings), base=toy.TINY)
+    raw = next(trainer.batches(0, 1))
     with NoReading():
-        trainer.step(setup, raw, 0)
+        trainer.step(raw, 0)
 
 
 def test_passes_that_settings_cost_are_said_and_taken(streets: Path) -> None:
     from udaseg.commands.recipes import passes as said
 
-    plain = total_calls(setup_of("dacs_mrm"))
+    plain = total_calls(trainer_of("dacs_mrm"))
     for setting, who in (("position=input", "student"), ("objective=feature_teacher", "teacher")):
-        found = total_calls(setup_of("dacs_mrm", f"{KEY}.{setting}"))
+        found = total_calls(trainer_of("dacs_mrm", f"{KEY}.{setting}"))
         assert {key: found[key] - plain[key] for key in plain} == {"student": 0, "teacher": 0} | {who: 1}
         loaded = toy.load("dacs_mrm", f"{KEY}.{setting}", base=toy.MIT)
         assert f"{who} 1 more for mixed/rebuild" in said(loaded)
@@ -530,12 +525,15 @@ def test_passes_that_settings_cost_are_said_and_taken(streets: Path) -> None:
         assert "more" not in said(toy.load("dacs_mrm", f"{KEY}.{setting}", base=toy.MIT))
 
 
-def total_calls(setup: trainer.Setup) -> dict[str, int]:
+def total_calls(trainer: Trainer) -> dict[str, int]:
     calls = {"student": 0, "teacher": 0}
-    assert setup.teacher is not None
-    for who, encoder in (("student", setup.learner.segmentor.encoder), ("teacher", setup.teacher.segmentor.encoder)):
+    assert trainer.teacher is not None
+    for who, encoder in (
+        ("student", trainer.learner.segmentor.encoder),
+        ("teacher", trainer.teacher.segmentor.encoder),
+    ):
         encoder.register_forward_pre_hook(lambda *_, who=who: calls.update({who: calls[who] + 1}))
-    trainer.step(setup, next(setup.batches(0, 1)), 0)
+    trainer.step(next(trainer.batches(0, 1)), 0)
     return calls
 
 
@@ -552,29 +550,29 @@ def total_calls(setup: trainer.Setup) -> dict[str, int]:
 def test_the_domain_is_the_view(streets: Path, overrides: tuple[str, ...], expected: set[str]) -> None:
     small = () if "views.mixed.terms.rebuild=null" in overrides else SMALL
     sure = "pseudo_labels.threshold=0"
-    setup = assemble(toy.load("dacs_mrm", sure, *small, *overrides, base=toy.MIT)).setup
-    losses, _ = trainer.step(setup, next(setup.batches(0, 1)), 0)
+    trainer = assemble(toy.load("dacs_mrm", sure, *small, *overrides, base=toy.MIT)).trainer
+    losses, _ = trainer.step(next(trainer.batches(0, 1)), 0)
     assert {name for name in losses if "rebuild" in name} == expected
     assert all(losses[name].value > 0 for name in expected)
 
 
 def test_learning_rate_and_decay_of_its_own(streets: Path) -> None:
-    setup = setup_of("dacs_mrm", f"{KEY}.learning_rate=3e-4")
-    (group,) = [g for g in setup.stepper.optimiser.param_groups if g["name"] == "term"]
-    term = setup.learner.stages["mixed"].terms["rebuild"]  # type: ignore[index, union-attr]
+    trainer = trainer_of("dacs_mrm", f"{KEY}.learning_rate=3e-4")
+    (group,) = [g for g in trainer.optimiser.param_groups if g["name"] == "term"]
+    term = trainer.learner.stages["mixed"].terms["rebuild"]  # type: ignore[index, union-attr]
     assert group["initial_lr"] == 3e-4 and group["weight_decay"] == 0.01
     assert {id(p) for p in group["params"]} == {id(p) for p in term.parameters()}
-    (default,) = [g for g in setup_of("dacs_mrm").stepper.optimiser.param_groups if g["name"] == "term"]
+    (default,) = [g for g in trainer_of("dacs_mrm").optimiser.param_groups if g["name"] == "term"]
     assert default["initial_lr"] == 2e-4
 
 
 @pytest.mark.parametrize("clip", [None, 1e-3, 1e6])
 def test_clip_limits_the_gradient_of_the_term_alone(streets: Path, clip: float | None) -> None:
     def gradients(*overrides: str) -> tuple[Tensor, Tensor]:
-        setup = setup_of("dacs_mrm", *overrides)
-        trainer.step(setup, next(setup.batches(0, 1)), 0)
+        trainer = trainer_of("dacs_mrm", *overrides)
+        trainer.step(next(trainer.batches(0, 1)), 0)
         own, others = [], []
-        for name, parameter in setup.learner.named_parameters():
+        for name, parameter in trainer.learner.named_parameters():
             (own if name.startswith("stages.") else others).append(parameter.grad)
         return torch.cat([g.flatten() for g in own]), torch.cat([g.flatten() for g in others])
 
@@ -592,25 +590,25 @@ def test_clipping_follows_unscaling(clip: float, expected: float) -> None:
     """With a loss scale of 1024 the norm is that of the true gradient, three times 3."""
     term = nn.Linear(2, 1)
     term.clip = clip  # type: ignore[assignment]
-    learner = SimpleNamespace(views=lambda: iter([("mixed", SimpleNamespace(terms={"rebuild": term}))]))
+    learner: Any = SimpleNamespace(terms=lambda: [term])
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimiser = torch.optim.SGD(term.parameters(), lr=1.0)
     scaler.scale((term(torch.ones(1, 2)) * 3).sum()).backward()
-    clip_terms(learner, SimpleNamespace(scaler=scaler, optimiser=optimiser))  # type: ignore[arg-type]
+    clip_terms(learner, optimiser, scaler)
     flat = torch.cat([p.grad.flatten() for p in term.parameters()])  # type: ignore[union-attr]
     torch.testing.assert_close(flat, torch.full((3,), expected), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_segmentor_and_inference_are_those_of_the_plain_recipe(streets: Path, name: str) -> None:
-    plain = assemble(toy.load(name.removesuffix("_mrm"), base=toy.MIT)).setup.learner.segmentor.eval()
-    setup = setup_of(name)
-    segmentor = setup.learner.segmentor.eval()
+    plain = assemble(toy.load(name.removesuffix("_mrm"), base=toy.MIT)).trainer.learner.segmentor.eval()
+    trainer = trainer_of(name)
+    segmentor = trainer.learner.segmentor.eval()
     assert segmentor.state_dict().keys() == plain.state_dict().keys()
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(segmentor.logits(image), plain.logits(image))
-    assert setup.teacher is not None and setup.teacher.state_dict().keys() == {
+    assert trainer.teacher is not None and trainer.teacher.state_dict().keys() == {
         f"segmentor.{key}" for key in plain.state_dict()
     }
 
@@ -672,9 +670,9 @@ def test_out_of_memory_is_recorded_and_forgotten_when_the_run_goes_on(
 def test_a_term_that_breaks_is_named_alone(streets: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     forward = Rebuild.forward
 
-    def broken(self: Rebuild, view: View, output: Any, iteration: Iteration) -> Any:
-        loss = forward(self, view, output, iteration)
-        return loss._replace(value=loss.value * torch.tensor(float("nan") if iteration.index >= 1 else 1.0))
+    def broken(self: Rebuild, view: View, output: Any, context: StepContext) -> Any:
+        loss = forward(self, view, output, context)
+        return loss._replace(value=loss.value * torch.tensor(float("nan") if context.iteration >= 1 else 1.0))
 
     monkeypatch.setattr(Rebuild, "forward", broken)
     assert train("run", "runtime.log_every=3", "runtime.checkpoint_minutes=10") == 2
@@ -686,9 +684,9 @@ def test_a_term_that_breaks_is_named_alone(streets: Path, monkeypatch: pytest.Mo
 def test_a_term_that_explodes_is_named_once(streets: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     forward = Rebuild.forward
 
-    def growing(self: Rebuild, view: View, output: Any, iteration: Iteration) -> Any:
-        loss = forward(self, view, output, iteration)
-        return loss._replace(value=loss.value.detach() * 0 + 2.0 * 20.0**iteration.index)
+    def growing(self: Rebuild, view: View, output: Any, context: StepContext) -> Any:
+        loss = forward(self, view, output, context)
+        return loss._replace(value=loss.value.detach() * 0 + 2.0 * 20.0**context.iteration)
 
     monkeypatch.setattr(Rebuild, "forward", growing)
     assert train("run") == 0
@@ -703,17 +701,17 @@ def multiply_adds(**options: Any) -> dict[str, float]:
     """G of one 512 x 512 target image by phase, DACS with DeepLab-V2 on ResNet-101; counted on shapes alone."""
     with torch.device("meta"):
         student = segmentor_of(load("dacs_mrm").recipe)
-        term = Rebuild(maps=student.feature_maps((512, 512)), **options)
+        term = Rebuild(build_context(feature_maps=student.feature_maps((512, 512))), **options)
         view = View(torch.empty(1, 3, 512, 512), torch.zeros(1, 512, 512, dtype=torch.long), torch.ones(1, 512, 512))
-    draws = SimpleNamespace(per_image=lambda *shape: torch.empty(shape, device="meta"))
-    iteration: Any = SimpleNamespace(segmentor=student, draws=draws)
+    numbers = SimpleNamespace(per_image=lambda *shape: torch.empty(shape, device="meta"))
+    context: Any = SimpleNamespace(segmentor=student, rng=numbers)
     phases = CountingPhases()
     with phases.counting():
         with phases("view"):
             output = student(view.image)
             plain = segmentation_loss(output.predictions, view)
         with phases("term"):
-            value = term(view, output, iteration).value
+            value = term(view, output, context).value
         with phases("backward"):
             (plain + value).backward()
     return {name: flops / 2e9 for name, flops in phases.flops.items()}

@@ -10,20 +10,23 @@ import numpy as np
 import pytest
 import torch
 import toy
+from steps import StubTeacher, build_context
+from steps import step as step_of
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from udaseg.addons.t2s import pairs
 from udaseg.addons.t2s.contrast import Contrast, dynamic_weights, info_nce, prototypes, split
+from udaseg.addons.t2s.engines import Untranslated
 from udaseg.addons.t2s.pairs import Cells, negative_pools
-from udaseg.core.context import IGNORE, Batch, Draws, Iteration, PseudoLabels, View
-from udaseg.core.weighting import ConfidenceShare, ReweightedShare
-from udaseg.engine import trainer
+from udaseg.addons.t2s.reweighting import ReweightedShare
+from udaseg.core.context import IGNORE, Batch, PseudoLabels, StepContext, View
+from udaseg.core.weighting import ConfidenceShare
 from udaseg.engine.assembly import assemble
 from udaseg.engine.profile import Passes
-from udaseg.models.segmentor import Encoded, FeatureMaps, InferencePass, Output, Segmentor
+from udaseg.engine.trainer import Trainer
+from udaseg.models.segmentor import Encoded, FeatureMaps, Output
 
-CPU = torch.device("cpu")
 T, F = True, False
 
 
@@ -119,8 +122,8 @@ def test_eq_17_and_18_weights() -> None:
 def test_reweighted_share_is_the_share_times_the_class_weight() -> None:
     """The mean class weight is 1; the classes are predicted with different confidence."""
     logits = torch.tensor([[[[9.0, 0.0]], [[0.0, 1.0]]]])
-    step = an_iteration(torch.zeros(1, 1, 2, dtype=torch.int64))
-    plain, found = ConfidenceShare()(logits, step), ReweightedShare()(logits, step)
+    context, step = build_context(), a_step(torch.zeros(1, 1, 2, dtype=torch.int64))
+    plain, found = ConfidenceShare(context)(logits, step), ReweightedShare(context)(logits, step)
     weights = 2 * dynamic_weights(plain, 2, 0.5)
     assert found.weight[0, 0].tolist() == pytest.approx([0.5 * weights[0].item(), 0.5 * weights[1].item()])
     assert weights.mean().item() == pytest.approx(1.0) and weights[1] > weights[0]
@@ -174,35 +177,24 @@ def test_halves_of_negatives() -> None:
 # --- the term ----------------------------------------------------------------------------------------------------
 
 
-def an_iteration(
+def a_step(
     label: Tensor, source: Tensor | None = None, target: Tensor | None = None, pseudo: PseudoLabels | None = None
-) -> Iteration:
-    """A step whose images are their own features; the teacher's encoder is the identity."""
+) -> StepContext:
+    """A step whose images are their own features."""
     batch = Batch(label[:, None].float() if source is None else source, label, target)
-
-    def predict(image: Tensor) -> InferencePass:
-        return InferencePass(image, Encoded((image,), image))
-
-    return Iteration(
-        0, batch, Draws(0, 0, CPU), Segmentor(nn.Identity(), nn.Identity()),
-        predict, lambda logits, step: pseudo,  # type: ignore[arg-type, return-value]
-        encode_by_teacher=lambda pixels: (pixels,),
-    )  # fmt: skip
+    return step_of(batch, teacher=StubTeacher(), pseudo=pseudo)
 
 
 def a_term(classes: int = 2, channels: int = 2, **settings: Any) -> Contrast:
     """Without projector: features are compared as they are."""
     defaults: dict[str, Any] = {"reweight": "none", "negative_sampling": "source", "n": 2, "m": 3}
-    names = tuple("abcdefgh"[:classes])
-    term = Contrast(
-        maps=FeatureMaps((8, 8), (channels,), (1,), (0,)), names=names, engine=lambda step: step.batch.source_image,
-        **defaults | settings,
-    )  # fmt: skip
-    term.projector = term.twin = nn.Sequential()
+    context = build_context(*"abcdefgh"[:classes], feature_maps=FeatureMaps((8, 8), (channels,), (1,), (0,)))
+    term = Contrast(context, engine=Untranslated(context), **defaults | settings)
+    term.projector = term.teacher_projector = nn.Sequential()
     return term
 
 
-def look(features: Tensor) -> Output:
+def output_of(features: Tensor) -> Output:
     return Output((Encoded((features,), features),), ())
 
 
@@ -218,11 +210,11 @@ def test_eq_5_by_hand() -> None:
     Class 0: -log(e^5 / (e^5 + 3 e^0)); class 1: -log(e^0 / (e^0 + 3 e^5)); tau 0.2, weights 1/2.
     """
     label = torch.tensor([[[0, 1]]])
-    view, output = View(torch.zeros(1, 2, 1, 2), label), look(features((1, 0), (1, 0)))
+    view, output = View(torch.zeros(1, 2, 1, 2), label), output_of(features((1, 0), (1, 0)))
     first = -math.log(math.e**5 / (math.e**5 + 3))
     second = -math.log(1 / (1 + 3 * math.e**5))
     for reduction, factor in (("mean", 1), ("sum", 2)):
-        loss = a_term(reduction=reduction)(view, output, an_iteration(label, features((1, 0), (0, 1))))
+        loss = a_term(reduction=reduction)(view, output, a_step(label, features((1, 0), (0, 1))))
         assert loss.value.item() == pytest.approx(factor * 0.5 * (0.5 * first + 0.5 * second), rel=1e-5)
     assert loss.present is not None and loss.present.item()
 
@@ -230,8 +222,8 @@ def test_eq_5_by_hand() -> None:
 def test_mse_by_hand() -> None:
     """Distances of (0.6, 0.8) to (1, 0): 0.16 + 0.64; to (0, 1): 0.36 + 0.04. Lengths do not matter."""
     label = torch.tensor([[[0, 1]]])
-    output = look(features((3, 4), (0.6, 0.8)))
-    step = an_iteration(label, features((7, 0), (0, 0.5)))
+    output = output_of(features((3, 4), (0.6, 0.8)))
+    step = a_step(label, features((7, 0), (0, 0.5)))
     loss = a_term(objective="mse")(View(torch.zeros(1, 2, 1, 2), label), output, step)
     assert loss.value.item() == pytest.approx(0.5 * (0.5 * 0.8 + 0.5 * 0.4), rel=1e-5)
 
@@ -240,9 +232,9 @@ def test_weights_of_classes_are_those_of_the_target() -> None:
     """Class 0 has confidence 0.75, class 1 none: w = (0.5, 1) / 1.5; MSE of class 0 is 0, of class 1 is 2."""
     label = torch.tensor([[[0, 1]]])
     pseudo = PseudoLabels(torch.zeros(1, 1, 2, dtype=torch.int64), torch.full((1, 1, 2), 0.75), torch.ones(1, 1, 2))
-    step = an_iteration(label, features((1, 0), (0, 1)), features((1, 0), (1, 0)), pseudo)
+    step = a_step(label, features((1, 0), (0, 1)), features((1, 0), (1, 0)), pseudo)
     loss = a_term(objective="mse", reweight="dynamic")(
-        View(torch.zeros(1, 2, 1, 2), label), look(features((1, 0), (1, 0))), step
+        View(torch.zeros(1, 2, 1, 2), label), output_of(features((1, 0), (1, 0))), step
     )
     assert loss.value.item() == pytest.approx(0.5 * (1 / 1.5) * 2, rel=1e-5)
 
@@ -254,8 +246,8 @@ def test_negatives_of_both_domains_by_hand() -> None:
     """
     label, queried = torch.tensor([[[0, 1]]]), torch.tensor([[[0, IGNORE]]])
     pseudo = PseudoLabels(torch.tensor([[[1, 1]]]), torch.tensor([[[0.1, 0.9]]]), torch.ones(1, 1, 2))
-    step = an_iteration(label, features((1, 0), (0, 1)), features((-1, 0), (1, 0)), pseudo)
-    view, output = View(torch.zeros(1, 2, 1, 2), queried), look(features((1, 0), (1, 0)))
+    step = a_step(label, features((1, 0), (0, 1)), features((-1, 0), (1, 0)), pseudo)
+    view, output = View(torch.zeros(1, 2, 1, 2), queried), output_of(features((1, 0), (1, 0)))
     loss = a_term(negative_sampling="denps", m=4)(view, output, step)
     expected = -math.log(math.e**5 / (math.e**5 + 2 + 2 * math.e**-5))
     assert loss.value.item() == pytest.approx(0.5 * 0.5 * expected, rel=1e-4)
@@ -277,7 +269,7 @@ def test_keys_are_of_the_domain_that_was_asked_for(key: str) -> None:
     }
     term = a_term(key=key)
     term.engine = lambda step: images["stylised"]
-    cells = term.keys(an_iteration(label, images["source"], images["target"], pseudo))
+    cells = term.keys(a_step(label, images["source"], images["target"], pseudo))
     assert torch.equal(cells.features, images[key][0, :, 0].T)
     assert cells.label.tolist() == ([1, 0] if key == "target" else [0, 1])
 
@@ -285,7 +277,7 @@ def test_keys_are_of_the_domain_that_was_asked_for(key: str) -> None:
 def test_nothing_to_query_is_zero_with_zero_gradient_and_not_present() -> None:
     label = torch.full((1, 1, 2), IGNORE)
     values = features((1.0, 0.0), (0.0, 1.0)).requires_grad_()
-    loss = a_term()(View(torch.zeros(1, 2, 1, 2), label), look(values), an_iteration(label, features((1, 0), (0, 1))))
+    loss = a_term()(View(torch.zeros(1, 2, 1, 2), label), output_of(values), a_step(label, features((1, 0), (0, 1))))
     loss.value.backward()
     assert loss.value.item() == 0 and values.grad is not None and not values.grad.any()
     assert loss.present is not None and not loss.present.item()
@@ -299,12 +291,12 @@ def test_two_ranks_weigh_a_class_by_their_cells() -> None:
     term = a_term(objective="mse", n=100)
 
     def part(rank: slice, world: int) -> float:
-        step = an_iteration(label[:, rank], source[:, :, rank])
+        step = a_step(label[:, rank], source[:, :, rank])
         own, known = one_hot_sums(label[:, rank], source[:, :, rank]), one_hot_sums(label, source)
         step.world = world
         step.reduce = lambda value, operation="sum": next(b for a, b in zip(own, known, strict=True) if same(a, value))
         view = View(torch.zeros(1, 2, 1, 4), label[:, rank])
-        return float(term(view, look(values[:, :, rank]), step).value)
+        return float(term(view, output_of(values[:, :, rank]), step).value)
 
     together = part(slice(0, 2), 1)
     assert (part(slice(0, 1), 2) + part(slice(1, 2), 2)) / 2 == pytest.approx(together, rel=0.02)
@@ -323,63 +315,65 @@ def same(a: Tensor, b: Tensor) -> bool:
 # --- in a step ---------------------------------------------------------------------------------------------------
 
 
-def setup_of(name: str, *overrides: str) -> trainer.Setup:
-    return assemble(toy.load(name, "train.iterations=8", *overrides, base=toy.MIT)).setup
+def trainer_of(name: str, *overrides: str) -> Trainer:
+    return assemble(toy.load(name, "train.iterations=8", *overrides, base=toy.MIT)).trainer
 
 
 def test_a_step_pulls_pseudo_target_towards_the_prototypes_and_leaves_the_teacher(streets: Path) -> None:
     """Ten steps of nothing but the contrast on one batch."""
-    setup = setup_of(
+    trainer = trainer_of(
         "daformer_t2s", "optimiser.lr=1e-3", "optimiser.warmup=0", "views.stylised.terms.contrast.weight=1"
     )
-    setup.learner.stages = nn.ModuleDict({"stylised": setup.learner.stages["stylised"]})
-    setup.teacher.alpha = 1.0  # type: ignore[union-attr]
-    raw = next(setup.batches(0, 1))
-    term = setup.learner.stages["stylised"].terms["contrast"]  # type: ignore[union-attr]
-    twin_before = None
+    trainer.learner.stages = nn.ModuleDict({"stylised": trainer.learner.stages["stylised"]})
+    trainer.teacher.alpha = 1.0  # type: ignore[union-attr]
+    raw = next(trainer.batches(0, 1))
+    term = trainer.learner.stages["stylised"].terms["contrast"]  # type: ignore[union-attr]
+    average_before = None
     similarity = []
     for t in range(10):
-        trainer.step(setup, raw, t)
+        trainer.step(raw, t)
         if t == 0:
-            teacher = {k: v.clone() for k, v in setup.teacher.segmentor.named_parameters()}  # type: ignore[union-attr]
-            twin_before = [p.clone() for p in term.twin.parameters()]
-            setup.teacher.update = lambda *_: None  # type: ignore[union-attr, method-assign]
-        similarity.append(agreement(setup, raw, term))
+            teacher = {k: v.clone() for k, v in trainer.teacher.segmentor.named_parameters()}  # type: ignore[union-attr]
+            average_before = [p.clone() for p in term.teacher_projector.parameters()]
+            trainer.teacher.update = lambda *_: None  # type: ignore[union-attr, method-assign]
+        similarity.append(agreement(trainer, raw, term))
     assert similarity[-1] > similarity[0] + 0.02
-    assert all(torch.equal(v, teacher[k]) for k, v in setup.teacher.segmentor.named_parameters())  # type: ignore[union-attr]
-    assert twin_before and all(torch.equal(a, b) for a, b in zip(twin_before, term.twin.parameters(), strict=True))
-    assert all(p.grad is None for p in term.twin.parameters())
+    assert all(torch.equal(v, teacher[k]) for k, v in trainer.teacher.segmentor.named_parameters())  # type: ignore[union-attr]
+    assert average_before and all(
+        torch.equal(a, b) for a, b in zip(average_before, term.teacher_projector.parameters(), strict=True)
+    )
+    assert all(p.grad is None for p in term.teacher_projector.parameters())
 
 
 @torch.no_grad()
-def agreement(setup: trainer.Setup, raw: dict[str, Tensor], term: Any) -> float:
+def agreement(trainer: Trainer, raw: dict[str, Tensor], term: Any) -> float:
     """Mean cosine of pseudo-target features and their class's source prototype."""
-    batch, teacher = trainer.make_batch(raw, setup), setup.teacher
+    batch, teacher = trainer.make_batch(raw), trainer.teacher
     assert teacher is not None
-    step = Iteration(0, batch, Draws(0, 0, CPU), setup.learner.segmentor, encode_by_teacher=teacher.encode)
-    view = setup.learner.stages["stylised"].build(step)  # type: ignore[union-attr]
-    queries = pairs.cells(term.projector(setup.learner.segmentor(view.image).branches[0].features[-1]), view.label)
+    step = step_of(batch, segmentor=trainer.learner.segmentor, teacher=teacher)
+    view = trainer.learner.stages["stylised"].build_view(step)  # type: ignore[union-attr]
+    queries = pairs.cells(term.projector(trainer.learner.segmentor(view.image).branches[0].features[-1]), view.label)
     positive, _ = prototypes(term.keys(step), term.classes)
     known = queries.label != IGNORE
     return float((normalize(queries.features[known], dim=1) * positive[queries.label[known]]).sum(1).mean())
 
 
-def test_the_twin_follows_by_the_teachers_rule_and_no_other(streets: Path) -> None:
+def test_the_teachers_projector_follows_by_the_teachers_rule_and_no_other(streets: Path) -> None:
     """Iteration 0 copies, iteration 1 averages with min(1 - 1/2, alpha)."""
-    setup = setup_of("daformer_t2s", "teacher.alpha=0.4", "optimiser.warmup=0")
-    term = setup.learner.stages["stylised"].terms["contrast"]  # type: ignore[union-attr]
-    raws = list(setup.batches(0, 2))
+    trainer = trainer_of("daformer_t2s", "teacher.alpha=0.4", "optimiser.warmup=0")
+    term = trainer.learner.stages["stylised"].terms["contrast"]  # type: ignore[union-attr]
+    raws = list(trainer.batches(0, 2))
     start = [p.detach().clone() for p in term.projector.parameters()]
-    trainer.step(setup, raws[0], 0)
-    assert all(torch.equal(a, b) for a, b in zip(start, term.twin.parameters(), strict=True))
+    trainer.step(raws[0], 0)
+    assert all(torch.equal(a, b) for a, b in zip(start, term.teacher_projector.parameters(), strict=True))
     moved = [p.detach().clone() for p in term.projector.parameters()]
     assert not torch.equal(moved[0], start[0])
-    trainer.step(setup, raws[1], 1)
-    for twin, first, second in zip(term.twin.parameters(), start, moved, strict=True):
-        torch.testing.assert_close(twin, 0.4 * first + 0.6 * second)
-    groups = setup.stepper.optimiser.param_groups
+    trainer.step(raws[1], 1)
+    for average, first, second in zip(term.teacher_projector.parameters(), start, moved, strict=True):
+        torch.testing.assert_close(average, 0.4 * first + 0.6 * second)
+    groups = trainer.optimiser.param_groups
     trained = {id(p) for group in groups for p in group["params"]}
-    assert not trained & {id(p) for p in term.twin.parameters()}
+    assert not trained & {id(p) for p in term.teacher_projector.parameters()}
     (projected,) = {
         g["initial_lr"] for g in groups if {id(p) for p in g["params"]} & {id(p) for p in term.projector.parameters()}
     }
@@ -388,48 +382,51 @@ def test_the_twin_follows_by_the_teachers_rule_and_no_other(streets: Path) -> No
 
 def test_target_and_source_passes_of_the_teacher_are_shared(streets: Path) -> None:
     """Two contrasts on two views: still one pass over the target, one over the source."""
-    setup = setup_of("daformer_t2s", "views.source.terms.contrast={key: source}")
-    passes = Passes(setup)
-    trainer.step(setup, next(setup.batches(0, 1)), 0)
-    assert passes.close() == {"student": [2, 2, 2], "teacher": [2, 2], "reference": [2]}
+    trainer = trainer_of("daformer_t2s", "views.source.terms.contrast={key: source}")
+    passes = Passes(trainer)
+    trainer.step(next(trainer.batches(0, 1)), 0)
+    assert passes.close() == {"student": [2, 2, 2], "teacher": [2, 2], "pretrained": [2]}
 
 
 @pytest.mark.parametrize(
     ("view", "key", "expected"),
     [
-        ("source", "source", {"student": [2, 2], "teacher": [2, 2], "reference": [2]}),
-        ("source", "target", {"student": [2, 2], "teacher": [2], "reference": [2]}),
-        ("source", "stylised", {"student": [2, 2], "teacher": [2, 2], "reference": [2]}),
-        ("target", "source", {"student": [2, 2, 2], "teacher": [2, 2], "reference": [2]}),
+        ("source", "source", {"student": [2, 2], "teacher": [2, 2], "pretrained": [2]}),
+        ("source", "target", {"student": [2, 2], "teacher": [2], "pretrained": [2]}),
+        ("source", "stylised", {"student": [2, 2], "teacher": [2, 2], "pretrained": [2]}),
+        ("target", "source", {"student": [2, 2, 2], "teacher": [2, 2], "pretrained": [2]}),
     ],
 )
 def test_rows_of_table_7(streets: Path, view: str, key: str, expected: dict[str, list[int]]) -> None:
-    setup = setup_of("daformer_t2s", "views.stylised=null", f"views.{view}.terms.contrast={{weight: 0.1, key: {key}}}")
-    passes = Passes(setup)
-    losses, _ = trainer.step(setup, next(setup.batches(0, 1)), 0)
+    trainer = trainer_of(
+        "daformer_t2s", "views.stylised=null", f"views.{view}.terms.contrast={{weight: 0.1, key: {key}}}"
+    )
+    passes = Passes(trainer)
+    losses, _ = trainer.step(next(trainer.batches(0, 1)), 0)
     assert {k: sorted(v) for k, v in passes.close().items()} == expected
     assert losses[f"{view}/contrast"].value > 0
 
 
 @pytest.mark.parametrize("name", ["mic_t2s", "hrda_t2s"])
-def test_the_context_is_all_that_is_looked_at(streets: Path, name: str) -> None:
-    setup = setup_of(name)
-    raw = next(setup.batches(0, 1))
-    step = Iteration(
-        0, trainer.make_batch(raw, setup), Draws(0, 0, CPU), setup.learner.segmentor,
-        setup.teacher.predict, setup.labeller, encode_by_teacher=setup.teacher.encode,  # type: ignore[union-attr]
+def test_the_context_is_all_that_is_seen(streets: Path, name: str) -> None:
+    trainer = trainer_of(name)
+    raw = next(trainer.batches(0, 1))
+    step = step_of(
+        trainer.make_batch(raw), segmentor=trainer.learner.segmentor, teacher=trainer.teacher,
+        pseudo_label_rule=trainer.pseudo_label_rule,
     )  # fmt: skip
     crop = raw["source_image"].shape[-1]
-    assert crop == 128 and step.source_features.shape[-2:] == step.target_features.shape[-2:] == (2, 2)
-    stage = setup.learner.stages["stylised"]
+    images = step.batch.source_image, step.batch.target
+    assert crop == 128 and all(step.teacher_features(i)[-1].shape[-2:] == (2, 2) for i in images)
+    stage = trainer.learner.stages["stylised"]
     assert stage.context_only  # type: ignore[union-attr]
-    output = setup.learner.segmentor(stage.build(step).image, context_only=True)  # type: ignore[union-attr]
+    output = trainer.learner.segmentor(stage.build_view(step).image, context_only=True)  # type: ignore[union-attr]
     assert output.branches[0].image.shape[-1] == 64 and output.predictions == () and len(output.branches) == 1
 
 
 def test_a_view_with_a_cross_entropy_is_decoded(streets: Path) -> None:
-    setup = setup_of("daformer_t2s", "views.stylised.terms.cross_entropy={}")
-    losses, _ = trainer.step(setup, next(setup.batches(0, 1)), 0)
+    trainer = trainer_of("daformer_t2s", "views.stylised.terms.cross_entropy={}")
+    losses, _ = trainer.step(next(trainer.batches(0, 1)), 0)
     assert {"stylised/contrast", "stylised/cross_entropy"} <= set(losses)
 
 
@@ -442,5 +439,5 @@ def test_the_loss_is_in_float32_whatever_the_step_runs_in(objective: str) -> Non
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             view = View(torch.zeros(1, 2, 4, 4), label)
-            losses.append(a_term(objective=objective)(view, look(values), an_iteration(label, source)).value)
+            losses.append(a_term(objective=objective)(view, output_of(values), a_step(label, source)).value)
     assert losses[0].dtype == losses[1].dtype == torch.float32 and torch.equal(losses[0], losses[1])
