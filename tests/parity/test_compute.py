@@ -1,4 +1,4 @@
-"""Multiply-adds of networks at 512 x 512 against the fact sheet (baselines.md section 10); nothing is computed."""
+"""Multiply-adds of networks at 512 x 512 against published numbers (docs/fidelity.md, "Training step"); nothing is computed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_forward_passes(encoder: str, decoder: str, body: float, head: float) ->
 
 
 def test_hrda_passes() -> None:
-    """baselines.md 10.1 at B5, 2 images of 1024: a student pass 515, its backward twice that, the teacher 2536."""
+    """At B5, 2 images of 1024: a student pass 515, its backward twice that, the teacher 2536."""
     with torch.device("meta"):
         plain = segmentor("mit_b5", "daformer")
         shape = {"channels": plain.encoder.channels, "strides": plain.encoder.strides, "classes": 19}

@@ -195,7 +195,7 @@ def test_attention_is_cut_before_it_is_upsampled() -> None:
 
 
 def test_stride_8_boxes_are_truncated_to_context_cells() -> None:
-    """DeepLab-V2: offset 8 of the box is half a context cell (baselines.md 5.3)."""
+    """DeepLab-V2: offset 8 of the box is half a context cell (docs/fidelity.md, "HRDA")."""
     assert box_mask(torch.zeros(1, 1, 4, 4), Box(8, 40, 24, 56), 16).tolist() == [
         [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0],
     ]  # fmt: skip
@@ -231,7 +231,7 @@ def test_window_batch_bounds_what_goes_through_at_once() -> None:
 
 
 def test_window_grid() -> None:
-    """Numbers of baselines.md 12: 3 windows for Cityscapes, 6 for ACDC, 9 detail windows a crop."""
+    """3 windows for Cityscapes, 6 for ACDC, 9 detail windows a crop."""
     assert [box.left for box in grid((1024, 2048), (1024, 1024), (512, 512))] == [0, 512, 1024]
     acdc = grid((1080, 1920), (1024, 1024), (512, 512))
     assert [(box.top, box.left) for box in acdc] == [(0, 0), (0, 512), (0, 896), (56, 0), (56, 512), (56, 896)]
