@@ -1,4 +1,4 @@
-"""The step: gradients, passes, memory; ``NoReading`` proves (``contract/test_recipes``) that nothing reads the device."""
+"""The step: gradients, passes, memory, and the guard against reading the device (used in ``contract/test_recipes``)."""
 
 from __future__ import annotations
 
