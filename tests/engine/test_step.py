@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from udaseg.core.context import Loss, StepContext, StepRng
 from udaseg.core.step import Learner, total
+from udaseg.core.teacher import Teacher
 from udaseg.engine.assembly import assemble
 from udaseg.engine.profile import Passes
 from udaseg.engine.trainer import Meter, Trainer
@@ -30,15 +31,15 @@ def first_step(trainer: Trainer) -> dict[str, Loss]:
     return trainer.step(next(trainer.batches(0, 1)), 0)[0]
 
 
-def first_context(trainer: Trainer) -> StepContext:
+def first_context(trainer: Trainer, learner: Learner, teacher: Teacher) -> StepContext:
     return StepContext(
         0,
         trainer.make_batch(next(trainer.batches(0, 1))),
         StepRng(trainer.seed, 0, CPU),
-        trainer.learner.segmentor,
-        trainer.teacher,
+        learner.segmentor,
+        teacher,
         trainer.pseudo_label_rule,
-        trainer.learner.pretrained_encoder,
+        learner.pretrained_encoder,
     )
 
 
@@ -56,14 +57,13 @@ def quiet(learner: Learner) -> None:
 def test_gradients_of_staged_views_are_those_of_the_summed_losses(streets: Path) -> None:
     trainer = trainer_of("daformer", base=toy.MIT)
     quiet(trainer.learner)
-    reference = copy.deepcopy(trainer.learner)
+    reference, teacher = copy.deepcopy((trainer.learner, trainer.teacher))
     first_step(trainer)
     staged = gradients(trainer.learner)
 
-    fresh = trainer_of("daformer", base=toy.MIT)
-    context = first_context(fresh)
-    assert fresh.teacher is not None
-    fresh.teacher.update(fresh.learner.segmentor, 0)
+    assert teacher is not None
+    teacher.update(reference.segmentor, 0)
+    context = first_context(trainer, reference, teacher)
     summed = torch.zeros(())
     for _, stage in reference.named_stages():
         view = stage.build_view(context)
