@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from udaseg.core.context import Draws
+from udaseg.config.load import Loaded
+from udaseg.core.context import StepRng
+from udaseg.engine import trainer
+from udaseg.engine.assembly import assemble
+from udaseg.engine.device import autocast
+from udaseg.engine.optim import adamw, parameter_groups
 from udaseg.models import multires
 from udaseg.models.segmentor import Box
 
@@ -24,7 +29,24 @@ Module = TypeVar("Module", bound=nn.Module)
 GPU = torch.device("cuda", 0)
 
 
-class PretendedDraws(Draws):
+def take_step(loaded: Loaded, mode: FakeTensorMode) -> None:
+    """A step in bfloat16, after everything was built on the CPU; all that it gives back is on the device."""
+    built = assemble(loaded).trainer
+    learning = loaded.recipe.optimiser.model_dump(exclude={"warmup", "power", "minimum"})
+    raw = {key: mode.from_tensor(value) for key, value in next(built.batches(0, 1)).items()}
+    for module in (built.learner, built.teacher, built.normalise):
+        if isinstance(module, nn.Module):
+            moved(module, mode)
+    built.device, built.autocast, built.scaler = GPU, autocast("bf16", GPU), NoBackward()
+    with mode, mock.patch.object(trainer, "StepRng", PretendedRng):
+        built.optimiser = adamw(parameter_groups(built.learner, **learning))
+        losses, notes = built.step(raw, 0)
+        trainer.Meter().add(losses, notes, 0)
+    results = [part for loss in losses.values() for part in loss if part is not None]
+    assert losses and {value.device for value in [*results, *notes.values()]} == {GPU}
+
+
+class PretendedRng(StepRng):
     """Numbers on the pretended device, where no generator can be; every decision is yes."""
 
     def __init__(self, seed: int, iteration: int, device: torch.device, *, rank: int = 0, world: int = 1) -> None:
@@ -62,12 +84,10 @@ def card() -> Iterator[FakeTensorMode]:
 def moved(module: Module, mode: FakeTensorMode) -> Module:
     """Its parameters and buffers, and nothing else it may hold, on the pretended device."""
     for part in module.modules():
-        for name, value in part._parameters.items():
-            if value is not None:
-                part._parameters[name] = nn.Parameter(like(value, mode), value.requires_grad)
-        for name, value in part._buffers.items():
-            if value is not None:
-                part._buffers[name] = like(value, mode)
+        for name, value in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(like(value, mode), value.requires_grad))
+        for name, value in list(part.named_buffers(recurse=False)):
+            setattr(part, name, like(value, mode))
     return module
 
 

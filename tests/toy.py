@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from udaseg import cli
-from udaseg.config.load import Loaded
+from udaseg.config.layers import flatten, shipped
+from udaseg.config.load import Loaded, validated
 from udaseg.config.load import load as load_recipe
+from udaseg.config.registry import REGISTRIES
 
 SIZES = (
     "data.source.size=[128,64]",
@@ -27,6 +30,21 @@ SMALL = (
 )
 TINY = (*SMALL, "model.encoder=tiny", "model.decoder=fpn")
 MIT = (*SMALL, "model.encoder=mit_b0", "model.decoder={kind: daformer, width: 32}")
+
+
+UNKNOWN = tuple(f"unknown {registry.noun} " for registry in REGISTRIES.values())
+
+
+@functools.cache
+def recipes() -> tuple[str, ...]:
+    """Shipped recipes whose components are all registered: every one, unless an add-on was deleted."""
+    return tuple(name for name in shipped() if not missing_components(name))
+
+
+def missing_components(name: str) -> list[str]:
+    """What the recipe names and no registry knows, as the messages of its problems."""
+    _, problems = validated(flatten(name)[0])
+    return [problem.message for problem in problems if problem.message.startswith(UNKNOWN)]
 
 
 def load(name: str, *overrides: str, base: tuple[str, ...] = TINY, **layers: Any) -> Loaded:

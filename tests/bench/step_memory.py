@@ -17,16 +17,18 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from pretend import GPU, PretendedDraws, card, moved
+from pretend import GPU, PretendedRng, card, moved
 
+from udaseg.config.checks import needs
 from udaseg.config.load import load
 from udaseg.config.schema import Recipe
-from udaseg.core.context import Batch, Iteration
+from udaseg.core.context import Batch, StepContext
 from udaseg.core.step import Learner
 from udaseg.core.teacher import Teacher
-from udaseg.engine.assembly import stages
+from udaseg.data.loading import Normalise
+from udaseg.engine.assembly import build_context, pseudo_label_rule, stages
 from udaseg.engine.device import autocast
-from udaseg.engine.domains import class_set, training_crop
+from udaseg.engine.domains import training_crop
 from udaseg.engine.networks import normalisation, segmentor_of
 from udaseg.models.frozen import Frozen
 
@@ -47,47 +49,50 @@ def measure(name: str, overrides: list[str]) -> str:
 def networks(recipe: Recipe) -> tuple[Learner, list[nn.Module]]:
     """The learner, and what is not trained: normalisation, teacher, frozen encoder."""
     with torch.device("meta"):
-        student = segmentor_of(recipe)
-        reference = Frozen(segmentor_of(recipe).encoder) if build.uses_reference(recipe) else None
-        normalise, maps = normalisation(student), student.feature_maps(training_crop(recipe))
-        learner = Learner(student, stages(recipe, class_set(recipe), reference, normalise, maps)).train()
-        teacher = Teacher(student) if build.needs_target(recipe) else None
-    return learner, [part for part in (normalise, teacher, reference) if part is not None]
+        student, wanted = segmentor_of(recipe), needs(recipe)
+        pretrained = Frozen(segmentor_of(recipe).encoder) if wanted.pretrained_encoder else None
+        normalise = normalisation(student)
+        learner = Learner(student, stages(recipe, build_context(recipe, normalise, student)), pretrained).train()
+        teacher = Teacher(student) if wanted.teacher else None
+    return learner, [part for part in (normalise, teacher, pretrained) if part is not None]
 
 
 def saved_by_view(recipe: Recipe, learner: Learner, still: list[nn.Module], precision: str) -> dict[str, float]:
     """GiB by view."""
-    found = {}
+    saved_gib = {}
     with card() as mode:
         for module in (learner, *still):
             moved(module, mode)
         with mode:
-            iteration = pretended_iteration(recipe, learner, next((t for t in still if isinstance(t, Teacher)), None))
+            context = pretended_context(recipe, learner, still)
             weights = {v.untyped_storage()._cdata for v in [*learner.state_dict().values(), *learner.parameters()]}
-            for name, stage in learner.views():
+            for name, stage in learner.named_stages():
                 saved = Saved()
                 with autocast(precision, GPU)(), saved:
                     with torch.no_grad():
-                        view = stage.build(iteration)
+                        view = stage.build_view(context)
                     output = learner.segmentor(view.image, context_only=stage.context_only)
-                    losses = [term(view, output, iteration) for term in stage.terms.values()]
-                found[name] = sum(size for storage, size in saved.sizes.items() if storage not in weights) / 2**30
+                    losses = [term(view, output, context) for term in stage.terms.values()]
+                saved_gib[name] = sum(size for storage, size in saved.sizes.items() if storage not in weights) / 2**30
                 del output, losses
-    return found
+    return saved_gib
 
 
-def pretended_iteration(recipe: Recipe, learner: Learner, teacher: Teacher | None) -> Iteration:
+def pretended_context(recipe: Recipe, learner: Learner, still: list[nn.Module]) -> StepContext:
+    """On the device, with images and labels of the recipe's size."""
+    normalise = next(part for part in still if isinstance(part, Normalise))
+    teacher = next((part for part in still if isinstance(part, Teacher)), None)
     (height, width), images = training_crop(recipe), recipe.train.batch
     image = torch.empty(images, 3, height, width, device=GPU)
     label = torch.zeros(images, height, width, dtype=torch.int64, device=GPU)
-    return Iteration(
-        index=0,
-        batch=Batch(image, label, image.clone() if teacher else None),
-        draws=PretendedDraws(0, 0, GPU),
+    return StepContext(
+        iteration=0,
+        batch=Batch(image, label, image.clone() if needs(recipe).target else None),
+        rng=PretendedRng(0, 0, GPU),
         segmentor=learner.segmentor,
-        predict_target=teacher.predict if teacher else None,
-        encode_by_teacher=teacher.encode if teacher else None,
-        labeller=build.labeller(recipe),
+        teacher=teacher,
+        pseudo_label_rule=pseudo_label_rule(recipe, build_context(recipe, normalise, learner.segmentor)),
+        pretrained_encoder=learner.pretrained_encoder,
     )
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import toy
 
-from udaseg.engine.domains import class_set
 from udaseg.engine.networks import initial_networks, weights_metadata
 from udaseg.errors import UserError
 from udaseg.models import weights_file
@@ -19,7 +18,7 @@ def written(path: Path, seed: int) -> Segmentor:
     """A weights file of the toy network, and what is in it."""
     loaded = toy.load("source_only", f"seed={seed}")
     module = initial_networks(loaded.recipe)[0]
-    weights_file.save(path, module, weights_metadata(loaded.recipe, class_set(loaded.recipe), module))
+    weights_file.save(path, module, weights_metadata(loaded.recipe, module))
     return module
 
 

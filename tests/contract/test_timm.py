@@ -15,9 +15,11 @@ import toy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from udaseg.config.registry import REGISTRIES
+from udaseg.console import Silent
 from udaseg.core.step import Learner
 from udaseg.engine.assembly import assemble, warnings
-from udaseg.engine.domains import class_set, training_pairs
+from udaseg.engine.domains import training_pairs
 from udaseg.engine.networks import encoder_weights, initial_networks, weights_metadata
 from udaseg.engine.optim import parameter_groups
 from udaseg.errors import UserError
@@ -130,7 +132,7 @@ def test_levels_between_strides_4_and_32_are_taken() -> None:
 
 def test_a_network_of_one_image_size_is_refused() -> None:
     with pytest.raises(UserError, match=r"encoder timm/cait_xxs24_224: .*images of one size only \(224 x"):
-        build.make("encoder", {"kind": "timm/cait_xxs24_224"})
+        REGISTRIES["encoder"].create({"kind": "timm/cait_xxs24_224"})
 
 
 def test_normalisation_is_the_networks_own(streets: Path) -> None:
@@ -141,7 +143,7 @@ def test_normalisation_is_the_networks_own(streets: Path) -> None:
     built = assemble(loaded)
     assert built.trainer.normalise.mean.flatten().tolist() == [127.5] * 3
     model = built.trainer.learner.segmentor
-    assert weights_metadata(loaded.recipe, class_set(loaded.recipe), model).std == (127.5,) * 3
+    assert weights_metadata(loaded.recipe, model).std == (127.5,) * 3
     assert built.pairs.crop == (64, 80)
     assert any("crops are (64, 80) instead of (70, 90)" in text for text in built.warnings)
     assert not any("crops are" in text for text in warnings(loaded.recipe, training_pairs(loaded.recipe)))
@@ -173,7 +175,7 @@ def test_rates_of_layers_and_pyramid() -> None:
 
 def test_layers_that_timm_does_not_number_have_no_decay() -> None:
     with pytest.raises(UserError, match="leave out layer_decay"):
-        build.make("encoder", {"kind": "timm/caformer_s18", "layer_decay": 0.9})
+        REGISTRIES["encoder"].create({"kind": "timm/caformer_s18", "layer_decay": 0.9})
 
 
 def test_drop_path_is_ours_so_that_teachers_switch_it_off() -> None:
@@ -181,7 +183,7 @@ def test_drop_path_is_ours_so_that_teachers_switch_it_off() -> None:
     dropping = [module.rate for module in body.modules() if isinstance(module, DropPath)]
     assert dropping and max(dropping) == 0.5 and body.core.blocks[5].drop_path1.rate == 0.5
     with pytest.raises(UserError, match="leave out drop_path"):
-        build.make("encoder", {"kind": "timm/vgg11", "drop_path": 0.1})
+        REGISTRIES["encoder"].create({"kind": "timm/vgg11", "drop_path": 0.1})
 
 
 @pytest.mark.parametrize("name", [VIT, "eva02_tiny_patch14_224", "swinv2_tiny_window8_256"])
@@ -224,7 +226,7 @@ def test_adapters_have_the_heads_rate() -> None:
 
 def test_adapters_need_attention() -> None:
     with pytest.raises(UserError, match=r"encoder timm/resnet18: tune=lora needs attention.*allowed: full, frozen"):
-        build.make("encoder", {"kind": "timm/resnet18", "tune": "lora"})
+        REGISTRIES["encoder"].create({"kind": "timm/resnet18", "tune": "lora"})
 
 
 @pytest.mark.parametrize("tune", ["frozen", "lora"])
@@ -248,7 +250,7 @@ def test_three_steps_and_a_resume(streets: Path, tune: str) -> None:
         "runtime.checkpoint_minutes=0", "data.validation=null",
     )  # fmt: skip
     start = {k: v.clone() for k, v in initial_networks(loaded.recipe)[0].state_dict().items()}
-    runs.train(loaded, Path("run"), lambda _: runs._silent())
+    runs.train(loaded, Path("run"), lambda _: Silent())
     end = load_file("run/weights.safetensors")
     assert end.keys() == start.keys()
     for name in (name for name in start if name.startswith("encoder.")):
@@ -260,7 +262,7 @@ def test_three_steps_and_a_resume(streets: Path, tune: str) -> None:
     Path("run/result.json").unlink()
     Path("run/weights.safetensors").unlink()
     sorted(Path("run/checkpoints").glob("step-*.pt"))[-1].unlink()
-    runs.train(loaded, Path("run"), lambda _: runs._silent(), resume=True)
+    runs.train(loaded, Path("run"), lambda _: Silent(), resume=True)
     again = load_file("run/weights.safetensors")
     assert all(torch.equal(end[name], again[name]) for name in end)
     module, metadata = runs.load_student(Path("run"))
@@ -291,7 +293,7 @@ def test_names() -> None:
 
 def test_timm_is_imported_for_timms_networks_only() -> None:
     code = (
-        "import sys\nfrom udaseg import build\nbuild.load('daformer')\nprint('timm' in sys.modules)\n"
+        "import sys\nfrom udaseg.config.load import load\nload('daformer')\nprint('timm' in sys.modules)\n"
         "load('daformer', overrides=['model.encoder=timm/test_vit'])\nprint('timm' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Multiply-adds of networks at 512 x 512 (docs/fidelity.md, "Models"); nothing is computed."""
+"""Multiply-adds of networks at 512 x 512 (docs/fidelity.md, "Training step"); nothing is computed."""
 
 from __future__ import annotations
 

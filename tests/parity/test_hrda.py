@@ -195,7 +195,7 @@ def test_attention_is_cut_before_it_is_upsampled() -> None:
 
 
 def test_stride_8_boxes_are_truncated_to_context_cells() -> None:
-    """DeepLab-V2: offset 8 of the box is half a context cell."""
+    """DeepLab-V2: offset 8 of the box is half a context cell (docs/fidelity.md, "HRDA")."""
     assert box_mask(torch.zeros(1, 1, 4, 4), Box(8, 40, 24, 56), 16).tolist() == [
         [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0],
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Confusion counts and IoU (baselines.md section 8; fixture metrics)."""
+"""Confusion counts and IoU (docs/fidelity.md, "Metrics"; fixture metrics)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameter groups of DAFormer-B5, name by name (baselines.md 7.1)."""
+"""Parameter groups of DAFormer-B5, name by name (docs/fidelity.md, "Optimisation")."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ import torch
 from torch import nn
 
 from parity.rule import DATA, public_shapes, segmentor
+from udaseg.core.base import Term
+from udaseg.core.context import BuildContext
 from udaseg.core.step import Learner, Stage
 from udaseg.core.terms.cross_entropy import CrossEntropy
 from udaseg.core.views import Source
+from udaseg.data.loading import Normalise
 from udaseg.engine.optim import parameter_groups
 from udaseg.models import renaming
+from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 
 OFFICIAL = json.loads((DATA / "optim_daformer.json").read_text())
+CONTEXT = BuildContext(("road",), Normalise(IMAGENET_MEAN, IMAGENET_STD))
 
 
 def learner(encoder: str, decoder: str) -> Learner:
     with torch.device("meta"):
         model = segmentor(encoder, decoder)
-    return Learner(model, {"source": Stage(Source(), {"ce": CrossEntropy()}, {"ce": 1.0})})
+    return Learner(model, {"source": Stage(Source(CONTEXT), {"ce": CrossEntropy(CONTEXT)}, {"ce": 1.0})})
 
 
 def by_name(model: Learner) -> dict[str, tuple[float, float]]:
@@ -57,8 +62,16 @@ def test_small_networks_from_scratch_may_leave_vectors_undecayed() -> None:
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
 
 
+class Still(Term):
+    """A term with a network that is not trained."""
+
+    def __init__(self, context: BuildContext) -> None:
+        super().__init__(context)
+        self.layer = nn.Linear(3, 3)
+
+
 def test_frozen_parameters_are_not_in_any_group() -> None:
     model = learner("tiny", "fpn")
-    model.stages["source"].terms["frozen"] = nn.Linear(3, 3).requires_grad_(False)
+    model.stages["source"].terms["frozen"] = Still(CONTEXT).requires_grad_(False)
     total = sum(len(g["params"]) for g in parameter_groups(model, lr=1e-3, weight_decay=0.0))
     assert total == len(list(model.segmentor.parameters()))

@@ -12,12 +12,12 @@ import torch
 from unit.data_files import polygons, synthia_label
 
 from parity.rule import rng_for
-from udaseg.data.classes import CITYSCAPES_IDS, CITYSCAPES_VOID, IGNORE, SYNTHIA_IDS, SYNTHIA_VOID, lookup
+from udaseg.data.classes import CITYSCAPES, CITYSCAPES_IDS, CITYSCAPES_VOID, IGNORE, SYNTHIA_IDS, SYNTHIA_VOID, lookup
 from udaseg.data.images import Pixels, count_values, read_label
 from udaseg.data.index import fold
 from udaseg.data.layouts import Encoding
 from udaseg.data.loading import Normalise
-from udaseg.data.sampling import rare_class
+from udaseg.data.sampling import LabelStatistics, RareClass
 from udaseg.data.transforms import (
     MEAN_COLOUR,
     Crop,
@@ -120,7 +120,7 @@ def test_rare_class_probabilities(temperature: str) -> None:
             if name != "file":
                 row[int(name)] = pixels
     expected = rcs[f"T{temperature}"]
-    sampler = rare_class(counts=counts, min_pixels=0, temperature=float(temperature))
+    sampler = RareClass(LabelStatistics(counts, CITYSCAPES.names, 0), temperature=float(temperature))
     assert sampler.probabilities.dtype == np.float32
     np.testing.assert_allclose(sampler.probabilities[expected["classes"]], expected["probs"], rtol=1e-5)
 

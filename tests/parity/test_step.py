@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 from parity.rule import CLASSES, DATA, blocks, image, noisy, public_shapes, rule_segmentor, rule_state
 from udaseg.core import views
-from udaseg.core.context import Batch, Draws, Iteration, Loss
-from udaseg.core.step import Learner, Stage, Stepper, training_step
+from udaseg.core.context import Batch, BuildContext, Loss, StepContext, StepRng
+from udaseg.core.step import Learner, Stage, training_step
 from udaseg.core.teacher import Teacher
 from udaseg.core.terms.cross_entropy import CrossEntropy
 from udaseg.core.terms.feature_distance import FeatureDistance
@@ -40,7 +39,7 @@ class NoNormalisation:
     def undo(self, image: Tensor) -> Tensor:
         return image
 
-    redo = undo
+    redo = __call__ = undo
 
 
 class Recorded:
@@ -64,28 +63,49 @@ def deterministic(module: nn.Module) -> None:
             part.train = lambda mode=True, part=part: part  # type: ignore[method-assign]
 
 
-def setup() -> tuple[Learner, Teacher, Stepper]:
+class Watched:
+    """The teacher of a step, whose labelling is recorded as (its norms, passes and logits)."""
+
+    def __init__(self, teacher: Teacher, seen: dict[str, Any]) -> None:
+        self.teacher, self.seen, self.encode = teacher, seen, teacher.encode
+
+    def infer(self, target: Tensor) -> InferencePass:
+        self.seen["ema_norm"] = norms(self.teacher.segmentor)
+        self.seen["teacher"] += 1
+        output = self.teacher.segmentor(target)
+        self.seen["logits"] = output.predictions[0].logits.detach()
+        logits = nn.functional.interpolate(self.seen["logits"], target.shape[-2:], mode="bilinear")
+        return InferencePass(logits, output.branches[0])
+
+
+def setup() -> tuple[Learner, Teacher, torch.optim.Optimizer]:
     student = rule_segmentor("step_dacs_model", "mit_b0", "daformer").train()
     deterministic(student)
     frozen = rule_segmentor("step_dacs_model", "mit_b0", "daformer", prefix="imnet_model.").encoder
-    distance = FeatureDistance(reference=Frozen(frozen), names=CITYSCAPES.names, class_names=THINGS)
-    mixed = views.Mixed(
-        normalise=NoNormalisation(), classes=CLASSES, jitter=0.0, jitter_probability=0.0, blur_probability=0.0
-    )
+    context = build_context()
+    distance = FeatureDistance(context, class_names=THINGS)
+    mixed = views.Mixed(context, jitter=0.0, jitter_probability=0.0, blur_probability=0.0)
     learner = Learner(
         student,
         {
             "source": Stage(
-                views.Source(), {"ce": CrossEntropy(), "fd": distance}, {"ce": 1.0, "fd": 0.005}
+                views.Source(context), {"ce": CrossEntropy(context), "fd": distance}, {"ce": 1.0, "fd": 0.005}
             ),
-            "mixed": Stage(mixed, {"ce": CrossEntropy()}, {"ce": 1.0}),
+            "mixed": Stage(mixed, {"ce": CrossEntropy(context)}, {"ce": 1.0}),
         },
-    )  # fmt: skip
+        Frozen(frozen),
+    )
     learner.train()
     teacher = Teacher(student, alpha=0.999)
-    optimiser = adamw(parameter_groups(learner, lr=6e-5, weight_decay=0.01))
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return learner, teacher, Stepper(optimiser, nullcontext, scaler, lambda module: None)
+    return learner, teacher, adamw(parameter_groups(learner, lr=6e-5, weight_decay=0.01))
+
+
+def build_context(**how: Any) -> BuildContext:
+    return BuildContext(CITYSCAPES.names, NoNormalisation(), **how)
+
+
+def unscaled() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", enabled=False)
 
 
 def batch(t: int) -> Batch:
@@ -98,37 +118,33 @@ def batch(t: int) -> Batch:
 
 
 class Trace:
-    """What happened in one iteration: losses, the shared iteration, EMA logits, the mixed view, pass counts."""
+    """What happened in one iteration: losses, its context, EMA logits, the mixed view, pass counts."""
 
-    def __init__(self, losses: dict[str, Loss], iteration: Iteration, seen: dict[str, Any]) -> None:
-        self.losses, self.iteration, self.seen = losses, iteration, seen
+    def __init__(self, losses: dict[str, Loss], context: StepContext, seen: dict[str, Any]) -> None:
+        self.losses, self.context, self.seen = losses, context, seen
 
 
-def run(learner: Learner, teacher: Teacher, stepper: Stepper, t: int, record: Recorded) -> Trace:
+def step(learner: Learner, teacher: Teacher, optimiser: torch.optim.Optimizer, t: int, record: Recorded) -> Trace:
     events = REFERENCE["iters"][t]["events"]
     record.choices = iter([value for kind, value in events if kind == "np.random.choice"])
     seen: dict[str, Any] = {"student": 0, "teacher": 0}
-
-    def predict(target: Tensor) -> InferencePass:
-        seen["ema_norm"] = norms(teacher.segmentor)
-        seen["teacher"] += 1
-        output = teacher.segmentor(target)
-        seen["logits"] = output.predictions[0].logits.detach()
-        size = target.shape[-2:]
-        return InferencePass(nn.functional.interpolate(seen["logits"], size, mode="bilinear"), output.branches[0])
-
     hook = learner.segmentor.encoder.register_forward_pre_hook(lambda *_: seen.update(student=seen["student"] + 1))
     mixed = learner.stages["mixed"]
-    build = mixed.build
-    mixed.build = lambda iteration: seen.setdefault("mixed", build(iteration))  # type: ignore[assignment]
-    iteration = Iteration(
-        t, batch(t), Draws(0, t, torch.device("cpu")), learner.segmentor, predict,
-        ConfidenceShare(threshold=0.11, crop_margins=(4, 16)),
-    )  # fmt: skip
-    losses = training_step(learner, teacher, iteration, stepper)
+    build_view = mixed.build_view
+    mixed.build_view = lambda context: seen.setdefault("mixed", build_view(context))  # type: ignore[assignment]
+    context = StepContext(
+        t,
+        batch(t),
+        StepRng(0, t, torch.device("cpu")),
+        learner.segmentor,
+        Watched(teacher, seen),
+        ConfidenceShare(build_context(crop_margins=(4, 16)), threshold=0.11),
+        learner.pretrained_encoder,
+    )
+    losses = training_step(learner, teacher, context, optimiser, unscaled())
     hook.remove()
-    mixed.build = build  # type: ignore[assignment]
-    return Trace(losses, iteration, seen)
+    mixed.build_view = build_view  # type: ignore[assignment]
+    return Trace(losses, context, seen)
 
 
 def norms(module: Segmentor) -> dict[str, float]:
@@ -142,10 +158,10 @@ def traces() -> Iterator[list[dict[str, Any]]]:
     patch = pytest.MonkeyPatch()
     patch.setattr(views, "choose_classes", record)
     torch.manual_seed(0)
-    learner, teacher, stepper = setup()
+    learner, teacher, optimiser = setup()
     found = []
     for t in range(3):
-        trace = run(learner, teacher, stepper, t, record)
+        trace = step(learner, teacher, optimiser, t, record)
         student = dict(learner.segmentor.named_parameters())
         found.append(
             {
@@ -178,10 +194,10 @@ def test_losses(traces: list[dict[str, Any]], t: int) -> None:
 @pytest.mark.parametrize("t", [0, 1, 2])
 def test_pseudo_labels_and_mixed_view(traces: list[dict[str, Any]], t: int) -> None:
     trace = traces[t]["trace"]
-    pseudo, mixed = trace.iteration.pseudo_labels, trace.seen["mixed"]
+    pseudo, mixed = trace.context.pseudo_labels, trace.seen["mixed"]
     wrong = (pseudo.label.numpy() != FIXTURE[f"it{t}_pseudo_label"]).sum()
     assert wrong <= (5 if t == 0 else 20)
-    share = trace.iteration.notes["confident"].item()
+    share = trace.context.notes["confident"].item()
     assert share == pytest.approx(REFERENCE["iters"][t]["pseudo_weight_fraction"], abs=1e-3)
     if t == 0:
         expected = FIXTURE["it0_ema_logits_hw8"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from parity.rule import CLASSES, DATA, hrda_parts, image, noisy, public_shapes, rule_hrda
-from parity.test_step import THINGS, NoNormalisation, Recorded, deterministic, norms
+from parity.rule import DATA, hrda_parts, image, noisy, public_shapes, rule_hrda
+from parity.test_step import THINGS, Recorded, build_context, deterministic, norms, unscaled
 from udaseg.core import views
-from udaseg.core.context import Batch, Draws, Iteration
+from udaseg.core.context import Batch, StepContext, StepRng
 from udaseg.core.masking import Blocks
-from udaseg.core.step import Learner, Stage, Stepper, training_step
+from udaseg.core.step import Learner, Stage, training_step
 from udaseg.core.teacher import Teacher
 from udaseg.core.terms.cross_entropy import CrossEntropy
 from udaseg.core.terms.feature_distance import FeatureDistance
 from udaseg.core.weighting import ConfidenceShare
-from udaseg.data.classes import CITYSCAPES
 from udaseg.engine.optim import adamw, parameter_groups
 from udaseg.models import multires, renaming
 from udaseg.models.frozen import Frozen
@@ -35,7 +33,7 @@ TABLE = renaming.public_names(public_shapes("step_mic_model"), hrda_parts("mit_b
 SIZE = 256
 
 
-class RecordedDraws(Draws):
+class RecordedRng(StepRng):
     """Answers the masker with the fixture's patch noise."""
 
     noise: Tensor
@@ -44,26 +42,42 @@ class RecordedDraws(Draws):
         return self.noise if shape == (1, 8, 8) else super().per_image(images, *shape)
 
 
-def setup() -> tuple[Learner, Teacher, Stepper]:
+class Watched:
+    """The teacher of a step, whose labelling is recorded."""
+
+    def __init__(self, teacher: Teacher, seen: dict[str, Any]) -> None:
+        self.teacher, self.seen, self.encode = teacher, seen, teacher.encode
+
+    def infer(self, target: Tensor) -> InferencePass:
+        self.seen["ema_norm"] = norms(self.teacher.segmentor)
+        inference = self.teacher.infer(target)
+        self.seen["logits"] = inference.logits
+        return inference
+
+
+def setup() -> tuple[Learner, Teacher, torch.optim.Optimizer]:
     student = rule_hrda("step_mic_model", "mit_b0", "daformer", crop=SIZE).train()
     deterministic(student)
     frozen = rule_hrda("step_mic_model", "mit_b0", "daformer", crop=SIZE, prefix="imnet_model.").encoder
-    distance = FeatureDistance(reference=Frozen(frozen), names=CITYSCAPES.names, class_names=THINGS)
-    off = {"normalise": NoNormalisation(), "jitter": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0}
-    masked = views.Masked(masker=Blocks(block=32 / SIZE, ratio=0.7), images="target", **off)
+    context = build_context()
+    distance = FeatureDistance(context, class_names=THINGS)
+    off = {"jitter": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0}
+    masked = views.Masked(context, masker=Blocks(context, block=32 / SIZE, ratio=0.7), images="target", **off)
     ce = {"ce": 1.0}
     learner = Learner(
         student,
         {
-            "source": Stage(views.Source(), {"ce": CrossEntropy(), "fd": distance}, {"ce": 1.0, "fd": 0.005}),
-            "mixed": Stage(views.Mixed(classes=CLASSES, **off), {"ce": CrossEntropy()}, ce),
-            "masked": Stage(masked, {"ce": CrossEntropy()}, ce),
+            "source": Stage(
+                views.Source(context), {"ce": CrossEntropy(context), "fd": distance}, {"ce": 1.0, "fd": 0.005}
+            ),
+            "mixed": Stage(views.Mixed(context, **off), {"ce": CrossEntropy(context)}, ce),
+            "masked": Stage(masked, {"ce": CrossEntropy(context)}, ce),
         },
+        Frozen(frozen),
     )
     learner.train()
     teacher = Teacher(student, alpha=0.999)
-    optimiser = adamw(parameter_groups(learner, lr=6e-5, weight_decay=0.01))
-    return learner, teacher, Stepper(optimiser, nullcontext, torch.amp.GradScaler("cpu", enabled=False), lambda m: None)
+    return learner, teacher, adamw(parameter_groups(learner, lr=6e-5, weight_decay=0.01))
 
 
 def batch(t: int) -> Batch:
@@ -79,53 +93,50 @@ def recorded(t: int, kind: str) -> list[Any]:
     return [value for name, value in REFERENCE["iters"][t]["events"] if name == kind]
 
 
-def run(learner: Learner, teacher: Teacher, stepper: Stepper, t: int, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+def step(
+    learner: Learner, teacher: Teacher, optimiser: torch.optim.Optimizer, t: int, patch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """One iteration with the fixture's draws; everything the tests compare."""
     classes = Recorded()
     classes.choices = iter(recorded(t, "np.random.choice"))
     boxes = iter(Box(*corners) for corners in recorded(t, "hr_crop_box(y1,y2,x1,x2)"))
     patch.setattr(views, "choose_classes", classes)
     patch.setattr(multires, "draw_box", lambda size, window: next(boxes))
-    draws = RecordedDraws(0, t, torch.device("cpu"))
+    rng = RecordedRng(0, t, torch.device("cpu"))
     noise = next(value for value in recorded(t, "torch.rand") if value["shape"] == [2, 1, 8, 8])
-    draws.noise = torch.tensor(noise["values"]).view(2, 1, 8, 8)
-    seen: dict[str, Any] = {"tiles": {"student": [], "teacher": [], "reference": []}, "views": {}}
-
-    def predict(target: Tensor) -> InferencePass:
-        seen["ema_norm"] = norms(teacher.segmentor)
-        look = teacher.predict(target)
-        seen["logits"] = look.logits
-        return look
+    rng.noise = torch.tensor(noise["values"]).view(2, 1, 8, 8)
+    seen: dict[str, Any] = {"tiles": {"student": [], "teacher": [], "pretrained": []}, "views": {}}
 
     def count(who: str, module: torch.nn.Module) -> Any:
         return module.register_forward_pre_hook(lambda _, x: seen["tiles"][who].append(x[0].shape[0]))
 
-    reference = learner.stages["source"].terms["fd"].reference
+    pretrained = learner.pretrained_encoder
     handles = [count(who, module) for who, module in (
-        ("student", learner.segmentor.encoder), ("teacher", teacher.segmentor.encoder), ("reference", reference),
+        ("student", learner.segmentor.encoder), ("teacher", teacher.segmentor.encoder), ("pretrained", pretrained),
     )]  # fmt: skip
-    for name, stage in learner.views():
-        patch.setattr(stage, "build", keep(seen["views"], name, stage.build), raising=False)
-    iteration = Iteration(t, batch(t), draws, learner.segmentor, predict, ConfidenceShare(threshold=0.11))
-    seen["losses"] = training_step(learner, teacher, iteration, stepper)
-    seen["iteration"] = iteration
+    for name, stage in learner.named_stages():
+        patch.setattr(stage, "build_view", keep(seen["views"], name, stage.build_view), raising=False)
+    rule = ConfidenceShare(build_context(), threshold=0.11)
+    context = StepContext(t, batch(t), rng, learner.segmentor, Watched(teacher, seen), rule, pretrained)
+    seen["losses"] = training_step(learner, teacher, context, optimiser, unscaled())
+    seen["context"] = context
     for handle in handles:
         handle.remove()
     patch.undo()
     return seen
 
 
-def keep(found: dict[str, Any], name: str, build: Any) -> Any:
-    return lambda iteration: found.setdefault(name, build(iteration))
+def keep(seen: dict[str, Any], name: str, build_view: Any) -> Any:
+    return lambda context: seen.setdefault(name, build_view(context))
 
 
 @pytest.fixture(scope="module")
 def traces() -> Iterator[list[dict[str, Any]]]:
     patch = pytest.MonkeyPatch()
-    learner, teacher, stepper = setup()
+    learner, teacher, optimiser = setup()
     found = []
     for t in range(2):
-        trace = run(learner, teacher, stepper, t, patch)
+        trace = step(learner, teacher, optimiser, t, patch)
         student: Segmentor = learner.segmentor
         trace["grad"] = {k: p.grad.double().norm().item() for k, p in student.named_parameters() if p.grad is not None}
         trace["norm_after"] = norms(student)
@@ -149,9 +160,9 @@ def test_losses(traces: list[dict[str, Any]], t: int) -> None:
 @pytest.mark.parametrize("t", [0, 1])
 def test_pseudo_labels_and_views(traces: list[dict[str, Any]], t: int) -> None:
     trace, most = traces[t], 5 if t == 0 else 20
-    pseudo, mixed, masked = trace["iteration"].pseudo_labels, trace["views"]["mixed"], trace["views"]["masked"]
+    pseudo, mixed, masked = trace["context"].pseudo_labels, trace["views"]["mixed"], trace["views"]["masked"]
     assert (pseudo.label.numpy() != FIXTURE[f"it{t}_pseudo_label"]).sum() <= most
-    share = trace["iteration"].notes["confident"].item()
+    share = trace["context"].notes["confident"].item()
     assert share == pytest.approx(REFERENCE["iters"][t]["pseudo_weight_fraction"], abs=1e-3)
     tolerance = 1e-5 if t == 0 else 5e-3
     np.testing.assert_allclose(trace["logits"][:, :, ::8, ::8], FIXTURE[f"it{t}_ema_logits_hw8"], atol=tolerance)
@@ -194,6 +205,6 @@ def test_final_tensors(traces: list[dict[str, Any]]) -> None:
 
 
 def test_tiles_of_a_step(traces: list[dict[str, Any]]) -> None:
-    """baselines.md 10.1: 2 + 2 tiles a view, the teacher's 2 + 18, the frozen encoder's 2; no pass for distances."""
+    """2 + 2 tiles a view, the teacher's 2 + 18, the frozen encoder's 2; no pass for distances."""
     for trace in traces:
-        assert trace["tiles"] == {"student": [4, 4, 4], "teacher": [2, 18], "reference": [2]}
+        assert trace["tiles"] == {"student": [4, 4, 4], "teacher": [2, 18], "pretrained": [2]}

@@ -1,4 +1,4 @@
-"""Every piece of the DACS step against numbers from the public code (baselines.md sections 3 to 5)."""
+"""Every piece of the DACS step against numbers from the public code (docs/fidelity.md)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import nn
 
 from parity.rule import DATA, blocks, noisy, randn, rng_for, uint8_noise
 from udaseg.core.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, colour_jitter, gaussian_blur, kernel_size
-from udaseg.core.context import Batch, Draws, Iteration, PseudoLabels, View
+from udaseg.core.context import Batch, BuildContext, PseudoLabels, StepContext, StepRng, View
 from udaseg.core.masking import Blocks
 from udaseg.core.mixing import choose_classes, class_mask, class_slots, mix, present_classes
 from udaseg.core.teacher import Teacher
 from udaseg.core.terms.cross_entropy import cross_entropy, segmentation_loss
 from udaseg.core.terms.feature_distance import FeatureDistance, downscale_label
 from udaseg.core.weighting import ConfidenceShare
+from udaseg.data.classes import CITYSCAPES
 from udaseg.data.loading import Normalise
 from udaseg.engine.optim import PolyWarmup
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD, Box, Decoded, Encoded, Output
@@ -40,10 +41,15 @@ def labels(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array).long()[:, 0]
 
 
-def iteration(**batch: torch.Tensor) -> Iteration:
+def build_context(**how: tuple[int, int]) -> BuildContext:
+    return BuildContext(CITYSCAPES.names, Normalise(IMAGENET_MEAN, IMAGENET_STD), **how)
+
+
+def step_context(pretrained_encoder: nn.Module | None = None, **batch: torch.Tensor) -> StepContext:
     empty = torch.zeros(2, 3, 8, 8)
     full = {"source_image": empty, "source_label": torch.zeros(2, 8, 8).long(), **batch}
-    return Iteration(0, Batch(**full), Draws(0, 0, CPU), nn.Identity())  # type: ignore[arg-type]
+    rng, segmentor = StepRng(0, 0, CPU), nn.Identity()
+    return StepContext(0, Batch(**full), rng, segmentor, pretrained_encoder=pretrained_encoder)  # type: ignore[arg-type]
 
 
 # --- class mix -----------------------------------------------------------------------------------------------------
@@ -173,11 +179,11 @@ def test_blur_sizes_and_the_taps_left_out() -> None:
 
 def test_pseudo_labels_and_their_weights() -> None:
     expected, logits = arrays("uda_pseudo"), 4 * tensor("input/pl_logits", 2, 19, 160, 64)
-    found = ConfidenceShare(threshold=0.968, crop_margins=(15, 120))(logits, iteration())
+    found = ConfidenceShare(build_context(crop_margins=(15, 120)), threshold=0.968)(logits, step_context())
     assert np.array_equal(found.label.numpy(), expected["label"])
     assert np.array_equal(found.weight.numpy(), expected["weight_hw"])
     mask = torch.from_numpy(rng_for("mask/valid").integers(0, 2, size=(2, 1, 160, 64), dtype=np.uint8))[:, 0]
-    found = ConfidenceShare(threshold=0.968)(logits, iteration(target_valid=mask))
+    found = ConfidenceShare(build_context(), threshold=0.968)(logits, step_context(target_valid=mask))
     assert np.array_equal(found.weight.numpy(), expected["weight_valid_mask"])
 
 
@@ -275,16 +281,10 @@ class Constant(nn.Module):
 def distance(
     label: torch.Tensor, class_names: tuple[str, ...] | None, feature: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from udaseg.data.classes import CITYSCAPES
-
-    term = FeatureDistance(
-        reference=Constant(tensor("input/fd_f2", 2, 512, 8, 8)),
-        names=CITYSCAPES.names,
-        class_names=class_names,
-        min_ratio=0.5,
-    )
+    term = FeatureDistance(build_context(), class_names=class_names, min_ratio=0.5)
+    context = step_context(Constant(tensor("input/fd_f2", 2, 512, 8, 8)))
     output = Output((Encoded((feature,), torch.zeros(2, 3, 8, 8)),), (Decoded(feature),))
-    loss = term(View(torch.zeros(2, 3, 128, 128), label), output, iteration())
+    loss = term(View(torch.zeros(2, 3, 128, 128), label), output, context)
     assert loss.present is not None
     return loss.value, loss.present
 
@@ -324,7 +324,7 @@ def test_learning_rate_of_every_iteration() -> None:
                 assert schedule.rate(base, int(t)) == pytest.approx(expected, rel=1e-12), (key, t)
 
 
-class Given(Draws):
+class Given(StepRng):
     """Answers with the fixture's noise."""
 
     def __init__(self, noise: np.ndarray) -> None:
@@ -339,7 +339,7 @@ class Given(Draws):
 def test_block_masks(case: str) -> None:
     """Grid of round(H / b) x round(W / b), kept where the number is above the ratio, brought up by nearest."""
     found, facts = arrays("uda_mic"), PIECES["mic"][case]
-    masker = Blocks(block=facts["block"] / facts["h"], ratio=facts["ratio"])
+    masker = Blocks(build_context(), block=facts["block"] / facts["h"], ratio=facts["ratio"])
     shape = (2, facts["h"], facts["w"])
     mask = masker(torch.zeros(shape, dtype=torch.int64), Given(found[f"{case}_rand"]))
     np.testing.assert_array_equal(mask.numpy(), found[f"{case}_mask"])

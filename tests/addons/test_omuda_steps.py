@@ -1,19 +1,20 @@
-"""OMUDA's recipes at toy size: steps, one look of the frozen encoder, nothing read, exact resuming."""
+"""OMUDA at toy size: the rows of its tables, one pass of the pretrained encoder, devices, exact resuming."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pretend
 import pytest
 import torch
 import toy
-from engine.test_step import NoReading
 from torch import Tensor
 
-from udaseg.engine import trainer
+from udaseg.console import Silent
 from udaseg.engine.assembly import Assembly, assemble
 from udaseg.engine.runlog import RunFolder
+from udaseg.engine.trainer import Trainer
 from udaseg.errors import UserError
 
 RECIPES = ("daformer_omuda", "daformer_cam", "daformer_fdm", "daformer_cdm", "dacs_omuda", "hrda_omuda", "mic_omuda")
@@ -32,26 +33,24 @@ def built(name: str, *overrides: str) -> Assembly:
     return assemble(toy.load(name, "train.iterations=8", *overrides, base=base(name)))
 
 
-def steps(setup: trainer.Setup, first: int, last: int) -> list[dict[str, Tensor]]:
-    found = []
-    for t, raw in enumerate(setup.batches(first, last), first):
-        found.append({key: loss.value for key, loss in trainer.step(setup, raw, t)[0].items()})
-    return found
+def steps(trainer: Trainer, first: int, last: int) -> list[dict[str, Tensor]]:
+    """The losses of every iteration."""
+    return [
+        {key: loss.value for key, loss in trainer.step(raw, t)[0].items()}
+        for t, raw in enumerate(trainer.batches(first, last), first)
+    ]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_take_steps(name: str, streets: Path) -> None:
-    setup = built(name).setup
-    before = {key: value.clone() for key, value in setup.learner.segmentor.named_parameters()}
-    losses = steps(setup, 0, 2)
-    assert all(value.isfinite() for row in losses for value in row.values())
-    assert not [key for key, value in setup.learner.segmentor.named_parameters() if torch.equal(value, before[key])]
-    terms = {key.split("/")[1] for key in losses[0]}
+def test_views_and_terms_of_the_recipes(name: str) -> None:
+    """They take their steps in ``contract/test_recipes``."""
+    terms = {view: set(stage.terms) for view, stage in toy.load(name, base=base(name)).recipe.views.items()}
+    every = set().union(*terms.values())
     expected = {"cam": set(), "fdm": {KD}, "cdm": {CDM}, "omuda": {KD, CDM}}[name.split("_")[1]]
-    assert terms - {"cross_entropy", "feature_distance"} == expected
-    assert "feature_distance" in terms or KD in terms
-    assert ("masked/cross_entropy" in losses[0]) == (name == "daformer_cam")
-    assert (f"masked/{CDM}" in losses[0]) == name.endswith("omuda")
+    assert every - {"cross_entropy", "feature_distance"} == expected
+    assert "feature_distance" in every or KD in every
+    assert ("cross_entropy" in terms.get("masked", ())) == (name == "daformer_cam")
+    assert (CDM in terms.get("masked", ())) == name.endswith("omuda")
 
 
 @pytest.mark.parametrize(
@@ -69,40 +68,44 @@ def test_recipes_take_steps(name: str, streets: Path) -> None:
     ],
 )
 def test_every_row_of_the_papers_tables_takes_a_step(overrides: tuple[str, ...], streets: Path) -> None:
-    (losses,) = steps(built("daformer_omuda", *overrides).setup, 0, 1)
+    (losses,) = steps(built("daformer_omuda", *overrides).trainer, 0, 1)
     assert all(value.isfinite() for value in losses.values())
 
 
 @pytest.mark.parametrize("name", ["daformer", "hrda"])
-def test_feature_distance_and_distillation_share_one_look_of_the_frozen_encoder(name: str, streets: Path) -> None:
-    setup = built(name, SEEN).setup
-    terms = setup.learner.stages["source"].terms  # type: ignore[union-attr]
-    assert terms["feature_distance"].reference is terms[KD].reference
-    looks: list[Any] = []
-    terms[KD].reference.register_forward_hook(lambda *call: looks.append(call))
-    losses = steps(setup, 0, 2)
-    assert losses[0][f"source/{KD}"] > 0 and len(looks) == 2
-    alone = built(name, SEEN, "views.source.terms.feature_distance=null").setup
+def test_feature_distance_and_distillation_share_one_pass_of_the_pretrained_encoder(name: str, streets: Path) -> None:
+    trainer = built(name, SEEN).trainer
+    passes: list[Any] = []
+    assert trainer.learner.pretrained_encoder is not None
+    trainer.learner.pretrained_encoder.register_forward_hook(lambda *call: passes.append(call))
+    losses = steps(trainer, 0, 2)
+    assert losses[0][f"source/{KD}"] > 0 and len(passes) == 2
+    alone = built(name, SEEN, "views.source.terms.feature_distance=null").trainer
     assert steps(alone, 0, 1)[0][f"source/{KD}"] == losses[0][f"source/{KD}"]
 
 
 def test_distillation_alone_trains_the_encoder(streets: Path) -> None:
-    setup = built("daformer_fdm", SEEN, "views.source.terms.cross_entropy.weight=0", "views.mixed=null").setup
-    assert steps(setup, 0, 1)[0][f"source/{KD}"] > 0
+    trainer = built("daformer_fdm", SEEN, "views.source.terms.cross_entropy.weight=0", "views.mixed=null").trainer
+    assert steps(trainer, 0, 1)[0][f"source/{KD}"] > 0
     moved = {
         key.split(".")[0]
-        for key, p in setup.learner.segmentor.named_parameters()
+        for key, p in trainer.learner.segmentor.named_parameters()
         if p.grad is not None and p.grad.any()
     }
     assert moved == {"encoder"}
 
 
-def test_nothing_in_a_step_reads_the_device(streets: Path) -> None:
-    setup = built("daformer_omuda", SEEN).setup
-    raws = list(setup.batches(0, 2))
-    with NoReading():
-        for t, raw in enumerate(raws):
-            trainer.step(setup, raw, t)
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        *(("mic_daformer", f"views.masked.masker={kind}") for kind in ("grid", "context_aware")),
+        ("daformer_cdm", f"views.mixed.terms.{CDM}.beta=agreement"),
+        ("daformer_fdm", f"views.source.terms.{KD}.neck=fused"),
+    ],
+)
+def test_no_setting_mixes_devices_or_waits(name: str, setting: str, streets: Path) -> None:
+    with pretend.card() as mode:
+        pretend.take_step(toy.load(name, setting, base=toy.small(name) if "fused" in setting else toy.TINY), mode)
 
 
 @pytest.mark.parametrize(("batch", "said"), [(1, "nothing to compare"), (2, "no angles"), (3, None)])
@@ -142,30 +145,22 @@ def test_foreground_that_does_not_exist_is_refused_at_the_start(part: str, stree
 
 
 def test_resuming_is_exact_with_the_running_statistics(streets: Path) -> None:
-    def at(folder: str) -> trainer.Trainer:
-        return trainer.Trainer(built("daformer_omuda").setup, RunFolder(streets / folder), CADENCE, Silent())
+    def in_run() -> Trainer:
+        trainer = built("daformer_omuda").trainer
+        trainer.run, trainer.progress = RunFolder(streets / "run"), Silent()
+        return trainer
 
-    whole = at("run")
-    steps(whole.setup, 0, 3)
-    whole.done = 3
+    whole = in_run()
+    fresh = {key: value.clone() for key, value in whole.learner.state_dict().items()}
+    steps(whole, 0, 2)
+    whole.done = 2
     whole.save()
-    again = at("run")
+    again = in_run()
     again.restore()
-    fresh = built("daformer_omuda").setup
-    statistics = [key for key in whole.setup.learner.state_dict() if key.endswith(f"{CDM}.total")]
+    statistics = [key for key in fresh if key.endswith(f"{CDM}.total")]
     assert statistics == [f"stages.{view}.terms.{CDM}.total" for view in ("mixed", "masked")]
     for key in statistics:
-        assert not torch.equal(whole.setup.learner.state_dict()[key], fresh.learner.state_dict()[key])
-    assert steps(whole.setup, 3, 6) == steps(again.setup, 3, 6)
-    ours, theirs = (run.setup.learner.state_dict() for run in (whole, again))
+        assert not torch.equal(whole.learner.state_dict()[key], fresh[key])
+    assert steps(whole, 2, 4) == steps(again, 2, 4)
+    ours, theirs = (trainer.learner.state_dict() for trainer in (whole, again))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-CADENCE = trainer.Cadence(log=1, validate=100, checkpoint_minutes=100)
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: None
