@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import toy
-from udaseg.config.recipe import Recipe
 
 from udaseg import build
 from udaseg.commands.ablate import GridProgress, parse_seeds, status
+from udaseg.config.schema import Recipe
 from udaseg.engine.runlog import RunFolder, held
 from udaseg.engine.trainer import Interrupted
 from udaseg.errors import Busy, UserError
