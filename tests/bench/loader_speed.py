@@ -167,9 +167,9 @@ def bound(pairs: Any) -> None:
     from udaseg.data.images import read_image, read_label
 
     jobs = []
-    for domain, with_label in ((pairs.source, True), (pairs.target, False)):
-        for pair in domain.index.pairs[:8]:
-            jobs.append((domain.index.root / pair.image, domain.index.root / pair.label if with_label else None))
+    for images, with_label in ((pairs.source, True), (pairs.target, False)):
+        for pair in images.index.pairs[:8]:
+            jobs.append((images.index.root / pair.image, images.index.root / pair.label if with_label else None))
     images = scenes.timed(lambda: [read_image(image) for image, _ in jobs]) / 8
     labels = scenes.timed(lambda: [read_label(label) for _, label in jobs if label]) / 8
     whole = scenes.timed(lambda: [pairs[k] for k in range(8)]) / 8

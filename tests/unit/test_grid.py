@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import toy
 
-from udaseg import build
 from udaseg.commands.ablate import GridProgress, parse_seeds, status
 from udaseg.config.schema import Recipe
 from udaseg.engine.runlog import RunFolder, held
