@@ -8,7 +8,7 @@ read, so a plugin's components are members like all others. Positional parameter
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import typing
@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
 
-from udaseg import addons
 from udaseg.component import Component, Default, Needs, Plan
 from udaseg.core.base import Masker, PseudoLabelRule, Term, TranslationEngine, ViewBuilder
 from udaseg.core.components import COMPONENTS
@@ -100,8 +99,9 @@ def register(components: Mapping[str, Mapping[str, type]]) -> None:
 
 
 register(COMPONENTS)
-for _module in pkgutil.iter_modules(addons.__path__):
-    register(importlib.import_module(f"{addons.__name__}.{_module.name}").COMPONENTS)
+_addons = importlib.util.find_spec("udaseg.addons")  # the folder may be deleted
+for _module in pkgutil.iter_modules(_addons.submodule_search_locations if _addons else ()):
+    register(importlib.import_module(f"udaseg.addons.{_module.name}").COMPONENTS)
 
 
 def component_of(kind: str) -> Any:
