@@ -2,7 +2,7 @@
 
     python tests/bench/loader_speed.py [samples]
 
-The public way (baselines.md 2.1-2.6 and 10.2): every sample is decoded and resized whole, the target's label too; a
+The public way (docs/fidelity.md, "Data pipeline"): every sample is decoded and resized whole, the target's label too; a
 rare-class crop that does not hold enough of its class is made again from the files. With OpenCV where it is installed,
 otherwise with Pillow and our own resize. Both loaders draw the same images, boxes and flips from the same random
 numbers, so they do the same work; the samples are compared. Targets: 1.5 times at DAFormer's sizes, 2 at HRDA's. How
