@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import LiteralString
 
@@ -19,6 +19,12 @@ EXPECTED = {"model_type": MAP, "dict_type": MAP, "tuple_type": "a list is expect
 """Pydantic's kinds of errors whose own words name Python's types."""
 OWN = "user"
 """The type of errors that our validators raise: their message is complete."""
+
+
+class Section(BaseModel):
+    """A part of a file that a user writes: unknown keys are refused, and numbers that are none."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Problem(NamedTuple):

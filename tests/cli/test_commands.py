@@ -134,7 +134,7 @@ def test_recipe_show(udaseg: Run) -> None:
     assert row("views.source.terms.feature_distance.weight") == ["0.005", "recipes/daformer.yaml"]
     assert row("data.crop")[-1] == "recipes/benchmarks/streets.yaml"
     assert row("train.compile") == ["False", "default"]
-    assert "passes per step: student 2 (source + mixed), teacher 1, frozen ImageNet encoder 1" in answer.out
+    assert "passes per step: student 2 (source + mixed), teacher 1, pretrained encoder 1" in answer.out
 
 
 def test_names_with_brackets_and_colons_are_printed_as_they_are(udaseg: Run) -> None:

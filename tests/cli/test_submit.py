@@ -24,7 +24,6 @@ from udaseg.data.images import read_image
 from udaseg.data.loading import Normalise
 from udaseg.data.transforms import resize_image
 from udaseg.deploy.model import Model
-from udaseg.engine.domains import class_set
 from udaseg.engine.networks import load_weights, segmentor, segmentor_of, weights_metadata
 from udaseg.models import weights_file
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
@@ -40,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = toy.load("dacs", "evaluation.mode=slide", "data.validation.size=[160,80]").recipe
     torch.manual_seed(1)
     module = segmentor_of(recipe)
-    weights_file.save(path, module, weights_metadata(recipe, class_set(recipe), module))
+    weights_file.save(path, module, weights_metadata(recipe, module))
     return path
 
 

@@ -212,7 +212,7 @@ def test_profile_in_one_line_of_json(streets: Path, capsys: Any) -> None:
     (line,) = capsys.readouterr().out.strip().splitlines()
     found = json.loads(line)
     assert (found["recipe"], found["benchmark"]) == ("daformer", "streets")
-    assert found["passes"] == {"student": [2, 2], "teacher": [2], "reference": [2]}
+    assert found["passes"] == {"student": [2, 2], "teacher": [2], "pretrained": [2]}
     assert {"source", "teacher", "mixed", "optimiser", "data"} <= found["seconds"].keys()
     # a backward costs twice its forward; the teacher has none
     assert found["multiply_adds"]["mixed"] == pytest.approx(3 * found["multiply_adds"]["teacher"], rel=0.05)

@@ -130,11 +130,11 @@ def test_a_run_is_found_under_another_recipes_name(tmp_path: Path) -> None:
 
 
 def test_the_command_of_a_cell_trains_that_cell(tmp_path: Path) -> None:
-    from udaseg.commands.train import choose
+    from udaseg.engine.runs import choose_recipe
 
     for cell in cells(tmp_path):
         _, _, name, _, benchmark, _, seed, _, out, *overrides = cell.command
-        loaded = choose(name, benchmark, int(seed), overrides, Path(out), False)
+        loaded = choose_recipe(name, benchmark, int(seed), overrides)
         assert loaded.recipe.fingerprint() == cell.loaded.recipe.fingerprint() and Path(out) == cell.folder
 
 

@@ -7,16 +7,12 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from udaseg.config.registry import REGISTRIES, component_of
-from udaseg.problems import MAP, Problem, collecting, combined, refuse, suggest
+from udaseg.problems import MAP, Problem, Section, collecting, combined, refuse, suggest
 
 Tree = dict[str, Any]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class DomainSection(Section):

@@ -15,10 +15,9 @@ from pydantic import Field, NonNegativeInt, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from udaseg.config.layers import label, locate, parse_override, shipped
-from udaseg.config.schema import Section
 from udaseg.data.classes import PROTOCOLS
 from udaseg.errors import UserError
-from udaseg.problems import Problem, explain, suggest
+from udaseg.problems import Problem, Section, explain, suggest
 from udaseg.yamls import read_yaml
 
 OUT_OF_MEMORY = "OOM"

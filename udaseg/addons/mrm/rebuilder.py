@@ -87,15 +87,15 @@ class Projector(nn.Module):
         widths = [embed_dim, embed_dim // 2, *[embed_dim // 4] * doublings][: doublings + 1]
         layers: list[nn.Module] = []
         for narrow, wide in zip(widths[1:], widths, strict=False):
-            layers += [LayerNorm2d(wide), nn.GELU()] if layers else []
+            layers += [ChannelNorm(wide), nn.GELU()] if layers else []
             layers.append(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], to, 1), LayerNorm2d(to))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], to, 1), ChannelNorm(to))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
 
-class LayerNorm2d(nn.LayerNorm):
+class ChannelNorm(nn.LayerNorm):
     """Over the channels of every cell of (B, C, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
