@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from udaseg.addons.omuda.context_aware import ContextAwareMasker, ContextAwareSampler, FixedRatio
+from udaseg.addons.omuda.feature_distillation import RelationalDistillation
 from udaseg.addons.omuda.foreground import THINGS
 from udaseg.config.load import load
+from udaseg.config.registry import settings_of_type
+from udaseg.ranges import ClassNames
 
 
 def test_omuda_is_its_three_components() -> None:
@@ -31,3 +35,9 @@ def test_omuda_on_the_other_baselines() -> None:
         assert recipe.views == found["daformer_omuda"].views
     assert found["mic_omuda"].fingerprint() == found["hrda_omuda"].fingerprint()
     assert found["hrda_omuda"].data.sampler == {**found["daformer_omuda"].data.sampler, "min_crop_ratio": 2.0}
+
+
+def test_check_knows_which_settings_name_classes() -> None:
+    """`udaseg check` says which of these names no class has."""
+    for component in (ContextAwareSampler, FixedRatio, ContextAwareMasker, RelationalDistillation):
+        assert settings_of_type(component, ClassNames) == ["foreground"]

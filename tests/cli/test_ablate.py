@@ -107,6 +107,7 @@ def test_a_kill_of_everything_and_the_same_command_again(whole: Path, streets: P
     same_grid(whole, out)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(whole: Path, streets: Path) -> None:
     study, out = write_study(streets), streets / "stopped"
     process = child(*ablate(study, str(out), "--jobs", "2"), "runtime.checkpoint_minutes=60")
@@ -193,7 +194,7 @@ def test_looking_changes_nothing(whole: Path, streets: Path, capsys: Any) -> Non
     )
 
 
-@pytest.mark.parametrize("cluster", ["debug", "local"])
+@pytest.mark.parametrize("cluster", [pytest.param("debug", marks=pytest.mark.slow), "local"])
 def test_submitit(whole: Path, streets: Path, cluster: str) -> None:
     """The whole run through submitit's own executors; `local` is stopped in the middle as a cluster does it."""
     pytest.importorskip("submitit")

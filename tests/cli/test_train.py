@@ -78,6 +78,7 @@ def test_twenty_steps_equal_ten_a_kill_and_ten_more(whole: Path, streets: Path) 
     same_run(whole, folder)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_for_mic(streets: Path) -> None:
     """HRDA's boxes, the block masks and the shared pseudo-labels, too: nothing of them is carried between steps."""
     few = ("train.iterations=6", "evaluation.every=6", "runtime.log_every=2")
@@ -220,7 +221,7 @@ def test_profile_in_one_line_of_json(streets: Path, capsys: Any) -> None:
     assert found["multiply_adds"]["source/feature_distance"] > 0  # the frozen encoder's forward
 
 
-@pytest.mark.parametrize("recipe", ["source_only", "dacs"])
+@pytest.mark.parametrize("recipe", [pytest.param("source_only", marks=pytest.mark.slow), "dacs"])
 def test_two_processes_equal_one_with_the_whole_batch(streets: Path, recipe: str) -> None:
     """No BatchNorm anywhere: MiT without drop path, DeepLab-V2."""
     plain = ("model.encoder={kind: mit_b0, drop_path: 0.0}", "model.decoder=deeplabv2", "train.iterations=3")

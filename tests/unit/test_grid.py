@@ -376,14 +376,14 @@ def test_the_time_left_is_told_from_iterations(tmp_path: Path, monkeypatch: pyte
 
 def test_settings_of_a_term_leave_rows_without_it_alone(tmp_path: Path) -> None:
     """Else an override for the method's term would put that term into the control."""
-    rows = [Row(label="control", recipe="dacs"), Row(label="method", recipe="dacs_mrm")]
+    rows = [Row(label="control", recipe="dacs"), Row(label="method", recipe="daformer")]
     study = Study(title="two", benchmark="streets", seeds=[0], rows=rows)
-    size = ("views.mixed.terms.rebuild.embed_dim=64", "views.source.terms.feature_distance.weight=0.1")
+    size = ("views.source.terms.feature_distance.min_ratio=0.5", "views.mixed.terms.feature_distance.weight=0.1")
     control, method = (c.loaded.recipe for c in lay_out(study, out=tmp_path, overrides=[*toy.TINY, *size]).cells)
-    assert "rebuild" not in control.views["mixed"].terms
-    assert method.views["mixed"].terms["rebuild"]["embed_dim"] == 64
+    assert "feature_distance" not in control.views["source"].terms
+    assert method.views["source"].terms["feature_distance"]["min_ratio"] == 0.5
     for recipe in (control, method):  # a term that no row has is meant to be added
-        assert recipe.views["source"].weights["feature_distance"] == 0.1
+        assert recipe.views["mixed"].weights["feature_distance"] == 0.1
 
 
 def test_a_job_that_the_cluster_refuses(tmp_path: Path) -> None:

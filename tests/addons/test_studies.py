@@ -7,13 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from unit.test_results import content, texts
 
 from udaseg.config.layers import parse_override, shipped
 from udaseg.config.load import benchmark_data, load
 from udaseg.config.schema import Recipe
 from udaseg.data.classes import CITYSCAPES, PROTOCOLS
 from udaseg.errors import UserError
+from udaseg.report import pages
 from udaseg.report.study import Row, Study, find, load_study, studies
+from udaseg.report.summary import summarise
+from udaseg.report.tables import comma_separated, latex, markdown
 
 ALL = {name: load_study(name) for name in studies()}
 SHIPPED = {name: study for name, study in ALL.items() if study.source}
@@ -375,3 +379,15 @@ def test_studies_need_no_torch() -> None:
     code = "import sys, udaseg.report.study as s; s.load_study('mrm_1_gta5'); print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+def test_every_shipped_study_has_a_page_and_tables() -> None:
+    drawn = {}
+    for name in studies():
+        part = pages.study_part(summarise(name, []), runs=Path("runs"))
+        drawn[name] = len(part.charts)
+        assert latex(part.table) and markdown(part.table) and comma_separated(part.table)
+        for _, source in part.charts:
+            assert "mIoU, %" in texts(content(source))
+    assert drawn["t2s_12_weight"] == drawn["mrm_2f_weight"] == drawn["t2s_15_alpha"] == 1
+    assert drawn["mrm_1_gta5"] == drawn["mrm_2c_mode"] == 0
