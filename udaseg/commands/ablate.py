@@ -146,7 +146,7 @@ class GridProgress:
 
     def started(self, cell: Cell) -> None:
         saved = checkpoint.newest(cell.folder / "checkpoints")
-        how = f"on from iteration {int(saved.stem.removeprefix('step-'))}" if saved else "begins"
+        how = f"on from iteration {checkpoint.step(saved)}" if saved else "begins"
         self.say(f"{cell.name}: {how}, {cell.folder}")
 
     def ended(self, cell: Cell, run: Run) -> None:

@@ -31,6 +31,7 @@ from udaseg.engine.assembly import assemble
 from udaseg.engine.domains import class_set, images_of
 from udaseg.engine.networks import normalisation
 from udaseg.engine.profile import time_steps
+from udaseg.engine.result import read_result
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
 from udaseg.evaluation.evaluate import evaluate, evaluating, predict, recompute_batchnorm
@@ -141,7 +142,10 @@ def report(folder: Path, adapted: Loaded, start: Path, seconds: float) -> Result
     names, only = class_set(adapted.recipe).names, PROTOCOLS[adapted.recipe.data.protocol]
 
     def of_run(path: Path) -> Scores:
-        return scores(np.array(runs.read_result(path)["validation"]["confusion"]), names, only)
+        validation = read_result(path).validation
+        if validation is None:
+            raise UserError(f"{path}: was never validated; delete its result.json and run the demo again")
+        return scores(validation.counts(), names, only)
 
     models = [runs.load_student(path)[0] for path in (start, folder / "adapted")]
     picture = figures.rendered(draw(adapted, models))
