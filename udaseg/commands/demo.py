@@ -35,7 +35,7 @@ from udaseg.engine.result import read_result
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
 from udaseg.evaluation.evaluate import evaluate, evaluating, predict, recompute_batchnorm
-from udaseg.files import write_atomic, write_text
+from udaseg.files import refuse_no_folder, write_atomic, write_text
 from udaseg.models.segmentor import Segmentor
 from udaseg.report import figures
 from udaseg.report.figures import Figure
@@ -68,6 +68,7 @@ def run_demo(*, quick: bool, recipe: str | None, seed: int, folder: Path | None)
     """The whole demo; what is already there (data, finished runs) is used again."""
     began = time.monotonic()
     folder = folder or default_folder(quick, recipe, seed)
+    refuse_foreign(folder)
     prepare_streets()
     common = [f"seed={seed}", *(QUICK if quick else ())]
     start = folder / "source_only"
@@ -87,6 +88,13 @@ def run_demo(*, quick: bool, recipe: str | None, seed: int, folder: Path | None)
 def default_folder(quick: bool, recipe: str | None, seed: int) -> Path:
     parts = ["demo", *(["quick"] if quick else []), *([Path(recipe).stem] if recipe else []), f"seed{seed}"]
     return Path("runs") / "-".join(parts)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """UserError for a place that is no folder, or one that holds something and no demo: its files would be replaced."""
+    refuse_no_folder(folder, "--out")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "source_only").is_dir():
+        raise UserError(f"--out {folder}: exists and holds no demo; choose another folder")
 
 
 def prepare_streets() -> None:
