@@ -82,10 +82,12 @@ def _components(metadata: weights_file.WeightsMetadata, path: Path) -> ModelSect
     """The header's components, completed; UserError for one that is unknown, and for unknown settings or data."""
     try:
         parts = ModelSection(**{key: getattr(metadata, key) for key in ("encoder", "decoder", "wrapper")})
-        if metadata.data:
-            DataSection.model_validate({**metadata.data, "crop": (1, 1)})
     except ValidationError as error:
         raise weights_file.damaged(path, error) from None
+    try:
+        DataSection.model_validate({"source": {"dataset": ""}, **metadata.data, "crop": (1, 1)})
+    except ValidationError as error:
+        raise weights_file.damaged(path, error, "data: ") from None
     if metadata.protocol not in PROTOCOLS:
         raise UserError(f"{path}: its udaseg header has an unknown protocol: {suggest(metadata.protocol, PROTOCOLS)}")
     return parts

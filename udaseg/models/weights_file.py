@@ -105,9 +105,10 @@ def read(path: Path) -> tuple[WeightsMetadata, Mapping[str, Tensor]]:
         raise damaged(path, error) from None
 
 
-def damaged(path: Path, error: ValidationError) -> UserError:
-    """What to raise for a header that does not fit its schema."""
-    return UserError(f"{path}: its udaseg header is damaged or of another version of udaseg ({first_problem(error)})")
+def damaged(path: Path, error: ValidationError, key: str = "") -> UserError:
+    """What to raise for a header that does not fit its schema; ``key``: the one that the error is about, if not all."""
+    reason = key + first_problem(error)
+    return UserError(f"{path}: its udaseg header is damaged or of another version of udaseg ({reason})")
 
 
 def restore(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
