@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +15,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from udaseg.errors import UserError
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content; OSError for what is no file: to open a FIFO would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return path.read_bytes()
 
 
 @contextmanager
@@ -57,6 +66,8 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def write_free(path: Path, content: bytes) -> Path:
     """Write under the name or, where that is taken, under the next free one: ``x-2.png``. Gives the path."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder or a device; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
@@ -67,6 +78,28 @@ def write_free(path: Path, content: bytes) -> Path:
         except FileExistsError:
             continue
     raise AssertionError("unreachable")
+
+
+def put_aside(path: Path) -> Path:
+    """Give a damaged file another name, a free one: ``x.damaged``, ``x.damaged-2``. Gives the new path."""
+    for number in itertools.count(1):
+        place = path.with_name(f"{path.name}.damaged" + (f"-{number}" if number > 1 else ""))
+        if not os.path.lexists(place):
+            return path.rename(place)
+    raise AssertionError("unreachable")
+
+
+def is_leftover(path: Path, names: re.Pattern[str]) -> bool:
+    """Is it a temporary file of ``write_atomic``, of a file with one of these names?"""
+    match = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}\.tmp", path.name)
+    return bool(match and names.fullmatch(match[1]) and path.is_file() and not path.is_symlink())
+
+
+def refuse_no_folder(path: Path, option: str) -> None:
+    """UserError for a place where no folder can be: a file, a device, or below one."""
+    there = next(there for there in (path, *path.absolute().parents) if os.path.lexists(there))
+    if not there.is_dir():
+        raise UserError(f"{option} {path}: {there} is not a folder; choose another place")
 
 
 def check_room(folder: Path, need: int, remedy: str) -> None:

@@ -62,6 +62,12 @@ def explain(error: ValidationError, schema: type[BaseModel], path: KeyPath = ())
     return problems
 
 
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with a file that the program wrote, in a few words: the key, and why its value is refused."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join([*(str(step) for step in problem["loc"]), problem["msg"].removeprefix("Value error, ")])
+
+
 @contextmanager
 def collecting(problems: list[Problem], path: KeyPath) -> Iterator[None]:
     """Inside, errors of a validator become problems under ``path``."""

@@ -14,7 +14,8 @@ import toy
 from PIL import Image
 from toy import run
 
-from udaseg.engine import checkpoint, runs
+from udaseg.engine import checkpoint
+from udaseg.engine.result import read_result
 
 
 def train(name: str, folder: Path, *more: str) -> tuple[str, ...]:
@@ -133,4 +134,4 @@ def test_going_on_after_an_interruption_is_exact(
         assert ours[part].keys() == theirs[part].keys()
         assert all(np.array_equal(value.numpy(), theirs[part][key].numpy()) for key, value in ours[part].items())
     assert any("contrast.teacher_projector" in key for key in ours["learner"])
-    assert runs.read_result(folder)["validation"] == runs.read_result(trained[name])["validation"]
+    assert read_result(folder).validation == read_result(trained[name]).validation

@@ -61,11 +61,20 @@ def test_unpack_and_again(packed: Path, home: Path, tmp_path: Path) -> None:
     assert done[:2] == (8, 0) and len(done.missing) == 18 and "02_images.zip" in done.missing
     assert files(home / "gta5") == files(tmp_path / "original") and seen[-1] == (8, 8)
     (home / "gta5/images/00002.png").unlink()
-    (home / "gta5/labels/00003.png").write_bytes(b"half")
+    half = (home / "gta5/labels/00003.png").read_bytes()[:20]
+    (home / "gta5/labels/00003.png").write_bytes(half)
     untouched = (home / "gta5/images/00001.png").stat().st_mtime_ns
     assert unpack(GTA5, packed)[:2] == (2, 6)
     assert files(home / "gta5") == files(tmp_path / "original")
     assert (home / "gta5/images/00001.png").stat().st_mtime_ns == untouched
+
+
+def test_a_file_of_other_content_is_kept_and_named(packed: Path, home: Path) -> None:
+    unpack(GTA5, packed)
+    own = home / "gta5/images/00002.png"
+    own.write_bytes(b"mine")
+    done = unpack(GTA5, packed)
+    assert own.read_bytes() == b"mine" and done[:2] == (0, 8) and done.others == (own,)
 
 
 def test_where_it_goes(home: Path, tmp_path: Path) -> None:

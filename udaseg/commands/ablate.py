@@ -18,6 +18,7 @@ from udaseg.console import Bar, duration, out, table
 from udaseg.engine import checkpoint
 from udaseg.engine.runs import watching
 from udaseg.errors import UserError
+from udaseg.files import refuse_no_folder
 from udaseg.report.executors import Executor, Inline, Local, Slurm, slurm_executor, train_cells
 from udaseg.report.grid import CELLS, Cell, Grid, costs, lay_out, run_of
 from udaseg.report.results import Run
@@ -40,6 +41,8 @@ def listing() -> None:
 
 def choose(name: str, *, seeds: str | None, folder: Path | None, **options: Any) -> tuple[Study, Grid]:
     """The study of that name, and its cells; ``options``: those of ``lay_out``."""
+    if folder is not None:
+        refuse_no_folder(folder, "--out")
     study = load_study(name)
     return study, lay_out(study, out=folder or CELLS, seeds=None if seeds is None else parse_seeds(seeds), **options)
 
@@ -146,7 +149,7 @@ class GridProgress:
 
     def started(self, cell: Cell) -> None:
         saved = checkpoint.newest(cell.folder / "checkpoints")
-        how = f"on from iteration {int(saved.stem.removeprefix('step-'))}" if saved else "begins"
+        how = f"on from iteration {checkpoint.step(saved)}" if saved else "begins"
         self.say(f"{cell.name}: {how}, {cell.folder}")
 
     def ended(self, cell: Cell, run: Run) -> None:

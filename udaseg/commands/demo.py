@@ -31,10 +31,11 @@ from udaseg.engine.assembly import assemble
 from udaseg.engine.domains import class_set, images_of
 from udaseg.engine.networks import normalisation
 from udaseg.engine.profile import time_steps
+from udaseg.engine.result import read_result
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
 from udaseg.evaluation.evaluate import evaluate, evaluating, predict, recompute_batchnorm
-from udaseg.files import write_atomic, write_text
+from udaseg.files import refuse_no_folder, write_atomic, write_text
 from udaseg.models.segmentor import Segmentor
 from udaseg.report import figures
 from udaseg.report.figures import Figure
@@ -67,6 +68,7 @@ def run_demo(*, quick: bool, recipe: str | None, seed: int, folder: Path | None)
     """The whole demo; what is already there (data, finished runs) is used again."""
     began = time.monotonic()
     folder = folder or default_folder(quick, recipe, seed)
+    refuse_foreign(folder)
     prepare_streets()
     common = [f"seed={seed}", *(QUICK if quick else ())]
     start = folder / "source_only"
@@ -86,6 +88,13 @@ def run_demo(*, quick: bool, recipe: str | None, seed: int, folder: Path | None)
 def default_folder(quick: bool, recipe: str | None, seed: int) -> Path:
     parts = ["demo", *(["quick"] if quick else []), *([Path(recipe).stem] if recipe else []), f"seed{seed}"]
     return Path("runs") / "-".join(parts)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """UserError for a place that is no folder, or one that holds something and no demo: its files would be replaced."""
+    refuse_no_folder(folder, "--out")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "source_only").is_dir():
+        raise UserError(f"--out {folder}: exists and holds no demo; choose another folder")
 
 
 def prepare_streets() -> None:
@@ -141,7 +150,10 @@ def report(folder: Path, adapted: Loaded, start: Path, seconds: float) -> Result
     names, only = class_set(adapted.recipe).names, PROTOCOLS[adapted.recipe.data.protocol]
 
     def of_run(path: Path) -> Scores:
-        return scores(np.array(runs.read_result(path)["validation"]["confusion"]), names, only)
+        validation = read_result(path).validation
+        if validation is None:
+            raise UserError(f"{path}: was never validated; delete its result.json and run the demo again")
+        return scores(validation.counts(), names, only)
 
     models = [runs.load_student(path)[0] for path in (start, folder / "adapted")]
     picture = figures.rendered(draw(adapted, models))

@@ -81,6 +81,9 @@ def unpacked(name: str, folder: Path, root: Path | None) -> Path | None:
     with Counting(f"unpacking {name} into {place}") as progress:
         done = archives.unpack(spec, folder, place, progress=progress)
     out.print(f"unpacked {done.written} files into {place}; {done.kept} were there already")
+    if done.others:
+        names = ", ".join(str(path) for path in done.others[:5]) + (", ..." if len(done.others) > 5 else "")
+        out.print(f"kept, though the archives have other content ({len(done.others)} files): {names}", style="yellow")
     if done.missing:
         out.print(f"not in {folder}: {', '.join(done.missing)}", style="yellow")
     return root and place

@@ -20,6 +20,7 @@ from udaseg.engine.assembly import Assembly, assemble
 from udaseg.engine.domains import class_set, images_of, index_of, training_crop
 from udaseg.engine.profile import Profile
 from udaseg.engine.profile import profile as measure_steps
+from udaseg.engine.result import read_result
 from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
 from udaseg.evaluation.inference import inference
@@ -39,14 +40,14 @@ def train(loaded: Loaded, folder: Path | None, resume: bool) -> None:
 
 def print_result(folder: Path) -> None:
     """mIoU of the last iteration, and of the oracle selection."""
-    result = runs.read_result(folder)
-    for key, text in (
-        ("validation", "student at the last iteration"),
-        ("oracle_selection", "best on validation (oracle selection)"),
+    result = read_result(folder)
+    for measured, text in (
+        (result.validation, "student at the last iteration"),
+        (result.oracle_selection, "best on validation (oracle selection)"),
     ):
-        if result[key]:
-            own = scores(result[key]["confusion"], result["classes"], PROTOCOLS[result["protocol"]])
-            out.print(f"mIoU {own.miou:.2f} over {own.counted} classes: {text}, iteration {result[key]['iteration']}")
+        if measured:
+            own = scores(measured.counts(), result.classes, PROTOCOLS[result.protocol])
+            out.print(f"mIoU {own.miou:.2f} over {own.counted} classes: {text}, iteration {measured.iteration}")
     out.print(f"run {folder}")
 
 

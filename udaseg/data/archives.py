@@ -2,7 +2,7 @@
 
 What differs from `unzip`: a name that leaves the root, a link, a special file or an implausible size stops everything
 before a byte is written; the disk is checked first; files appear whole or not at all, and what is there with the right
-size is not written again, so an interrupted run goes on where it stopped.
+size is not written again, so an interrupted run goes on where it stopped. A file of other content is left as it is.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ SMALL = 2**20  # a file below this size may compress as it likes
 
 
 class Unpacked(NamedTuple):
-    """Numbers of files, and the official archives that were not in the folder."""
+    """Numbers of files, the official archives that were not in the folder, and files with other content than theirs."""
 
     written: int
     kept: int
     missing: tuple[str, ...]
+    others: tuple[Path, ...] = ()
 
 
 class _Member(NamedTuple):
@@ -46,14 +47,16 @@ def unpack(spec: DataSetSpec, folder: Path, root: Path | None = None, *, progres
     place = places_of(spec, root)[0]
     archives, missing = _archives(spec, folder, place)
     members = [member for archive in archives for member in _members(spec, archive, place)]
-    pending = [member for member in members if not _is_written(member)]
+    there = [member for member in members if member.target.exists()]
+    others = tuple(member.target for member in there if not _is_written(member) and not _is_begun(member))
+    pending = [member for member in members if not _is_written(member) and member.target not in others]
     kept = len(members) - len(pending)
     need = sum(member.info.file_size for member in pending)
     check_room(place, need, "make room or give --root DIR on another disk.")
     for done, _ in enumerate(_written(pending), kept + 1):
         if progress is not None:
             progress(done, len(members))
-    return Unpacked(len(pending), kept, missing)
+    return Unpacked(len(pending), kept, missing, others)
 
 
 def _archives(spec: DataSetSpec, folder: Path, place: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -129,6 +132,17 @@ def _without_wrapper(paths: list[PurePosixPath], needs: tuple[str, ...]) -> list
 
 def _is_written(member: _Member) -> bool:
     return member.target.is_file() and member.target.stat().st_size == member.info.file_size
+
+
+def _is_begun(member: _Member) -> bool:
+    """Is the file there the beginning of the member (or empty), as a power cut leaves it?"""
+    if not member.target.is_file() or (size := member.target.stat().st_size) > member.info.file_size:
+        return False
+    with zipfile.ZipFile(member.archive) as archive, archive.open(member.info) as source:
+        try:
+            return source.read(size) == member.target.read_bytes()
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+            return False
 
 
 def _written(members: list[_Member]) -> Iterator[Path]:

@@ -88,6 +88,7 @@ def assemble(loaded: Loaded) -> Assembly:
         schedule=PolyWarmup(recipe.train.iterations, optimiser.warmup, optimiser.power, optimiser.minimum),
         iterations=recipe.train.iterations,
         seed=recipe.seed,
+        fingerprint=recipe.fingerprint(),
         device=device,
         ranks=ranks,
         autocast=cast,

@@ -6,17 +6,79 @@ last two are kept. Random numbers and the sampler's position need no state: both
 
 from __future__ import annotations
 
-import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
+from udaseg.problems import first_problem
 
 FORMAT = 2
+NAME = re.compile(r"step-(\d{7,})\.pt")
 State = dict[str, Any]
+Tensors = dict[str, Tensor]
+
+
+class Damaged(UserError):
+    """A checkpoint of this run that cannot be continued from; the one before may be."""
+
+
+class _Group(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    params: list[NonNegativeInt]
+    name: str
+    lr: float
+    initial_lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+
+
+class _Moments(TypedDict):
+    step: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+class _Optimiser(TypedDict):
+    state: dict[NonNegativeInt, _Moments]
+    param_groups: list[_Group]
+
+
+class _Meter(TypedDict):
+    sums: Tensors
+    counts: Tensors
+    first_bad: Tensors
+
+
+class _Measured(TypedDict):
+    iteration: NonNegativeInt
+    confusion: list[list[NonNegativeInt]]
+    miou: float
+
+
+class Checkpoint(TypedDict):
+    """What the file holds. ``fingerprint``: of the run's recipe; files of before it was kept have none."""
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # type: ignore[misc]
+    format: int
+    iteration: int
+    seed: int
+    fingerprint: NotRequired[str | None]
+    learner: Tensors
+    teacher: Tensors | None
+    optimiser: _Optimiser
+    scaler: dict[str, float | int]
+    meter: _Meter
+    best: _Measured | None
+    validation: _Measured | None
 
 
 def save(folder: Path, state: State, *, keep: int = 2) -> Path:
@@ -29,26 +91,64 @@ def save(folder: Path, state: State, *, keep: int = 2) -> Path:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Checkpoints, oldest first."""
-    return sorted(folder.glob("step-*.pt"))
+    """Checkpoints, oldest first; files with any other name are not ours."""
+    own = [path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name) and path.is_file()]
+    return sorted(own, key=step)
+
+
+def step(path: Path) -> int:
+    """The finished iterations that a checkpoint's name tells."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def newest(folder: Path) -> Path | None:
     """The last checkpoint, None without any."""
-    return max(listed(folder), default=None)
+    return next(reversed(listed(folder)), None)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> State:
-    """Read a checkpoint; UserError if it is damaged or of another format."""
+    """Read a checkpoint; ``Damaged`` if it is not one, UserError for another format."""
     try:
+        with zipfile.ZipFile(path) as file:
+            if part := file.testzip():  # torch does not compare checksums
+                raise ValueError(f"the checksum of {part} is wrong")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it to use the one before"
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Damaged(f"{path}: not a readable checkpoint ({reason})") from None
+    if isinstance(state, dict) and isinstance(state.get("format"), int) and state["format"] != FORMAT:
         raise UserError(
             f"{path}: not a checkpoint of this version of udaseg (format {FORMAT}). A run that an older version began "
             "is finished with that version; or train it anew in another folder with --out"
         )
-    return state
+    try:
+        TypeAdapter(Checkpoint).validate_python(state, strict=True)
+    except ValidationError as error:
+        raise Damaged(f"{path}: damaged ({first_problem(error)})") from None
+    return dict(state)
+
+
+def refuse_misfit(path: Path, state: State, own: State, parameters: list[Tensor]) -> None:
+    """``Damaged`` unless the state can be loaded where ``own`` is from; ``parameters``: the optimiser's, in order."""
+    problems = []
+    for key in ("learner", "teacher"):
+        if shapes(state[key]) != shapes(own[key]):
+            problems.append(f"{key}: tensors with other names or shapes")
+    groups, own_groups = (s["optimiser"]["param_groups"] for s in (state, own))
+    if [group["params"] for group in groups] != [group["params"] for group in own_groups]:
+        problems.append("optimiser: other groups of parameters")
+    for i, moments in state["optimiser"]["state"].items():
+        wanted = parameters[i].shape if i < len(parameters) else None
+        if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == wanted or moments["step"].ndim:
+            problems.append(f"optimiser: moments of parameter {i} with another shape")
+    if state["scaler"].keys() != own["scaler"].keys():
+        problems.append("scaler: other keys")
+    meter = state["meter"]
+    if meter["sums"].keys() != meter["counts"].keys() or any(t.ndim for part in meter.values() for t in part.values()):
+        problems.append("meter: sums and counts that do not belong together")
+    if problems:
+        raise Damaged(f"{path}: does not fit this run ({problems[0]})")
+
+
+def shapes(tensors: Tensors | None) -> dict[str, torch.Size] | None:
+    return None if tensors is None else {key: value.shape for key, value in tensors.items()}

@@ -100,6 +100,8 @@ def measure(
 def data_section(metadata: WeightsMetadata, benchmark: str | None) -> DataSection:
     """The data to evaluate on: a benchmark's, or those the model was trained with."""
     if benchmark is None:
+        if not metadata.data:
+            raise UserError("the weights file does not say what data it was trained with; choose a --benchmark")
         return DataSection.model_validate({**metadata.data, "crop": (1, 1)})
     return benchmark_data(benchmark)
 

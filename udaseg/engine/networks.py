@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from udaseg.config.checks import needs
 from udaseg.config.registry import REGISTRIES
-from udaseg.config.schema import Recipe
+from udaseg.config.schema import DataSection, ModelSection, Recipe
+from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import data_home
 from udaseg.data.loading import Normalise
 from udaseg.engine.domains import class_set, scaled, training_crop
@@ -20,6 +26,7 @@ from udaseg.models.frozen import Frozen
 from udaseg.models.segmentor import Encoder, Segmentor
 from udaseg.models.weights import Official, load_encoder, official_file
 from udaseg.models.zoo import TIMM
+from udaseg.problems import suggest
 
 
 def initial_networks(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]:
@@ -57,11 +64,51 @@ def segmentor_of(recipe: Recipe) -> Segmentor:
 def load_weights(path: Path) -> tuple[Segmentor, weights_file.WeightsMetadata]:
     """A segmentor from a weights file that `udaseg train` wrote."""
     metadata, tensors = weights_file.read(path)
-    module = segmentor(
-        metadata.encoder, metadata.decoder, len(metadata.classes), wrapper=metadata.wrapper, crop=metadata.crop
-    )
+    parts = _components(metadata, path)
+    try:
+        with at_most(2 * sum(tensor.numel() for tensor in tensors.values()) + 2**24):
+            module = segmentor(
+                parts.encoder, parts.decoder, len(metadata.classes), wrapper=parts.wrapper, crop=metadata.crop
+            )
+    except (RuntimeError, TypeError, LookupError, ArithmeticError, ValueError) as error:  # settings that do not agree
+        raise UserError(f"{path}: no network can be built from its udaseg header: {error}") from None
     weights_file.restore(module, tensors, path)
+    if metadata.crop and min(metadata.crop) < max(module.encoder.strides):
+        raise UserError(f"{path}: crop {metadata.crop} in its udaseg header is smaller than a cell of the coarsest map")
     return module, metadata
+
+
+def _components(metadata: weights_file.WeightsMetadata, path: Path) -> ModelSection:
+    """The header's components, completed; UserError for one that is unknown, and for unknown settings or data."""
+    try:
+        parts = ModelSection(**{key: getattr(metadata, key) for key in ("encoder", "decoder", "wrapper")})
+    except ValidationError as error:
+        raise weights_file.damaged(path, error) from None
+    try:
+        DataSection.model_validate({"source": {"dataset": ""}, **metadata.data, "crop": (1, 1)})
+    except ValidationError as error:
+        raise weights_file.damaged(path, error, "data: ") from None
+    if metadata.protocol not in PROTOCOLS:
+        raise UserError(f"{path}: its udaseg header has an unknown protocol: {suggest(metadata.protocol, PROTOCOLS)}")
+    return parts
+
+
+@contextmanager
+def at_most(parameters: int) -> Iterator[None]:
+    """Inside, a network that grows beyond so many parameters is refused before their memory is used; ValueError."""
+    total = 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal total
+        total += parameter.numel()
+        if total > parameters:
+            raise ValueError("it would be far larger than the weights in the file")
+
+    hook = register_module_parameter_registration_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def segmentor(

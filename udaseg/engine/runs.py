@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,19 +12,17 @@ from udaseg.config.layers import difference
 from udaseg.config.load import Loaded, checked, load
 from udaseg.console import Silent, Watching
 from udaseg.engine import checkpoint, distributed
+from udaseg.engine import result as result_file
 from udaseg.engine.assembly import Assembly, assemble
 from udaseg.engine.domains import class_set
 from udaseg.engine.networks import load_weights, segmentor_of, weights_metadata
-from udaseg.engine.runlog import RunFolder
+from udaseg.engine.runlog import BEFORE_A_RUN, OWN_FILES, RunFolder
 from udaseg.engine.trainer import Progress, Trainer
 from udaseg.errors import UserError
-from udaseg.files import write_json, write_text
+from udaseg.files import is_leftover, write_json, write_text
 from udaseg.models import weights_file
 from udaseg.models.segmentor import Segmentor
 from udaseg.yamls import as_yaml, read_yaml
-
-BEFORE_A_RUN = {".lock", "output.log", "failure.json"}
-"""Files of a folder in which a run was refused before it began; another may start there."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,13 @@ def claim(loaded: Loaded, folder: Path, resume: bool) -> None:
         return
     if resume:
         raise UserError(f"--resume: there is no run in {folder}; leave --resume out to start one")
-    if folder.exists() and any(entry.name not in BEFORE_A_RUN for entry in folder.iterdir()):
+    if folder.exists() and any(not before_a_run(entry) for entry in folder.iterdir()):
         raise UserError(f"{folder} exists and is not a run folder; choose another with --out")
+
+
+def before_a_run(entry: Path) -> bool:
+    """May it be in a folder in which a run was refused, or killed, before it began?"""
+    return entry.name in BEFORE_A_RUN or is_leftover(entry, OWN_FILES)
 
 
 def read_recipe(folder: Path) -> Loaded:
@@ -122,9 +124,9 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
             return Outcome(folder, True)
         if run.writes and not run.recipe.is_file():
             write_text(run.recipe, as_yaml(loaded.tree))
-        run.stamp(fingerprint=loaded.recipe.fingerprint(), **built.stamp)
+        note = run.stamp(fingerprint=loaded.recipe.fingerprint(), **built.stamp)
         progress = watch(loaded) if run.writes else Silent()
-        for text in built.warnings:
+        for text in [*([note] if note else []), *built.warnings]:
             progress.note(f"warning: {text}")
             run.say(f"warning: {text}")
         built.trainer.fit(run, progress)
@@ -141,6 +143,7 @@ def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
     trainer.save_weights(run.weights, trainer.learner.segmentor)
     recipe = loaded.recipe
     result: dict[str, Any] = {
+        "format": result_file.FORMAT,
         "recipe": recipe.name,
         "benchmark": recipe.benchmark,
         "seed": recipe.seed,
@@ -172,7 +175,10 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weigh
     newest = checkpoint.newest(path / "checkpoints")
     if newest is None:
         raise UserError(f"{path}: no checkpoint yet; train it first: udaseg train --resume --out {path}")
-    state = checkpoint.load(newest)
+    try:
+        state = checkpoint.load(newest)
+    except checkpoint.Damaged as error:
+        raise UserError(f"{error}; the one before is used by udaseg train --resume --out {path}") from None
     if teacher and state["teacher"] is None:
         raise UserError(f"{path}: recipe {recipe.name!r} has no teacher; leave out --teacher")
     module = segmentor_of(recipe)
@@ -180,17 +186,3 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weigh
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     weights_file.restore(module, own, newest)
     return module, weights_metadata(recipe, module)
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """result.json of a finished run."""
-    path = folder / "result.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: has no result yet; finish it: udaseg train --resume --out {folder}")
-    try:
-        result = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        result = {}
-    if not {"classes", "protocol", "validation", "oracle_selection"} <= result.keys():
-        raise UserError(f"{path}: damaged; delete it and finish the run again: udaseg train --resume --out {folder}")
-    return result

@@ -31,7 +31,7 @@ from udaseg.engine.optim import PolyWarmup
 from udaseg.engine.phases import Phases
 from udaseg.engine.runlog import RunFolder
 from udaseg.errors import UserError
-from udaseg.files import write_atomic
+from udaseg.files import put_aside, write_atomic
 from udaseg.models.segmentor import Segmentor
 
 COLLAPSED = 0.95  # share of one class among the pseudo-labels
@@ -43,9 +43,10 @@ Batches = Callable[[int, int], Iterator[dict[str, Tensor]]]
 class Trainer:
     """Takes steps (``step``); trains to the end in a run folder, from its newest checkpoint if there is one (``fit``).
 
-    ``batches``: (first iteration, past the last) -> this process's raw batches. ``validate``: student -> confusion
-    counts; ``score``: counts -> mIoU of the benchmark's protocol. ``save_weights``: writes the student's weights file.
-    The last three arguments say how often things happen, in iterations and minutes.
+    ``batches``: (first iteration, past the last) -> this process's raw batches. ``fingerprint``: the recipe's, kept in
+    checkpoints. ``validate``: student -> confusion counts; ``score``: counts -> mIoU of the benchmark's protocol.
+    ``save_weights``: writes the student's weights file. The last three arguments say how often things happen, in
+    iterations and minutes.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Trainer:
         schedule: PolyWarmup,
         iterations: int,
         seed: int,
+        fingerprint: str | None = None,
         device: torch.device,
         ranks: Ranks,
         autocast: Autocast = nullcontext,
@@ -76,6 +78,7 @@ class Trainer:
         self.batches, self.normalise, self.memory_format = batches, normalise, memory_format
         self.optimiser, self.schedule, self.scaler, self.autocast = optimiser, schedule, scaler, autocast
         self.iterations, self.seed, self.device, self.ranks = iterations, seed, device, ranks
+        self.fingerprint = fingerprint
         self.evaluate, self.score, self.save_weights = validate, score, save_weights
         self.log_every, self.validate_every, self.checkpoint_minutes = log_every, validate_every, checkpoint_minutes
         self.run: RunFolder
@@ -269,6 +272,7 @@ class Trainer:
         return {
             "iteration": self.done,
             "seed": self.seed,
+            "fingerprint": self.fingerprint,
             "learner": self.learner.state_dict(),
             "teacher": self.teacher.state_dict() if self.teacher else None,
             "optimiser": self.optimiser.state_dict(),
@@ -279,12 +283,35 @@ class Trainer:
         }
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint, dropping log rows from after it."""
-        path = checkpoint.newest(self.run.checkpoints)
-        if path is None:
-            self.run.rewind(0)
-            return
+        """Go on from the newest checkpoint that is whole, dropping log rows from after it; keep damaged ones aside."""
+        damaged: dict[Path, str] = {}
+        for path in reversed(checkpoint.listed(self.run.checkpoints)):
+            try:
+                self.load(path)
+                break
+            except checkpoint.Damaged as error:
+                damaged[path] = str(error)
+        self.ranks.wait()  # until all have read them
+        if self.run.writes:
+            for path, problem in damaged.items():
+                kept = put_aside(path).name
+                self.warn(problem, f"{problem}; it is kept as {kept}, the run goes on from iteration {self.done}")
+        if note := self.run.rewind(self.done):
+            self.warn(note, note)
+        if self.done:
+            self.run.say(f"continued from iteration {self.done}")
+
+    def load(self, path: Path) -> None:
+        """Take a checkpoint's state; UserError for another run's, ``Damaged`` if it does not fit (nothing is taken)."""
         state = checkpoint.load(path, self.device)
+        if state["seed"] != self.seed:
+            raise UserError(f"{path}: of another run (seed {state['seed']} instead of {self.seed}); move it away")
+        if state.get("fingerprint") not in (None, self.fingerprint, *self.run.fingerprints) and self.run.writes:
+            raise UserError(f"{path}: of a run of another recipe; move it away")
+        if not 0 <= state["iteration"] <= self.iterations:
+            raise UserError(f"{path}: iteration {state['iteration']} is not one of this run's; move it away")
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        checkpoint.refuse_misfit(path, state, self.state(), parameters)
         self.learner.load_state_dict(state["learner"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
@@ -292,8 +319,6 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.meter = Meter(**state["meter"])
         self.best, self.validation, self.done = state["best"], state["validation"], state["iteration"]
-        self.run.rewind(self.done)
-        self.run.say(f"continued from {path.name}")
 
 
 @dataclass

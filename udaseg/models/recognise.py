@@ -54,7 +54,7 @@ def encoder_of(state: Tensors) -> dict[str, Any] | None:
     settings: dict[str, Any] = {"depths": tuple(sum(stage == s for stage, _ in blocks) for s in STAGES)}
     embeds = [f"patch_embed{s}.proj.weight" for s in STAGES]
     if all(name in state for name in embeds):
-        settings["widths"] = tuple(state[name].shape[0] for name in embeds)
+        settings["widths"] = tuple(_side(state[name], 0) for name in embeds)
     kind = next((name for name, row in ENCODERS.items() if getattr(row, "keywords", None) == settings), None)
     if kind is None:
         return None
@@ -64,15 +64,15 @@ def encoder_of(state: Tensors) -> dict[str, Any] | None:
 def _decoder_of(head: Tensors) -> dict[str, Any] | None:
     """By the names of its layers; widths from their shapes."""
     if "linear_c.0.proj.weight" in head and "linear_pred.weight" in head:
-        return {"kind": "segformer", "width": head["linear_pred.weight"].shape[1]}
+        return {"kind": "segformer", "width": _side(head["linear_pred.weight"], 1)}
     fusion = next((value for layer, value in FUSIONS.items() if f"fuse_layer.{layer}.weight" in head), None)
     if fusion and "embed_layers.0.proj.weight" in head:
-        return {"kind": "daformer", "width": head["embed_layers.0.proj.weight"].shape[0], "fusion": fusion}
+        return {"kind": "daformer", "width": _side(head["embed_layers.0.proj.weight"], 0), "fusion": fusion}
     if "image_pool.1.conv.weight" in head and "c1_bottleneck.conv.weight" in head:
         return {
             "kind": "deeplabv3plus",
-            "width": head["image_pool.1.conv.weight"].shape[0],
-            "detail_width": head["c1_bottleneck.conv.weight"].shape[0],
+            "width": _side(head["image_pool.1.conv.weight"], 0),
+            "detail_width": _side(head["c1_bottleneck.conv.weight"], 0),
             "norm": "image_pool.1.bn.weight" in head,
         }
     branches = sum(re.fullmatch(r"aspp_modules\.\d\.conv\.weight", name) is not None for name in head)
@@ -84,7 +84,12 @@ def _decoder_of(head: Tensors) -> dict[str, Any] | None:
 def _classes_of(head: Tensors) -> int | None:
     """Outputs of the classifier; DeepLab-V2 has no other layers."""
     last = next((head[name] for name in ("conv_seg.weight", "aspp_modules.0.conv.weight") if name in head), None)
-    return None if last is None else last.shape[0]
+    return None if last is None else _side(last, 0)
+
+
+def _side(tensor: Tensor, axis: int) -> int:
+    """A side of a tensor; 0, which no layer has, where it has too few axes."""
+    return tensor.shape[axis] if tensor.ndim > axis else 0
 
 
 def _inside(state: Tensors, prefix: str) -> dict[str, Tensor]:

@@ -87,7 +87,7 @@ def load_encoder(encoder: Encoder, path: str | Path, *, name: str | None = None)
         raise UserError(f"Encoder weights: {path} does not exist. {remedy}")
     try:
         state = encoder.from_public(read_tensors(path))
-    except ValueError as error:
+    except (ValueError, RuntimeError, LookupError, AttributeError) as error:  # the last ones: tensors of odd shapes
         raise UserError(f"{path}: {error}\n{remedy}") from error
     report = _compare(path, state, wanted)
     _refuse_other_stem(report, state, name)
@@ -207,9 +207,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise UserError(f"{path} {_why_unreadable(head, error)}") from error
     items = content if isinstance(content, dict) else {}
-    while inner := next((items[key] for key in WRAPPINGS if isinstance(items.get(key), dict)), None):
-        items = inner
-    tensors = {key: value for key, value in items.items() if isinstance(value, Tensor)}
+    for _ in WRAPPINGS:  # a container may hold itself
+        items = next((items[key] for key in WRAPPINGS if isinstance(items.get(key), dict)), items)
+    tensors = {key: value for key, value in items.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no tensors: expected a state dict, bare or under 'state_dict' or 'model'.")
     return tensors

@@ -7,17 +7,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
+from udaseg.problems import first_problem
 
 PUBLIC = "A public checkpoint becomes a weights file with `udaseg import FILE`."
+MOST_PIXELS = 2**26
+"""Of an image as the network sees it; 32 images of Cityscapes."""
+
+Side = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+Positive = Annotated[float, Field(allow_inf_nan=False, ge=1e-6, le=1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +38,15 @@ class WeightsMetadata:
     imported file, name and sha256 of the public checkpoint and which of its networks this is.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     encoder: dict[str, Any]
     decoder: dict[str, Any]
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    size: tuple[int, int] | None = None
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=255)]
+    palette: tuple[tuple[Byte, Byte, Byte], ...]
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Positive, Positive, Positive]
+    size: tuple[Side, Side] | None = None
     recipe: str
     benchmark: str | None
     protocol: str
@@ -45,9 +54,24 @@ class WeightsMetadata:
     iterations: int | None
     data: dict[str, Any] = field(default_factory=dict)
     wrapper: dict[str, Any] | None = None
-    crop: tuple[int, int] | None = None
+    crop: tuple[Side, Side] | None = None
     inference: Literal["whole", "slide"] = "whole"
     origin: dict[str, str] | None = None
+    format: Literal[1] = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> WeightsMetadata:
+        """What several keys say together."""
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: a name occurs twice")
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"palette: {len(self.palette)} colours for {len(self.classes)} classes")
+        for name, area in (("size", self.size), ("crop", self.crop)):
+            if area and area[0] * area[1] > MOST_PIXELS:
+                raise ValueError(f"{name}: {area[0]} x {area[1]} pixels are more than {MOST_PIXELS}")
+        if self.crop is None and (self.wrapper or self.inference == "slide"):
+            raise ValueError("crop: is missing, and wrapper or inference needs it")
+        return self
 
 
 def save(path: Path, module: nn.Module, metadata: WeightsMetadata) -> None:
@@ -78,14 +102,21 @@ def read(path: Path) -> tuple[WeightsMetadata, Mapping[str, Tensor]]:
     try:
         return TypeAdapter(WeightsMetadata).validate_json(header), tensors
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
-        raise UserError(f"{path}: its udaseg header is damaged or of another version of udaseg ({reason})") from None
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: ValidationError, key: str = "") -> UserError:
+    """What to raise for a header that does not fit its schema; ``key``: the one that the error is about, if not all."""
+    reason = key + first_problem(error)
+    return UserError(f"{path}: its udaseg header is damaged or of another version of udaseg ({reason})")
 
 
 def restore(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load the tensors, all of them and nothing else. UserError if they do not fit."""
+    """Load the tensors, all of them and nothing else. UserError if they do not fit or are not finite."""
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
         raise UserError(f"{path}: does not fit the network it is for: {str(error).splitlines()[-1].strip()}") from None
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds values that are not finite: the training that wrote it diverged")

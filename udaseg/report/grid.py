@@ -7,7 +7,6 @@ an override, a smaller size) makes it another. So nothing is computed twice, and
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,9 @@ from udaseg.config.layers import parse_override
 from udaseg.config.load import Loaded, load
 from udaseg.config.schema import Recipe
 from udaseg.engine.domains import training_crop
-from udaseg.engine.runs import read_recipe, read_result
+from udaseg.engine.result import read_result
+from udaseg.engine.runlog import read_stamps
+from udaseg.engine.runs import read_recipe
 from udaseg.errors import UserError
 from udaseg.problems import suggest
 from udaseg.report.results import Run, read
@@ -162,7 +163,7 @@ def costs(cells: Iterable[Cell], out: Path) -> dict[Path, Cost]:
         try:
             recipe = read_recipe(path.parent).recipe
             measured.setdefault(kind_of(recipe), []).append(measure(path.parent, recipe))
-        except (UserError, ValueError, KeyError, IndexError, OSError):  # damaged, or in several parts
+        except (ValueError, OSError):  # damaged, or in several parts
             continue
     known = {cell.folder: (cell.iterations, measured.get(kind_of(cell.loaded.recipe))) for cell in cells}
     return {
@@ -179,7 +180,7 @@ def kind_of(recipe: Recipe) -> tuple[Any, ...]:
 
 def measure(folder: Path, recipe: Recipe) -> tuple[float, float]:
     """Hours an iteration and gigabytes of a finished run; ValueError if it was trained in several parts."""
-    (stamp,) = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    start, end = (datetime.strptime(t, "%Y-%m-%dT%H:%M:%S%z") for t in (stamp["time"], read_result(folder)["finished"]))
+    (stamp,) = read_stamps(folder)
+    start, end = (datetime.strptime(t, "%Y-%m-%dT%H:%M:%S%z") for t in (stamp["time"], read_result(folder).finished))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return (end - start).total_seconds() / 3600 / recipe.train.iterations, size / 1e9

@@ -7,26 +7,28 @@ its head.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from udaseg.config.schema import TrainSection
 from udaseg.data.classes import PROTOCOLS
 from udaseg.engine.domains import class_set
-from udaseg.engine.runlog import held
+from udaseg.engine.result import read_result
+from udaseg.engine.runlog import held, parse_row
 from udaseg.engine.runs import read_recipe
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
+from udaseg.files import read_bytes
+from udaseg.problems import first_problem
 from udaseg.yamls import parse_yaml
 
 State = Literal["finished", "running", "interrupted", "failed", "damaged", "missing"]
@@ -36,36 +38,16 @@ INSIDE = {"checkpoints", "debug", "tensorboard"}
 TAIL = 2**17  # bytes at the end of metrics.jsonl that hold a whole row
 
 
-class Validation(BaseModel):
-    iteration: NonNegativeInt
-    confusion: list[list[NonNegativeInt]]
+class Head(BaseModel):
+    """What is read of the recipe of a run that is not finished."""
 
-    def counts(self) -> Counts:
-        return np.array(self.confusion, np.float64)
+    class Train(BaseModel):
+        iterations: Annotated[int, Field(ge=0, lt=2**53)] = TrainSection().iterations
 
-
-class ResultFile(BaseModel):
-    """What is needed of ``result.json``."""
-
-    recipe: str
+    name: str | None
     benchmark: str | None
-    seed: NonNegativeInt
-    fingerprint: str
-    iterations: NonNegativeInt
-    classes: list[str]
-    protocol: str
-    validation: Validation | None
-    oracle_selection: Validation | None
-
-    @model_validator(mode="after")
-    def fits(self) -> ResultFile:
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"unknown protocol {self.protocol!r}")
-        size = len(self.classes)
-        for measured in (self.validation, self.oracle_selection):
-            if measured and [len(row) for row in measured.confusion] != [size] * size:
-                raise ValueError(f"counts that are not {size} x {size}")
-        return self
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None
+    train: Train | None
 
 
 class Failure(BaseModel):
@@ -141,21 +123,17 @@ def read(folder: Path) -> Run:
         return unfinished(folder, changed)
     except OSError as error:
         problem = f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
+    except UserError as error:
+        problem = str(error).removeprefix(f"{folder}{os.sep}")
     except ValidationError as error:
-        problem = f"result.json: {first_problem(error)}; delete it and the run can be finished again"
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = f"recipe.yaml: {first_problem(error)}"
+    except (ValueError, TypeError, KeyError) as error:
         problem = f"recipe.yaml: {' '.join(str(error).split())}"
     return Run(folder, "damaged", problem, changed=changed)
 
 
-def first_problem(error: ValidationError) -> str:
-    """What is wrong with a result in a few words."""
-    problem = error.errors(include_url=False, include_input=False)[0]
-    return ": ".join([*(str(step) for step in problem["loc"]), problem["msg"]])
-
-
 def finished(folder: Path, changed: float) -> Run:
-    result = ResultFile.model_validate_json((folder / "result.json").read_bytes())
+    result = read_result(folder)
     return Run(
         folder, "finished", recipe=result.recipe, benchmark=result.benchmark or "", seed=result.seed,
         reached=result.iterations, total=result.iterations, changed=changed, fingerprint=result.fingerprint,
@@ -173,11 +151,11 @@ def unfinished(folder: Path, changed: float) -> Run:
     if not (folder / "recipe.yaml").is_file() and (state != "interrupted" or not changed):  # refused, or not begun
         return Run(folder, "missing" if state == "interrupted" else state, failure=failure, changed=changed)
     parts = sections(folder)
-    head = {key: parse_yaml(parts.get(key, f"{key}: null"))[key] for key in ("name", "benchmark", "seed", "train")}
-    total = (head["train"] or {}).get("iterations", TrainSection().iterations)
+    keys = {key: parse_yaml(parts.get(key, f"{key}: null"))[key] for key in Head.model_fields}
+    head = Head.model_validate(keys)
     return Run(
-        folder, state, failure=failure, recipe=str(head["name"]), benchmark=str(head["benchmark"] or ""),
-        seed=int(head["seed"] or 0), reached=reached(folder), total=int(total), changed=changed, family=family(parts),
+        folder, state, failure=failure, recipe=str(head.name), benchmark=head.benchmark or "", seed=head.seed or 0,
+        reached=reached(folder), total=(head.train or Head.Train()).iterations, changed=changed, family=family(parts),
     )  # fmt: skip
 
 
@@ -192,7 +170,7 @@ def read_failure(path: Path) -> Failure | None:
 
 def sections(folder: Path) -> dict[str, str]:
     """Top-level key -> its part of recipe.yaml, as text."""
-    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    text = read_bytes(folder / "recipe.yaml").decode()
     parts = re.split(r"^(?=[^\s#])", text, flags=re.MULTILINE)
     return {part.partition(":")[0]: part for part in parts if part}
 
@@ -211,18 +189,7 @@ def reached(folder: Path) -> int:
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         lines = file.read().splitlines()
-    return next((row["iteration"] for line in reversed(lines) for row in readable([line])), 0)
-
-
-def readable(lines: list[bytes]) -> Iterator[dict[str, Any]]:
-    """The rows of a log that are whole."""
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
-            yield row
+    return next((row["iteration"] for line in reversed(lines) if (row := parse_row(line))), 0)
 
 
 # --- curves --------------------------------------------------------------------------------------------------------
@@ -257,9 +224,9 @@ def curves(run: Run) -> Curves:
     classes, protocol = judged_by(run)
     losses: dict[str, Points] = {}
     miou: Points = []
-    for row in readable(lines):
-        for name, value in row["losses"].items() if isinstance(row.get("losses"), dict) else ():
-            if isinstance(value, int | float) and math.isfinite(value):
+    for row in filter(None, map(parse_row, lines)):
+        for name, value in row.get("losses", {}).items():
+            if value is not None and math.isfinite(value):
                 losses.setdefault(name, []).append((row["iteration"], value))
         value = mean_of(row.get("validation"), classes, protocol)
         if math.isfinite(value):
@@ -278,11 +245,9 @@ def judged_by(run: Run) -> tuple[tuple[str, ...], str]:
         return (), run.protocol
 
 
-def mean_of(confusion: Any, classes: Sequence[str], protocol: str) -> float:
+def mean_of(confusion: Sequence[Sequence[int]] | None, classes: Sequence[str], protocol: str) -> float:
     """mIoU (%) of a row's counts; NaN where there are none that fit."""
-    try:
-        counts = np.array(confusion, np.float64)
-    except (TypeError, ValueError):
+    size = len(classes)
+    if not confusion or [len(row) for row in confusion] != [size] * size:
         return math.nan
-    fits = counts.shape == (len(classes), len(classes))
-    return scores(counts, classes, PROTOCOLS[protocol]).miou if fits else math.nan
+    return scores(np.array(confusion, np.float64), classes, PROTOCOLS[protocol]).miou
