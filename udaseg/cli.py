@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -109,6 +109,7 @@ def check(
     out: Annotated[Path | None, Option(help="Picture; default: check-<benchmark>.png.")] = None,
 ) -> None:
     """Pairs, class shares of both domains, settings that do not fit the data, and a picture of 12 images."""
+    refuse_typos(recipe, benchmark)
     commands.check.check_benchmark(benchmark, recipe, out)
 
 
@@ -123,6 +124,8 @@ def train(
     dry_run: Annotated[bool, Option("--dry-run", help="3 real steps, 1 validation image; what a run costs.")] = False,
 ) -> None:
     """Train a recipe. The same command again continues an unfinished run and leaves a finished one alone."""
+    if recipe is not None:
+        refuse_typos(recipe, benchmark, overrides)
     from udaseg.engine.runs import choose_recipe
 
     loaded = choose_recipe(recipe, benchmark, seed, overrides or [], out, resume)
@@ -150,6 +153,10 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Per-class IoU and mIoU on labelled images at full label resolution."""
+    if benchmark is not None:
+        from udaseg.config.layers import chain
+
+        chain(benchmark, "benchmarks")  # a wrong name is told before torch is imported
     commands.evaluate.evaluate(
         run, protocol=protocol, teacher=teacher, split=split, benchmark=benchmark, domain=domain,
         recompute_bn=recompute_bn, limit=limit, per_condition=per_condition, as_json=json,
@@ -265,6 +272,9 @@ def ablate(
         return commands.ablate.listing()
     if study is None:
         raise UserError("which study? udaseg ablate --list lists them; or give a path to a YAML file")
+    from udaseg.report.study import load_study
+
+    load_study(study)  # what is wrong with it is told before torch is imported
     grid = commands.ablate.choose(
         study, seeds=seeds, only=only, benchmark=benchmark, overrides=overrides or [], folder=out
     )  # fmt: skip
@@ -285,6 +295,7 @@ def profile(
     json: Json = False,
 ) -> None:
     """Time, multiply-adds and memory of a step, by phase."""
+    refuse_typos(recipe, benchmark, overrides)
     from udaseg.engine.runs import choose_recipe
 
     commands.train.profile(choose_recipe(recipe, benchmark, overrides=overrides or []), steps, json)
@@ -314,7 +325,7 @@ def recipe_ls() -> None:
 @recipe_app.command("show")
 def recipe_show(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """A recipe flattened, with the file each value came from, and the passes of a step."""
-
+    refuse_typos(name, benchmark, overrides)
     from udaseg.config.load import load
 
     commands.recipes.show(load(name, benchmark=benchmark, overrides=overrides or []))
@@ -329,7 +340,9 @@ def recipe_cp(name: Name, target: Annotated[Path, Argument(help="The new file; m
 @recipe_app.command("validate")
 def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """Check a recipe without touching data; everything that is wrong is listed at once."""
+    from udaseg.config.layers import flatten
 
+    flatten(name, benchmark=benchmark, overrides=overrides or [])  # no such file, no YAML: told without torch
     from udaseg.config.load import load
 
     commands.recipes.validate(load(name, benchmark=benchmark, overrides=overrides or []))
@@ -368,6 +381,14 @@ def analyze_tsne(
 ) -> None:
     """Features of source and target in the plane by t-SNE (needs the extra `analysis`)."""
     commands.analyze.tsne(run, out, pixels, seed, benchmark=benchmark, teacher=teacher, limit=limit)
+
+
+def refuse_typos(name: str, benchmark: str | None = None, overrides: Sequence[str] | None = None) -> None:
+    """UserError for what is wrong with a recipe and shows in a second: torch is not imported."""
+    from udaseg.config.layers import flatten
+    from udaseg.config.schema import refuse_plain
+
+    refuse_plain(*flatten(name, benchmark=benchmark, overrides=overrides or []))
 
 
 def interruptible(work: Callable[[], object]) -> None:

@@ -32,6 +32,7 @@ from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, ClassSet
 from udaseg.data.images import Pixels
 from udaseg.data.spec import DataSetSpec, Encoding, Listing, match
 from udaseg.errors import UserError
+from udaseg.files import user_path
 from udaseg.problems import Problem, explain, suggest
 from udaseg.yamls import read_yaml
 
@@ -74,7 +75,7 @@ _PLACEHOLDERS = {"name": "x", "root": ".", "classes": ["x"], "splits": {"x": {"i
 
 def load_custom(name: str) -> DataSetSpec:
     """What the file describes; UserError with all that is wrong with it, each with its key."""
-    path = Path(os.path.abspath(Path(name).expanduser()))  # one name for every spelling: it is part of the index's
+    path = Path(os.path.abspath(user_path(name)))  # one name for every spelling: it is part of the index's
     tree = read_yaml(path, "data set", number_keys=True)
     problems, refused = [], set()
     try:
@@ -92,7 +93,7 @@ def load_custom(name: str) -> DataSetSpec:
 
 def _spec(path: Path, file: _File) -> DataSetSpec:
     encoding = _encoding(file)
-    root = path.parent / Path(os.path.expandvars(file.root)).expanduser()
+    root = path.parent / user_path(os.path.expandvars(file.root))
     tree = [f"  {split}: {s.images}" + (f" with {s.masks}" if s.masks else "") for split, s in file.splits.items()]
     return DataSetSpec(
         name=str(path),
