@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from udaseg.errors import UserError
 
 UNUSABLE_PLACE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.EFBIG,
 }  # fmt: skip
 """Errors of the system about a path that the user gave us to read or write; any other is a fault of the program."""
 HELP = "Unsupervised domain-adaptive semantic segmentation. Start with: udaseg demo"
@@ -50,6 +51,7 @@ Seed = Annotated[int, Option(min=0)]
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: problems a user can fix become a message and exit code 2, an interrupt 128 + its signal."""
+    open_streams()
     try:
         app(arguments)
     except UserError as error:
@@ -60,6 +62,25 @@ def main(arguments: list[str] | None = None) -> None:
         fail(f"{error.filename or 'writing'}: {error.strerror}; choose another path or make this one usable", 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    finally:
+        close_output()
+
+
+def open_streams() -> None:
+    """Output that nobody reads goes nowhere, and a terminal without our characters gets question marks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - to the end of the program
+        elif hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def close_output() -> None:
+    """Flush what is printed; a reader that left early (`| head`) is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, code: int) -> None:
