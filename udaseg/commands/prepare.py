@@ -64,7 +64,7 @@ def copied(indices: list[Index], size: tuple[int, int], workers: int | None) -> 
         out.print(f"copy at {size[0]}x{size[1]}: nothing to do")
         return
     out.print(f"copy at {size[0]}x{size[1]}: {need / 1e9:.2f} GB in {data_home() / '.udaseg' / 'cache'}")
-    cache.check_disk(need)
+    cache.check_disk(sum(cache.room_needed(index, size) for index in indices))
     for index in indices:
         load = Domain(index, lut=RAW, size=size, labels=index.labelled).load
         with Counting(f"copying {index.dataset} {index.split}") as progress:
