@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from unit.data_files import photo, save
+from unit.data_files import photo, save, statistics
 
 from udaseg.data import index as index_module
 from udaseg.data.classes import IGNORE
@@ -69,7 +69,7 @@ def test_a_described_folder(home: Path) -> None:
     assert stored.dataset == str(path) and np.array_equal(stored.counts, val.counts)
     assert next((home / "home/.udaseg").glob("fieldB-val-*.npz"))
     pairs = TrainingPairs(
-        Domain(val), Domain(train, labels=False), sampler=Uniform(counts=val.counts), crop=(16, 16), seed=0, length=4
+        Domain(val), Domain(train, labels=False), sampler=Uniform(statistics(val)), crop=(16, 16), seed=0, length=4
     )
     assert set(np.unique(pairs[0]["source_label"].numpy())) == {0, 1, 2, IGNORE}
     with pytest.raises(UserError, match=r"(?s)field\.yaml.*has no image.*frames/\*\*/\*\.png"):

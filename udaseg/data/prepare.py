@@ -21,7 +21,7 @@ def prepare(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> list[Index]:
-    """Index the splits that are there, or that its file declares, of a data set or of each member of a group such as `streets`.
+    """Index the splits of a data set, or of each member of a group such as `streets`, that are there or declared.
 
     Raises UserError when the data set is missing or, once the other splits are indexed, for those that are not usable.
     """
