@@ -46,7 +46,7 @@ Domain = Annotated[str, Option(help="source, target or validation: whose labelle
 CsvOut = Annotated[Path | None, Option("--out", help="The .csv file; the picture gets its name with .png.")]
 TeacherOption = Annotated[bool, Option("--teacher", help="The teacher instead of the student.")]
 Limit = Annotated[int | None, Option(min=1, help="Only the first N images of a domain.")]
-Seed = Annotated[int, Option(min=0)]
+Seed = Annotated[int, Option(min=0, max=2**32 - 1)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -113,7 +113,7 @@ def prepare(
     cache: Annotated[str | None, Option(metavar="WxH", help="Also copy it at a recipe's data size: 1280x720.")] = None,
     size: Annotated[str, Option(help="streets: width x height of the scenes.")] = "256x128",
     gap: Annotated[float, Option(min=0, max=1, help="streets: how far the looks are apart.")] = 0.5,
-    seed: Annotated[int, Option(min=0, help="streets: which scenes.")] = 0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="streets: which scenes.")] = 0,
 ) -> None:
     """Check a data set, count its classes, write its index (never into the data set itself)."""
     copy = commands.prepare.parse_size(cache, 1, "--cache") if cache else None

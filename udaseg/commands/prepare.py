@@ -24,12 +24,17 @@ def prepare_streets(
 ) -> None:
     """Draw `streets` into ``root`` (default: the data home) in the formats of GTA5 and Cityscapes, and index it."""
     from udaseg.data.streets import write_streets
-    from udaseg.data.streets.render import SMALLEST
+    from udaseg.data.streets.render import LARGEST, SMALLEST
 
     place = root or data_home() / "streets"
     with Counting("drawing street scenes") as progress:
         write_streets(
-            place, size=parse_size(size, SMALLEST, "--size"), gap=gap, seed=seed, workers=workers, progress=progress
+            place,
+            size=parse_size(size, SMALLEST, "--size", LARGEST),
+            gap=gap,
+            seed=seed,
+            workers=workers,
+            progress=progress,
         )
     for name, folder in (("streets_source", "gta5"), ("streets_target", "cityscapes")):
         prepare_dataset(name, place / folder if root else None, workers=workers, strict=True, size=copy)
