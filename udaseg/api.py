@@ -38,10 +38,14 @@ def evaluate(
     split: str | None = None,
     teacher: bool = False,
     recompute_bn: bool = False,
+    precision: str = "fp32",
     limit: int | None = None,
 ) -> Scores:
-    """Per-class IoU in percent (``.miou``: their mean) of a run or weights file on labelled images."""
+    """Per-class IoU in percent (``.miou``: their mean) of a run or weights file on labelled images.
+
+    ``precision``: fp32, as published scores are, or bf16.
+    """
     return measure(
         Path(weights), benchmark=benchmark, protocol=protocol, split=split, teacher=teacher,
-        recompute_bn=recompute_bn, limit=limit,
+        recompute_bn=recompute_bn, precision=precision, limit=limit,
     ).scores["all"]  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ from udaseg.errors import UserError
 
 UNUSABLE_PLACE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.EFBIG,
 }  # fmt: skip
 """Errors of the system about a path that the user gave us to read or write; any other is a fault of the program."""
 HELP = "Unsupervised domain-adaptive semantic segmentation. Start with: udaseg demo"
@@ -45,11 +46,12 @@ Domain = Annotated[str, Option(help="source, target or validation: whose labelle
 CsvOut = Annotated[Path | None, Option("--out", help="The .csv file; the picture gets its name with .png.")]
 TeacherOption = Annotated[bool, Option("--teacher", help="The teacher instead of the student.")]
 Limit = Annotated[int | None, Option(min=1, help="Only the first N images of a domain.")]
-Seed = Annotated[int, Option(min=0)]
+Seed = Annotated[int, Option(min=0, max=2**32 - 1)]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: problems a user can fix become a message and exit code 2, an interrupt 128 + its signal."""
+    open_streams()
     try:
         app(arguments)
     except UserError as error:
@@ -60,6 +62,25 @@ def main(arguments: list[str] | None = None) -> None:
         fail(f"{error.filename or 'writing'}: {error.strerror}; choose another path or make this one usable", 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    finally:
+        close_output()
+
+
+def open_streams() -> None:
+    """Output that nobody reads goes nowhere, and a terminal without our characters gets question marks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - to the end of the program
+        elif hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def close_output() -> None:
+    """Flush what is printed; a reader that left early (`| head`) is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, code: int) -> None:
@@ -92,7 +113,7 @@ def prepare(
     cache: Annotated[str | None, Option(metavar="WxH", help="Also copy it at a recipe's data size: 1280x720.")] = None,
     size: Annotated[str, Option(help="streets: width x height of the scenes.")] = "256x128",
     gap: Annotated[float, Option(min=0, max=1, help="streets: how far apart the styles of the domains are.")] = 0.5,
-    seed: Annotated[int, Option(min=0, help="streets: which scenes.")] = 0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="streets: which scenes.")] = 0,
 ) -> None:
     """Check a data set, count its classes, write its index (never into the data set itself)."""
     copy = commands.prepare.parse_size(cache, 1, "--cache") if cache else None
@@ -109,6 +130,7 @@ def check(
     out: Annotated[Path | None, Option(help="Picture; default: check-<benchmark>.png.")] = None,
 ) -> None:
     """Pairs, class shares of both domains, settings that do not fit the data, and a picture of 12 images."""
+    refuse_typos(recipe, benchmark)
     commands.check.check_benchmark(benchmark, recipe, out)
 
 
@@ -123,6 +145,8 @@ def train(
     dry_run: Annotated[bool, Option("--dry-run", help="3 real steps, 1 validation image; what a run costs.")] = False,
 ) -> None:
     """Train a recipe. The same command again continues an unfinished run and leaves a finished one alone."""
+    if recipe is not None:
+        refuse_typos(recipe, benchmark, overrides)
     from udaseg.engine.runs import choose_recipe
 
     loaded = choose_recipe(recipe, benchmark, seed, overrides or [], out, resume)
@@ -143,6 +167,7 @@ def evaluate(
     recompute_bn: Annotated[
         bool, Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")
     ] = False,
+    precision: Annotated[str, Option(help="fp32, as published scores are, or bf16: faster on a GPU.")] = "fp32",
     limit: Limit = None,
     per_condition: Annotated[
         bool, Option("--per-condition", help="Also by fog, night, rain and snow, where folders tell (ACDC).")
@@ -150,9 +175,13 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Per-class IoU and mIoU on labelled images at full label resolution."""
+    if benchmark is not None:
+        from udaseg.config.layers import chain
+
+        chain(benchmark, "benchmarks")  # a wrong name is told before torch is imported
     commands.evaluate.evaluate(
         run, protocol=protocol, teacher=teacher, split=split, benchmark=benchmark, domain=domain,
-        recompute_bn=recompute_bn, limit=limit, per_condition=per_condition, as_json=json,
+        recompute_bn=recompute_bn, precision=precision, limit=limit, per_condition=per_condition, as_json=json,
     )  # fmt: skip
 
 
@@ -265,6 +294,9 @@ def ablate(
         return commands.ablate.listing()
     if study is None:
         raise UserError("which study? udaseg ablate --list lists them; or give a path to a YAML file")
+    from udaseg.report.study import load_study
+
+    load_study(study)  # what is wrong with it is told before torch is imported
     grid = commands.ablate.choose(
         study, seeds=seeds, only=only, benchmark=benchmark, overrides=overrides or [], folder=out
     )  # fmt: skip
@@ -285,6 +317,7 @@ def profile(
     json: Json = False,
 ) -> None:
     """Time, multiply-adds and memory of a step, by phase."""
+    refuse_typos(recipe, benchmark, overrides)
     from udaseg.engine.runs import choose_recipe
 
     commands.train.profile(choose_recipe(recipe, benchmark, overrides=overrides or []), steps, json)
@@ -314,7 +347,7 @@ def recipe_ls() -> None:
 @recipe_app.command("show")
 def recipe_show(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """A recipe flattened, with the file each value came from, and the passes of a step."""
-
+    refuse_typos(name, benchmark, overrides)
     from udaseg.config.load import load
 
     commands.recipes.show(load(name, benchmark=benchmark, overrides=overrides or []))
@@ -329,7 +362,9 @@ def recipe_cp(name: Name, target: Annotated[Path, Argument(help="The new file; m
 @recipe_app.command("validate")
 def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
     """Check a recipe without touching data; everything that is wrong is listed at once."""
+    from udaseg.config.layers import flatten
 
+    flatten(name, benchmark=benchmark, overrides=overrides or [])  # no such file, no YAML: told without torch
     from udaseg.config.load import load
 
     commands.recipes.validate(load(name, benchmark=benchmark, overrides=overrides or []))
@@ -368,6 +403,14 @@ def analyze_tsne(
 ) -> None:
     """Features of source and target in the plane by t-SNE (needs the extra `analysis`)."""
     commands.analyze.tsne(run, out, pixels, seed, benchmark=benchmark, teacher=teacher, limit=limit)
+
+
+def refuse_typos(name: str, benchmark: str | None = None, overrides: Sequence[str] | None = None) -> None:
+    """UserError for what is wrong with a recipe and shows in a second: torch is not imported."""
+    from udaseg.config.layers import flatten
+    from udaseg.config.schema import refuse_plain
+
+    refuse_plain(*flatten(name, benchmark=benchmark, overrides=overrides or []))
 
 
 def interruptible(work: Callable[[], object]) -> None:

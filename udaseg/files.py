@@ -102,6 +102,20 @@ def refuse_no_folder(path: Path, option: str) -> None:
         raise UserError(f"{option} {path}: {there} is not a folder; choose another place")
 
 
+def user_path(path: str | Path) -> Path:
+    """The path with ~ and ~user written out; UserError for a user whom this machine does not know."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no user {Path(path).parts[0][1:]!r} on this machine") from None
+
+
+def refuse_special(path: str | Path) -> None:
+    """UserError for a pipe, socket or device, which would be read for ever; a path where nothing is passes."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError(f"{path}: a pipe, socket or device; a file is expected")
+
+
 def check_room(folder: Path, need: int, remedy: str) -> None:
     """UserError when the disk of ``folder`` (it need not exist) has no room for ``need`` bytes."""
     place = folder.absolute()

@@ -44,6 +44,7 @@ from udaseg.data.spec import walk as list_images
 from udaseg.data.transforms import resize_image
 from udaseg.errors import UserError
 from udaseg.evaluation.features import Cells, Centres, FeatureMeasure
+from udaseg.files import user_path
 from udaseg.models.blocks import ConvBNReLU, resize
 from udaseg.models.segmentor import (
     Box,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import LiteralString
 
@@ -21,17 +21,32 @@ OWN = "user"
 """The type of errors that our validators raise: their message is complete."""
 
 
-class Section(BaseModel):
-    """A part of a file that a user writes: unknown keys are refused, and numbers that are none."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
 class Problem(NamedTuple):
     """One thing wrong: the key it is about, as a path, and what to do."""
 
     path: KeyPath
     message: str
+
+
+class Strict(BaseModel):
+    """A model without unknown keys, infinite numbers, and true for 1."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def refuse_booleans(cls, value: object, info: ValidationInfo) -> object:
+        """Pydantic takes true for a number."""
+        kinds = list(leaf_types(cls.model_fields[info.field_name or ""].annotation))
+        if bool in kinds or not (int in kinds or float in kinds):
+            return value
+        parts = {(str(i),): part for i, part in enumerate(value)} if isinstance(value, list | tuple) else {(): value}
+        wrong = {path: part for path, part in parts.items() if isinstance(part, bool)}
+        if wrong:
+            raise combined(
+                Problem(path, f"{part} is not allowed: a number is expected") for path, part in wrong.items()
+            )
+        return value
 
 
 def checked(schema: type[BaseModel], value: object) -> BaseModel:
@@ -83,6 +98,28 @@ def combined(problems: Iterable[Problem]) -> ValidationError:
     """What a validator raises to tell several problems at once."""
     lines = [InitErrorDetails(type=refuse(message), loc=path, input=None) for path, message in problems]
     return ValidationError.from_exception_data("recipe", lines)
+
+
+def leaf_types(annotation: Any) -> Iterator[Any]:
+    """The types that a type is made of: int and None of ``tuple[int, int] | None``."""
+    inside = typing.get_args(annotation)
+    for part in inside:
+        yield from leaf_types(part)
+    if not inside:
+        yield annotation
+
+
+def listed(problems: Iterable[Problem], origin: Mapping[KeyPath, str]) -> str:
+    """One line a problem: file, key, what is wrong."""
+    return "\n".join(f"  {set_by(p.path, origin)}: {'.'.join(p.path)}: {p.message}" for p in problems)
+
+
+def set_by(path: KeyPath, origin: Mapping[KeyPath, str]) -> str:
+    """The file that set a key, or the nearest key above it."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in origin:
+            return origin[path[:length]]
+    return "recipe"
 
 
 def refuse(message: str) -> PydanticCustomError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field
@@ -17,11 +18,12 @@ ClassNames = Annotated[tuple[str, ...], "names of classes"]  # `udaseg check` na
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=True)]  # infinity: all classes alike
 
 
-def parse_size(text: str, smallest: int, option: str) -> tuple[int, int]:
-    """'256x128' -> (256, 128), both at least ``smallest``."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= smallest):
+def parse_size(text: str, smallest: int, option: str, largest: int = 2**16) -> tuple[int, int]:
+    """'256x128' -> (256, 128), both from ``smallest`` to ``largest``."""
+    sides = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.lower(), re.ASCII)
+    if not sides or not all(smallest <= int(side) <= largest for side in sides.groups()):
         raise UserError(
-            f"{option} {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each at least {smallest} pixels"
+            f"{option} {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each from {smallest} to {largest} "
+            "pixels"
         )
-    return int(width), int(height)
+    return int(sides[1]), int(sides[2])

@@ -10,6 +10,10 @@ import yaml
 from yaml.error import MarkedYAMLError
 
 from udaseg.errors import UserError
+from udaseg.files import refuse_special
+
+LARGEST = 1_000_000
+"""Bytes of a file that is parsed: pure Python takes a minute for 20 MB."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,7 +61,12 @@ for _side in (_Loader, _Dumper):
 def read_yaml(path: Path, noun: str = "recipe", *, number_keys: bool = False) -> dict[str, Any]:
     """A YAML map, loaded safely; errors name file and line."""
     try:
+        refuse_special(path)
+        if (size := path.stat().st_size) > LARGEST:
+            raise UserError(f"{path}: {size / 1e6:.1f} MB are too large for a {noun}: at most {LARGEST / 1e6:.0f} MB")
         tree = parse_yaml(path.read_text(encoding="utf-8"), number_keys=number_keys)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -72,6 +72,40 @@ def is_message(answer: Answer, *words: str) -> None:
         assert word in plain, (word, answer.err)
 
 
+@pytest.mark.parametrize(("option", "value"), [("--size", "100000x100000"), ("--seed", "9" * 30)])
+def test_streets_beyond_any_use(udaseg: Run, tmp_path: Path, option: str, value: str) -> None:
+    answer = udaseg("prepare", "streets", option, value)
+    assert answer.code == 2 and option in answer.err and value[:10] in answer.err
+    assert not (tmp_path / "data").exists()
+
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("recipe", "ls"), ("recipe", "show", "dacs"), ("models", "--json")])
+def test_a_reader_that_leaves_early_is_no_error(command: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "udaseg.cli", *command], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert done.stderr == ""
+
+
+def test_closed_output() -> None:
+    command = f"{sys.executable} -m udaseg.cli recipe ls >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_without_our_characters(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: dacs\nname: été\n", encoding="utf-8")
+    answer = real("recipe", "show", str(recipe), PYTHONIOENCODING="ascii")
+    assert (answer.code, answer.err) == (0, "") and "?t?" in answer.out
+
+
 # --- help ----------------------------------------------------------------------------------------------------------
 
 

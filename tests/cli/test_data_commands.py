@@ -91,7 +91,7 @@ def test_prepare_cache(udaseg: Run, data: Path) -> None:
     assert answer.code == 0 and len(list((data / ".udaseg/cache").iterdir())) == 2  # training images only
     text = udaseg("check", "small.yaml").out
     assert re.search(r"^source +gta5 train.*used *$", text, re.MULTILINE), text
-    for size in ("64", "64x0", "x", "1280*720"):
+    for size in ("64", "64x0", "x", "1280*720", "70000x64", "9" * 5000 + "x64"):
         is_message(udaseg("prepare", "gta5", "--cache", size), f"--cache '{size}'", "WIDTHxHEIGHT")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -19,6 +21,7 @@ import udaseg as api
 from udaseg.config.registry import REGISTRIES
 from udaseg.config.schema import DomainSection
 from udaseg.data.classes import CITYSCAPES
+from udaseg.deploy import model as deploy
 from udaseg.engine.domains import images_of, index_of
 from udaseg.engine.networks import load_weights, segmentor
 from udaseg.evaluation.confusion import count
@@ -144,6 +147,46 @@ def test_files_that_cannot_be_read_are_told_at_the_end(udaseg: Run, monkeypatch:
         "cut.jpg: cannot be read (image file is truncated", "float.tif: cannot be read", "Permission denied",
     )  # fmt: skip
     assert len(list(Path("p/index").iterdir())) == 1
+
+
+def test_a_pipe_is_not_read(udaseg: Run) -> None:
+    path = weights("w.safetensors")
+    Path("in").mkdir()
+    os.mkfifo("in/pipe.png"), os.mkfifo("in/pipe.mp4")
+    for arguments in (["in"], ["in/pipe.png", "in/pipe.mp4"]):
+        answer = udaseg("predict", path, *arguments, "--out", "p")
+        is_message(
+            answer._replace(out=""), "2 of 2 failed", "in/pipe.png: a pipe, socket or device; a file is expected"
+        )
+
+
+def test_a_picture_too_large_for_the_memory_does_not_stop_the_others(
+    udaseg: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = weights("w.safetensors")
+    photo("in/a.png"), photo("in/huge.png", width=91), photo("in/z.png")
+    usual = deploy.as_rgb
+
+    def read(image: Path) -> Any:
+        return torch.empty(10**15) if image.name == "huge.png" else usual(image)
+
+    monkeypatch.setattr(deploy, "as_rgb", read)
+    answer = udaseg("predict", path, "in", "--out", "p")
+    assert "2 predicted" in answer.out and sorted(p.name for p in Path("p/index").iterdir()) == ["a.png", "z.png"]
+    is_message(answer._replace(out=""), "1 of 3 failed", "huge.png: out of memory")
+
+
+def test_a_disk_that_fills_up_with_the_last_bytes(udaseg: Run) -> None:
+    path, image = weights("w.safetensors"), photo("photo.png", 300, 200)
+    assert udaseg("predict", path, image, "--save", "overlay", "--out", "p").code == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (Path("p/overlay/photo.jpg").stat().st_size - 10, limits[1]))
+    try:
+        answer = udaseg("predict", path, image, "--save", "overlay", "--out", "q")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    is_message(answer, "File too large")
+    assert not list(Path("q/overlay").iterdir())
 
 
 def refuse(file: object) -> None:

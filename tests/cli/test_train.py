@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import torch
 import toy
 from safetensors.torch import load_file
 from toy import run
+
+from udaseg.engine import checkpoint
 
 RECIPE = ("--recipe", "daformer", "--benchmark", "streets")
 MIC = ("--recipe", "mic", "--benchmark", "streets")
@@ -196,7 +199,39 @@ def test_evaluate_gives_the_runs_own_result(whole: Path, streets: Path, capsys: 
     narrow = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert narrow["confusion"] == found["confusion"] and len(narrow["iou"]) == 13
     assert run("evaluate", str(whole), "--teacher") == 0
-    assert "teacher of daformer" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "teacher of daformer" in text and "cityscapes19, fp32" in " ".join(text.split())
+    assert run("evaluate", str(whole), "--json", "--precision", "bf16") == 0
+    coarse = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (found["precision"], coarse["precision"]) == ("fp32", "bf16")
+    assert coarse["confusion"] != found["confusion"]
+    assert run("evaluate", str(whole), "--precision", "fp8") == 2
+    assert "--precision 'fp8'" in capsys.readouterr().err
+    assert run("evaluate", str(whole), "--protocol", "camvid11") == 2
+    assert "--protocol camvid11" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
+    streets: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, save = streets / "full", checkpoint.save
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_a_full_disk(place: Path, state: Any) -> Path:
+        if state["iteration"] > 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            return save(place, state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(checkpoint, "save", on_a_full_disk)
+    more = ("train.iterations=3", "runtime.checkpoint_minutes=0", "runtime.log_every=1")
+    command = ("train", "--recipe", "source_only", "-b", "streets", "--out", str(folder), *toy.TINY, *more)
+    assert run(*command) == 2
+    assert "the checkpoint of iteration 2 cannot be written" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-0000001.pt"]
+    assert checkpoint.load(folder / "checkpoints" / "step-0000001.pt")["iteration"] == 1
 
 
 def test_dry_run_says_what_a_run_costs_and_leaves_nothing(streets: Path, capsys: Any) -> None:

@@ -55,6 +55,11 @@ def test_ignored_pixels_are_not_counted() -> None:
     assert count(torch.zeros(2, 2).long(), label, 2).tolist() == [[1, 0], [1, 0]]
 
 
+def test_counting_does_not_wait_for_the_device() -> None:
+    prediction = torch.empty(4, 6, dtype=torch.int64, device="meta")  # whatever reads a value fails on it
+    assert count(prediction, prediction.byte(), 19).shape == (19, 19)
+
+
 def test_nothing_to_count_is_not_a_number() -> None:
     found = scores(np.zeros((19, 19)), CITYSCAPES.names)
     assert math.isnan(found.miou) and found.counted == 0

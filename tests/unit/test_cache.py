@@ -187,6 +187,17 @@ def test_too_little_disk(indices: tuple[Index, Index], monkeypatch: pytest.Monke
     assert find(index, SIZE) is None and build(index, SIZE, load(index))
 
 
+def test_a_stale_copy_makes_room_for_the_new_one(indices: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch) -> None:
+    index, _ = indices
+    build(index, SIZE, load(index))
+    os.utime(index.root / index.pairs[0].image, (1, 1))
+    assert find(index, SIZE) is None and missing_bytes(index, SIZE) > 0
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    build(index, SIZE, load(index))
+    assert find(index, SIZE) is not None
+
+
 def test_an_image_of_another_size_is_an_error(indices: tuple[Index, Index]) -> None:
     index = indices[0]
     save(index.root / index.pairs[2].image, photo(np.random.default_rng(0), (95, 60)))

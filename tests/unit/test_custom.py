@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -84,13 +85,56 @@ def test_missing_root_and_masks(home: Path) -> None:
     (home / "b/val/lab/1_mask.png").rename(home / "b/val/lab/x_mask.png")
     _, val = prepare(str(path))
     assert dict(val.left_out) == {
-        "val/img/1.png": "image without a label",
+        "val/img/1.png": "image without a label: there is no val/lab/1_mask.png",
         "val/lab/x_mask.png": "label without an image",
     }
     (home / "b").rename(home / "c")
     with pytest.raises(UserError, match=r"(?s)not found in .*/b\..*val/img/\*\*/\*\.png.*udaseg prepare .*field\.yaml"):
         prepare(str(path))
     assert len(prepare(str(path), root=home / "c")[1]) == 5
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "image", "mask"),
+    [
+        ("*_image.jpg", "{match}_label.png", "903127_image.jpg", "903127_label.png"),
+        ("x/**/*_left.png", "y/{folder}/{match}_gt_{match}.png", "x/ulm/a/3_left.png", "y/ulm/a/3_gt_3.png"),
+        ("x/*/*.png", "y/{folder}/{match}.png", "x/ulm/a_b.png", "y/ulm/a_b.png"),
+    ],
+)
+def test_masks_named_by_a_part_of_the_images_name(home: Path, images: str, masks: str, image: str, mask: str) -> None:
+    text = f"name: own\nroot: o\nclasses: [a]\nsplits: {{all: {{images: '{images}', masks: '{masks}'}}}}\n"
+    (home / "own.yaml").write_text(text)
+    save(home / "o" / image, photo(np.random.default_rng(0), (8, 8)))
+    save(home / "o" / mask, np.zeros((8, 8), np.uint8))
+    (index,) = prepare("own.yaml")
+    assert [(pair.image, pair.label) for pair in index.pairs] == [(Path(image), Path(mask))] and not index.left_out
+    (home / "o" / mask).rename(home / "o" / "other.png")
+    with pytest.raises(UserError, match=f"(?s)images but no labels.*{re.escape(masks)}"):
+        prepare("own.yaml")
+
+
+@pytest.mark.parametrize("folder", ["val/lab", "val/img"])
+def test_a_declared_split_without_a_pair(home: Path, folder: str) -> None:
+    path = field(home)
+    shutil.rmtree(home / "b" / folder)
+    with pytest.raises(UserError) as error:
+        prepare(str(path))
+    assert "(val)" in str(error.value) and "val: val/img/**/*.png with val/lab/{folder}/{stem}_mask.png" in str(
+        error.value
+    )
+    assert len(load_index(str(path), "train")) == 3
+
+
+def test_linked_folders_are_searched_and_cycles_left(home: Path) -> None:
+    path = field(home)
+    shutil.move(home / "b/frames/day1", home / "elsewhere")
+    (home / "b/frames/day1").symlink_to(home / "elsewhere")
+    (home / "b/frames/day0/again").symlink_to(home / "b")
+    (home / "elsewhere/back").symlink_to(home / "b/frames")
+    train, _ = prepare(str(path))
+    names = [pair.image.as_posix() for pair in train.pairs]
+    assert {"frames/day0/0.png", "frames/day1/1.png", "frames/day2/2.png"} <= set(names) and len(names) < 30
 
 
 def test_two_images_with_one_mask(home: Path) -> None:
@@ -106,7 +150,9 @@ def test_masks_among_the_images(home: Path) -> None:
         mask.rename(home / "b/val/img" / mask.relative_to(home / "b/val/lab"))
     assert len(prepare(str(path))[1]) == 6 and not prepare(str(path), strict=True)[1].left_out
     (home / "b/val/img/1.png").unlink()
-    assert dict(prepare(str(path))[1].left_out) == {"val/img/1_mask.png": "image without a label"}
+    assert dict(prepare(str(path))[1].left_out) == {
+        "val/img/1_mask.png": "image without a label: there is no val/img/1_mask_mask.png"
+    }
 
 
 def test_another_spelling_of_the_file_is_the_same_data_set(home: Path) -> None:
@@ -204,10 +250,20 @@ scale: 2
         ('"frames/**/*.png"', '"../*.png"', "path below the root"),
         ('"frames/**/*.png"', '""', "path below the root"),
         ('"frames/**/*.png"', '"fr**/*.png"', "whole folders"),
-        ("{stem}_mask", "{name}_mask", "{name} is not allowed; allowed: folder, stem"),
+        ("{stem}_mask", "{name}_mask", "{name} is not allowed; allowed: folder, match, stem"),
         ("{stem}_mask", "{stem.__class__}", "{stem.__class__} is not allowed"),
         ("{stem}_mask", "{stem!r}", "{stem} is not allowed"),
         ("{stem}_mask", "mask", "needs {stem}"),
+        (
+            'img/**/*.png", masks: "val/lab/{folder}/{stem}',
+            'img/*.*", masks: "val/lab/{match}',
+            "{match}, the file name",
+        ),
+        (
+            'img/**/*.png", masks: "val/lab/{folder}/{stem}',
+            'img/?*", masks: "val/lab/{match}',
+            "{match}, the file name",
+        ),
         ("{stem}_mask", "{stem", "is not allowed: expected '}'"),
         ("{folder}/", "x{folder}/", "{folder} stands for whole folders"),
         ("  val:", "  ../val:", "splits.../val"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from udaseg.data.images import as_rgb
+from udaseg.data.images import as_rgb, image_size
 from udaseg.deploy import model as deploy
 from udaseg.errors import UserError
 from udaseg.models.segmentor import upsample
@@ -32,6 +32,15 @@ def test_pictures_of_every_mode(tmp_path: Path) -> None:
     for mode, name in (("P", "p.gif"), ("1", "1.tif"), ("CMYK", "cmyk.jpg"), ("LA", "la.png")):
         found = saved(tmp_path / name, rgb.convert(mode))
         assert found.shape == PIXELS.shape and found.dtype == np.uint8
+
+
+def test_a_png_without_image_data(tmp_path: Path) -> None:
+    path = tmp_path / "empty.png"
+    Image.fromarray(PIXELS).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"IDAT") - 4] + data[data.index(b"IEND") - 4 :])
+    with pytest.raises(UserError, match=r"empty.png has no image data"):
+        image_size(path)
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32])

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from udaseg.config.checks import warnings
 from udaseg.config.layers import OVERRIDE, chain, difference, leaves, locate, merge, normalise, parse_override, shipped
-from udaseg.config.load import Loaded, benchmark_data, checked, set_by
+from udaseg.config.load import Loaded, benchmark_data, checked
 from udaseg.config.load import load as load_by_name
 from udaseg.config.registry import REGISTRIES
+from udaseg.engine.assembly import missing_prerequisites
 from udaseg.errors import UserError
+from udaseg.problems import set_by
 from udaseg.yamls import as_yaml, parse_yaml, read_yaml
 
 TERMS = ", ".join(sorted(REGISTRIES["term"].entries))
@@ -446,6 +450,28 @@ def test_unknown_data_sets_and_protocols() -> None:
         ("seed=-1", "seed", "greater than or equal to 0"),
         (f"seed={2**63}", "seed", "less than"),
         ("runtime.threads=-1", "runtime.threads", "greater than 0"),
+        ("runtime.threads=1000000", "runtime.threads", "less than or equal to 1024"),
+        ("runtime.device=gpu", "runtime.device", "'gpu' is not a device; allowed: auto, cpu, cuda, cuda:N, mps"),
+        ("train.iterations=10000000", "train.iterations", "less than 10000000"),
+        ("train.batch=true", "train.batch", "True is not allowed: a number is expected"),
+        ("train.batch=70000", "train.batch", "less than or equal to 65536"),
+        ("data.crop=[true, 512]", "data.crop.0", "True is not allowed: a number is expected"),
+        ("data.crop=[512, 70000]", "data.crop.1", "less than or equal to 65536"),
+        ("data.scale=65", "data.scale", "less than or equal to 64"),
+        ("views.mixed.jitter=true", "views.mixed.jitter", "True is not allowed: a number is expected"),
+        (
+            "model={encoder: {kind: mit_b0, drop_path: false}}",
+            "model.encoder.drop_path",
+            "False is not allowed",
+        ),
+        ("optimiser.power=-1", "optimiser.power", "greater than or equal to 0"),
+        ("optimiser.minimum=-1", "optimiser.minimum", "greater than or equal to 0"),
+        ("optimiser.minimum=1", "optimiser.minimum", "1 is above optimiser.lr=6e-05: the rate would rise"),
+        ("name=a/b", "name", "without slashes"),
+        ("name=''", "name", "without slashes"),
+        ("name=..", "name", "without slashes"),
+        ("data={margins: crop, crop_margins: [500, 12]}", "data.crop_margins", "[500, 12] hides all 512 rows"),
+        ("data.image_margins.left=2018", "data.image_margins.left", "with right hides 2048 of the 2048 pixels"),
         ("teacher.alpha=2", "teacher.alpha", "less than or equal to 1"),
         ("extends=daformer", "extends", "unknown key"),
         ("name=5", "name", "string"),
@@ -455,6 +481,26 @@ def test_wrong_values(override: str, key: str, words: str) -> None:
     head, line, *more = refused("dacs", override).splitlines()
     assert "1 problem(s)" in head and not more
     assert line.startswith(f"  {OVERRIDE}: {key}: ") and words in line
+
+
+def test_a_warm_up_longer_than_the_run_is_told() -> None:
+    (text,) = [text for text in warnings(load("dacs", "train.iterations=1499").recipe) if "warmup" in text]
+    assert "optimiser.warmup=1500 is longer than the run of 1499 iterations" in text
+    assert not any("warmup" in text for text in warnings(load("dacs", "train.iterations=1500").recipe))
+
+
+def test_a_huge_file_is_not_parsed(here: Path) -> None:
+    path = write(here / "huge.yaml", "extends: dacs\nnotes: [" + "1, " * 400_000 + "1]\n")
+    began = time.monotonic()
+    assert f"{path}: 1.2 MB are too large for a recipe: at most 1 MB" in refused(path)
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("key", ["model.weights", "model.start", "data.source.root"])
+def test_a_user_that_is_not_there(here: Path, key: str) -> None:
+    loaded = load("dacs", "model.weights=none", f"{key}=~nosuchuser/x")
+    problems = [problem.message for problem in missing_prerequisites(loaded.recipe)]
+    assert any("~nosuchuser/x: there is no user 'nosuchuser' on this machine" in message for message in problems)
 
 
 def test_views_that_need_a_target_and_have_none() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,8 @@ BAD = [
     ("size", (64.0, 32.0)),
     ("gap", 1.5),
     ("gap", float("nan")),
+    ("size", (100_000, 128)),
+    ("seed", 2**63),
 ]
 
 
@@ -230,6 +233,14 @@ def test_data_of_the_user_is_never_touched(tmp_path: Path) -> None:
 def test_bad_parameters_are_refused_before_writing(tmp_path: Path, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match="allowed"):
         write_streets(tmp_path / "new", **{**PARAMETERS, name: value})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_too_small_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"GB are needed in .*choose a smaller size"):
+        write_streets(tmp_path / "new", **PARAMETERS)
     assert not (tmp_path / "new").exists()
 
 

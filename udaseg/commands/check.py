@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from udaseg.config.checks import components, domains
-from udaseg.config.load import Loaded, listed, load
+from udaseg.config.load import Loaded, load
 from udaseg.config.registry import settings_of_type, walk
 from udaseg.config.schema import DomainSection, Recipe
 from udaseg.console import out, table
@@ -20,7 +20,7 @@ from udaseg.data.transforms import keep_ratio_size
 from udaseg.engine.domains import class_set, ignored_classes, index_of, scaled
 from udaseg.errors import UserError
 from udaseg.files import write_free
-from udaseg.problems import Problem
+from udaseg.problems import Problem, listed
 from udaseg.ranges import ClassNames
 from udaseg.report import figures
 from udaseg.report.figures import Figure, Pixels

@@ -27,7 +27,7 @@ def evaluate(path: Path, *, as_json: bool, **choices: Any) -> None:
 def print_json(measured: Measured) -> None:
     """One line; with conditions, a tree for each of them under ``conditions``."""
     trees = {name: as_dict(result, measured.counts[name]) for name, result in measured.scores.items()}
-    head = {"what": measured.title, "protocol": measured.protocol, **trees.pop("all")}
+    head = {"what": measured.title, "protocol": measured.protocol, "precision": measured.precision, **trees.pop("all")}
     print(json.dumps({**head, "conditions": trees} if trees else head))
 
 

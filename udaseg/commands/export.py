@@ -12,6 +12,7 @@ from udaseg.deploy.files import title
 from udaseg.deploy.model import LEAST, load
 from udaseg.engine.domains import images_of
 from udaseg.engine.measure import data_section
+from udaseg.engine.memory import refuse_large_input
 from udaseg.errors import UserError
 from udaseg.models.weights_file import WeightsMetadata
 from udaseg.ranges import parse_size
@@ -23,6 +24,8 @@ def export_weights(path: Path, *, form: exporting.Format, target: Path | None, s
         raise UserError("--size: a copy of the weights has no size; leave it out, or choose --format torch or onnx")
     wanted = parse_size(size, LEAST, "--size") if size else None  # a wrong one is told before anything is loaded
     model = load(path, teacher=teacher, device="cpu")
+    if wanted:
+        refuse_large_input(wanted, len(model.metadata.classes), "--size")
     target = target or Path(title(path, teacher=teacher) + exporting.SUFFIX[form])
     shape = wanted or usual_size(model.metadata)
     images, what = samples(model.metadata, shape) if form != "safetensors" else ([], "")

@@ -24,12 +24,17 @@ def prepare_streets(
 ) -> None:
     """Draw `streets` into ``root`` (default: the data home) in the formats of GTA5 and Cityscapes, and index it."""
     from udaseg.data.streets import write_streets
-    from udaseg.data.streets.render import SMALLEST
+    from udaseg.data.streets.render import LARGEST, SMALLEST
 
     place = root or data_home() / "streets"
     with Counting("drawing street scenes") as progress:
         write_streets(
-            place, size=parse_size(size, SMALLEST, "--size"), gap=gap, seed=seed, workers=workers, progress=progress
+            place,
+            size=parse_size(size, SMALLEST, "--size", LARGEST),
+            gap=gap,
+            seed=seed,
+            workers=workers,
+            progress=progress,
         )
     for name, folder in (("streets_source", "gta5"), ("streets_target", "cityscapes")):
         prepare_dataset(name, place / folder if root else None, workers=workers, strict=True, size=copy)
@@ -64,7 +69,7 @@ def copied(indices: list[Index], size: tuple[int, int], workers: int | None) -> 
         out.print(f"copy at {size[0]}x{size[1]}: nothing to do")
         return
     out.print(f"copy at {size[0]}x{size[1]}: {need / 1e9:.2f} GB in {data_home() / '.udaseg' / 'cache'}")
-    cache.check_disk(need)
+    cache.check_disk(sum(cache.room_needed(index, size) for index in indices))
     for index in indices:
         load = Domain(index, lut=RAW, size=size, labels=index.labelled).load
         with Counting(f"copying {index.dataset} {index.split}") as progress:

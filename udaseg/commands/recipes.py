@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from udaseg.config.checks import components, needs
 from udaseg.config.layers import Tree, leaves, locate, shipped
-from udaseg.config.load import Loaded, set_by
-from udaseg.config.registry import needs_of
 from udaseg.console import out, table
 from udaseg.errors import UserError
+from udaseg.problems import set_by
+
+if TYPE_CHECKING:
+    from udaseg.config.load import Loaded
 
 
 def listing() -> None:
@@ -61,6 +63,9 @@ def passes(loaded: Loaded) -> str:
 
     Components whose settings ask for a further one say so.
     """
+    from udaseg.config.checks import components, needs  # with torch, which listing and copying do without
+    from udaseg.config.registry import needs_of
+
     recipe, total = loaded.recipe, needs(loaded.recipe)
     parts = [f"student {len(recipe.views)} ({' + '.join(recipe.views)})", f"teacher {int(total.target)}"]
     if total.pretrained_encoder:

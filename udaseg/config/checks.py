@@ -14,8 +14,8 @@ from udaseg.problems import KeyPath, Problem, suggest
 
 
 def inconsistencies(recipe: Recipe) -> list[Problem]:
-    """Unknown data sets and protocols, views that need a target there is none of, settings that exclude others."""
-    problems = class_problems(recipe)
+    """Unknown data sets and protocols, views that need a target there is none of, values that exclude others."""
+    problems = [*class_problems(recipe), *range_problems(recipe)]
     for path, kind, component in components(recipe):
         problems += problems_of(kind, component, plan(recipe), path)
         if recipe.data.target is None and path[0] == "views" and needs_of(kind, component).target:
@@ -56,6 +56,23 @@ def class_problems(recipe: Recipe) -> list[Problem]:
     return problems
 
 
+def range_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Values that are wrong only beside others: a rate below its minimum, margins that leave nothing."""
+    data, optimiser = recipe.data, recipe.optimiser
+    if optimiser.minimum > optimiser.lr:
+        message = f"{optimiser.minimum:g} is above optimiser.lr={optimiser.lr:g}: the rate would rise"
+        yield Problem(("optimiser", "minimum"), message)
+    if data.margins == "crop" and sum(data.crop_margins) >= data.crop[0]:
+        message = f"{list(data.crop_margins)} hides all {data.crop[0]} rows of data.crop"
+        yield Problem(("data", "crop_margins"), message)
+    if image := data.image_margins:
+        sides = (("left", "right", image.at[0]), ("top", "bottom", image.at[1]))
+        for one, other, length in sides:
+            if (hidden := getattr(image, one) + getattr(image, other)) >= length:
+                message = f"with {other} hides {hidden} of the {length} pixels of data.image_margins.at"
+                yield Problem(("data", "image_margins", one), message)
+
+
 def known_dataset(name: str) -> DataSetSpec:
     """The data set of that name or YAML file; a UserError in the words of a recipe's other problems."""
     if name.endswith((".yaml", ".yml")) or name.replace("-", "_") in DATASETS:
@@ -92,6 +109,11 @@ def warnings(recipe: Recipe, images: int | None = None) -> list[str]:
         texts.append("no encoder weights loaded (model.weights=none): training from scratch")
         if needs(recipe).pretrained_encoder:
             texts.append("a loss compares with an encoder that was never trained")
+    if (warmup := recipe.optimiser.warmup) > recipe.train.iterations:
+        texts.append(
+            f"optimiser.warmup={warmup} is longer than the run of {recipe.train.iterations} iterations: the learning "
+            "rate never reaches optimiser.lr"
+        )
     for _, kind, part in components(recipe):
         for _, component, settings in walk(kind, part):
             texts += component.warnings(settings, plan(recipe, images))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from udaseg.config.checks import inconsistencies
 from udaseg.config.layers import chain, drop_nulls, flatten, merge, normalise
 from udaseg.config.schema import DataSection, Recipe, Tree
 from udaseg.errors import UserError
-from udaseg.problems import KeyPath, Problem, explain
+from udaseg.problems import KeyPath, Problem, explain, listed
 
 ROUNDS = 5
 STAND_INS = {("model", "encoder"): "tiny", ("model", "decoder"): "linear"}
@@ -89,16 +88,3 @@ def refuse(problems: list[Problem], loaded: Loaded) -> None:
     """A UserError that lists all problems with the file each key came from; nothing if there are none."""
     if problems:
         raise UserError(f"recipe {loaded.recipe.name!r} cannot run:\n{listed(problems, loaded.origin)}")
-
-
-def listed(problems: Iterable[Problem], origin: Mapping[KeyPath, str]) -> str:
-    """One line a problem: file, key, what is wrong."""
-    return "\n".join(f"  {set_by(p.path, origin)}: {'.'.join(p.path)}: {p.message}" for p in problems)
-
-
-def set_by(path: KeyPath, origin: Mapping[KeyPath, str]) -> str:
-    """The file that set a key, or the nearest key above it."""
-    for length in range(len(path), 0, -1):
-        if path[:length] in origin:
-            return origin[path[:length]]
-    return "recipe"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
+from pydantic import BaseModel, BeforeValidator, create_model
 
 import udaseg
 from udaseg.component import Component, Default, Needs, Plan
@@ -28,7 +28,7 @@ from udaseg.evaluation.features import FeatureMeasure
 from udaseg.models.multires import WRAPPERS
 from udaseg.models.segmentor import Decoder, Encoder, Wrapper
 from udaseg.models.zoo import DECODERS, ENCODERS
-from udaseg.problems import MAP, KeyPath, Problem, checked, refuse, suggest
+from udaseg.problems import MAP, KeyPath, Problem, Strict, checked, refuse, suggest
 
 Settings = dict[str, Any]
 
@@ -115,34 +115,29 @@ def settings_model(component: Callable[..., Any]) -> type[BaseModel]:
         hint = hints(component)[name]
         if name in inner:
             marker = next(mark for mark in hint.__metadata__ if isinstance(mark, Default))
-            fields[name] = (filled_in(component_of(inner[name]), marker), {"kind": marker.kind})
+            fields[name] = (filled_in(inner[name], marker), {"kind": marker.kind})
         else:
             fields[name] = (hint, default)
-    config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=bool(inner))
-    return create_model("Settings", __config__=config, **fields)
+    return create_model("Settings", __base__=Strict, __cls_kwargs__={"validate_default": bool(inner)}, **fields)
 
 
-def component_of(kind: str) -> Any:
-    """The type of a recipe's key that names a component: a map {kind, settings...}, checked and completed."""
-
-    def validate(part: object) -> Settings:
-        part = {"kind": part} if isinstance(part, str) else part
-        if not isinstance(part, dict):
-            raise refuse(f"{part!r} is not allowed: a name or {MAP}")
-        settings = {key: value for key, value in part.items() if key != "kind"}
-        name = part.get("kind")
-        return {"kind": name, **REGISTRIES[kind].validate(name, settings)}
-
-    return Annotated[dict[str, Any], BeforeValidator(validate)]
+def validate_component(kind: str, part: object) -> Settings:
+    """What a recipe's key names, a name or a map {kind, settings...}, checked and completed."""
+    part = {"kind": part} if isinstance(part, str) else part
+    if not isinstance(part, dict):
+        raise refuse(f"{part!r} is not allowed: a name or {MAP}")
+    settings = {key: value for key, value in part.items() if key != "kind"}
+    name = part.get("kind")
+    return {"kind": name, **REGISTRIES[kind].validate(name, settings)}
 
 
-def filled_in(kind: Any, default: Default) -> Any:
+def filled_in(kind: str, default: Default) -> Any:
     """The type of a nested component: a map without ``kind`` means the default one."""
 
-    def complete(part: object) -> object:
-        return {"kind": default.kind, **part} if isinstance(part, dict) else part
+    def validate(part: object) -> Settings:
+        return validate_component(kind, {"kind": default.kind, **part} if isinstance(part, dict) else part)
 
-    return Annotated[kind, BeforeValidator(complete)]
+    return Annotated[dict[str, Any], BeforeValidator(validate)]
 
 
 @functools.cache

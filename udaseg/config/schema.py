@@ -1,41 +1,88 @@
-"""The schema of a recipe. Components in it are unions discriminated by ``kind`` (``config.registry``)."""
+"""The schema of a recipe. Components in it are unions discriminated by ``kind`` (``config.registry``).
+
+The registries, and torch with them, are imported when the first component is checked: ``refuse_plain`` checks all other
+keys without them, so that a typo is told in a second.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+)
 
-from udaseg.config.registry import REGISTRIES, component_of
-from udaseg.problems import MAP, Problem, Section, collecting, combined, refuse, suggest
+from udaseg.errors import UserError
+from udaseg.problems import MAP, KeyPath, Problem, Strict, collecting, combined, explain, listed, refuse, suggest
+
+if TYPE_CHECKING:
+    from udaseg.config.registry import Registry
 
 Tree = dict[str, Any]
+PLAIN = "plain keys only"
+"""The context of a validation that leaves components and views out."""
 
 
-class DomainSection(Section):
+def refuse_plain(tree: Tree, origin: Mapping[KeyPath, str]) -> None:
+    """UserError that lists what is wrong with the plain keys of a flattened tree."""
+    try:
+        Recipe.model_validate(tree, context=PLAIN)
+    except ValidationError as error:
+        problems = explain(error, Recipe)
+        raise UserError(
+            f"recipe {tree.get('name')!r} has {len(problems)} problem(s):\n{listed(problems, origin)}\n"
+            "Components and views come next; `udaseg recipe validate` lists everything at once."
+        ) from None
+
+
+def component_of(kind: str) -> Any:
+    """The type of a key that names a component: a map {kind, settings...}, checked and completed."""
+
+    def validate(part: object, info: ValidationInfo) -> Tree:
+        if info.context == PLAIN:
+            return {}
+        from udaseg.config.registry import validate_component
+
+        return validate_component(kind, part)
+
+    return Annotated[dict[str, Any], BeforeValidator(validate)]
+
+
+Side = Annotated[int, Field(gt=0, le=2**16)]  # pixels
+
+
+class DomainSection(Strict):
     """One domain: a data set, its split, where it lies (None: the default folders) and the size it is resized into."""
 
     dataset: str = Field(description="a data set's name, or a YAML file that describes one")
     split: str = "train"
     root: str | None = None
-    size: tuple[PositiveInt, PositiveInt] | None = Field(None, description="(width, height), ratio kept; None: native")
+    size: tuple[Side, Side] | None = Field(None, description="(width, height), ratio kept; None: native")
     merge: dict[str, str] = Field({}, description="class of the data set -> class of the recipe, where names differ")
 
 
-class MarginsSection(Section):
+class MarginsSection(Strict):
     """Pixels of the target that cannot be trusted, at image size ``at`` = (width, height)."""
 
     top: NonNegativeInt = 0
     bottom: NonNegativeInt = 0
     left: NonNegativeInt = 0
     right: NonNegativeInt = 0
-    at: tuple[PositiveInt, PositiveInt]
+    at: tuple[Side, Side]
 
 
-class DataSection(Section):
+class DataSection(Strict):
     """``scale`` multiplies sizes and crop (HRDA: 2). ``labelled``: the domain that supplies labels (oracle: target).
 
     Classes of different data sets are matched by name; those without a partner are ignored.
@@ -46,8 +93,8 @@ class DataSection(Section):
     validation: DomainSection | None = None
     classes: str | None = Field(None, description="the data set whose classes are learnt; None: the source's")
     protocol: str = "cityscapes19"
-    crop: tuple[PositiveInt, PositiveInt] = Field(description="(height, width)")
-    scale: PositiveInt = 1
+    crop: tuple[Side, Side] = Field(description="(height, width)")
+    scale: int = Field(1, gt=0, le=64)
     synthetic_source: bool = Field(True, description="rendered source images; decides what MIC masks")
     labelled: Literal["source", "target"] = "source"
     cat_max_ratio: float = Field(0.75, gt=0, le=1)
@@ -58,10 +105,10 @@ class DataSection(Section):
     )
     image_margins: MarginsSection | None = None
     margins: Literal["none", "crop", "image"] = "none"
-    sampler: component_of("sampler") = {"kind": "uniform"}  # type: ignore[valid-type]
+    sampler: component_of("sampler") = Field({"kind": "uniform"})  # type: ignore[valid-type]
 
 
-class ModelSection(Section):
+class ModelSection(Strict):
     """``weights``: auto (the encoder's official file), none or a path; ``start``: a whole model's weights, or a run,
     in whose path {seed} is this run's seed.
 
@@ -75,68 +122,86 @@ class ModelSection(Section):
     start: str | None = None
 
 
-class TeacherSection(Section):
+class TeacherSection(Strict):
     alpha: float = Field(0.999, ge=0, le=1)
 
 
-class OptimiserSection(Section):
+class OptimiserSection(Strict):
     lr: float = Field(6e-5, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     head_lr_factor: float = Field(10.0, gt=0)
     decay_one_dimensional: bool = Field(True, description="False: no weight decay on biases and norms anywhere")
     warmup: int = Field(1500, ge=0)
-    power: float = 1.0
+    power: float = Field(1.0, ge=0)
     minimum: float = Field(0.0, ge=0)
 
 
-class TrainSection(Section):
-    iterations: PositiveInt = 40000
-    batch: PositiveInt = Field(2, description="images per domain and step, over all devices")
+class TrainSection(Strict):
+    iterations: int = Field(40000, gt=0, lt=10**7, description="checkpoints are named by seven digits")
+    batch: int = Field(2, gt=0, le=2**16, description="images per domain and step, over all devices")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     channels_last: bool = True
 
 
-class EvaluationSection(Section):
+class EvaluationSection(Strict):
     """``slide``: windows of the training crop's size, half overlapping; ``window_batch`` of them at once."""
 
     every: PositiveInt = 4000
     mode: Literal["whole", "slide"] = "whole"
-    window_batch: PositiveInt = 3
+    window_batch: int = Field(3, gt=0, le=2**16)
 
 
-class RuntimeSection(Section):
+def as_device(name: str) -> str:
+    """Its name, if it can be a device's; whether this machine has it shows when the run begins."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise refuse(f"{name!r} is not a device; allowed: auto, cpu, cuda, cuda:N, mps")
+    return name
+
+
+def as_name(name: str) -> str:
+    """A recipe's name: run folders are called after it."""
+    if not re.fullmatch(r"[^./\\\0-\x1f][^/\\\0-\x1f]{0,99}", name):
+        raise refuse(f"{name!r} is not allowed: up to 100 characters without slashes that do not begin with a dot")
+    return name
+
+
+class RuntimeSection(Strict):
     """How to run, not what: these keys may change when a run is resumed."""
 
-    device: str = "auto"
-    workers: int = Field(4, ge=0)
-    threads: PositiveInt | None = None
+    device: Annotated[str, AfterValidator(as_device)] = "auto"
+    workers: int = Field(4, ge=0, le=1024)
+    threads: int | None = Field(None, gt=0, le=1024)
     cache_gb: float = Field(0.0, ge=0, description="decoded images each loading process may keep in memory")
     checkpoint_minutes: float = Field(10.0, ge=0)
     log_every: PositiveInt = 50
     tensorboard: bool = False
 
 
-class StageSection(Section):
+class StageSection(Strict):
     """A view: its own settings, and those and the weight of each of its terms."""
 
-    options: dict[str, Any] = {}
-    terms: dict[str, dict[str, Any]] = {}
-    weights: dict[str, float] = {}
+    options: dict[str, Any] = Field({})
+    terms: dict[str, dict[str, Any]] = Field({})
+    weights: dict[str, float] = Field({})
 
 
-def as_stages(views: object) -> Tree:
+def as_stages(views: object, info: ValidationInfo) -> Tree:
     """Views as they are written, {view: {setting: ..., terms: {term: {weight: ..., setting: ...}}}} -> stages."""
+    if info.context == PLAIN:
+        return {}
+    from udaseg.config.registry import REGISTRIES
+
     if not isinstance(views, dict) or not views:
         raise refuse(f"a recipe needs at least one view; {suggest('', REGISTRIES['view'].entries)}")
     problems: list[Problem] = []
-    stages = {name: as_stage(name, view, problems) for name, view in views.items()}
+    stages = {name: as_stage(name, view, REGISTRIES, problems) for name, view in views.items()}
     if problems:
         raise combined(problems)
     return stages
 
 
-def as_stage(name: str, view: object, problems: list[Problem]) -> Tree:
+def as_stage(name: str, view: object, registries: Mapping[str, Registry], problems: list[Problem]) -> Tree:
     if not isinstance(view, dict):
         problems.append(Problem((name,), f"{view!r} is not allowed: {MAP}"))
         return {}
@@ -144,9 +209,9 @@ def as_stage(name: str, view: object, problems: list[Problem]) -> Tree:
     settings = dict(view)
     terms = settings.pop("terms", None)
     with collecting(problems, (name,)):
-        stage["options"] = REGISTRIES["view"].validate(name, settings)
+        stage["options"] = registries["view"].validate(name, settings)
     if not isinstance(terms, dict) or not terms:
-        problems.append(Problem((name, "terms"), f"needs at least one term; {suggest('', REGISTRIES['term'].entries)}"))
+        problems.append(Problem((name, "terms"), f"needs at least one term; {suggest('', registries['term'].entries)}"))
         return stage
     for key, term in terms.items():
         path = (name, "terms", key)
@@ -158,20 +223,20 @@ def as_stage(name: str, view: object, problems: list[Problem]) -> Tree:
             problems.append(Problem((*path, "weight"), f"{weight!r} is not allowed: a number from 0 on is expected"))
         with collecting(problems, path):
             own = {key: value for key, value in term.items() if key != "weight"}
-            stage["terms"][key] = REGISTRIES["term"].validate(key, own)
+            stage["terms"][key] = registries["term"].validate(key, own)
     return stage
 
 
-class Recipe(Section):
+class Recipe(Strict):
     """A complete, checked recipe. ``views`` keeps its order: that is the order of the step."""
 
-    name: str
+    name: Annotated[str, AfterValidator(as_name)]
     benchmark: str | None = None
     seed: int = Field(0, ge=0, lt=2**63)
     data: DataSection
     model: ModelSection
     views: Annotated[dict[str, StageSection], BeforeValidator(as_stages)] = Field({}, validate_default=True)
-    pseudo_labels: component_of("pseudo_labels") = {"kind": "confidence_share"}  # type: ignore[valid-type]
+    pseudo_labels: component_of("pseudo_labels") = Field({"kind": "confidence_share"})  # type: ignore[valid-type]
     teacher: TeacherSection = TeacherSection()
     optimiser: OptimiserSection = OptimiserSection()
     train: TrainSection = TrainSection()

@@ -21,7 +21,7 @@ from udaseg.data.layouts import places_of
 from udaseg.data.parallel import Progress
 from udaseg.data.spec import DataSetSpec
 from udaseg.errors import UserError
-from udaseg.files import check_room, replacing
+from udaseg.files import check_room, replacing, user_path
 
 MOST_EXPANSION = 200  # bytes unpacked per byte packed; JSON reaches about 20, DEFLATE's limit (a bomb) is 1032
 SMALL = 2**20  # a file below this size may compress as it likes
@@ -63,7 +63,7 @@ def _archives(spec: DataSetSpec, folder: Path, place: Path) -> tuple[list[Path],
     names = archive_names(spec)
     if not names:
         raise UserError(f"{spec.name} has no official archives; leave out --archives.")
-    folder = folder.expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise UserError(f"--archives {folder}: no such folder")
     zips = {name: (folder / name).with_suffix(".zip") for name in names}  # a .rar may have been packed again

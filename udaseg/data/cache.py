@@ -80,7 +80,7 @@ def layout(index: Index, size: Size) -> Cached:
 def build(index: Index, size: Size, load: Load, *, workers: int | None = 0, progress: Progress | None = None) -> Cached:
     """Write what is missing of the copy. UserError, before anything is written, when the disk is too small."""
     cached = layout(index, size)
-    check_disk(missing_bytes(index, size))
+    check_disk(room_needed(index, size))
     first = done = _done(cached, index)
     key = _key(index)
 
@@ -108,6 +108,16 @@ def missing_bytes(index: Index, size: Size) -> int:
     """Disk that `build` will still take."""
     cached = layout(index, size)
     return int(cached.starts[-1] - cached.starts[_done(cached, index)]) * sum(cached.files.values())
+
+
+def room_needed(index: Index, size: Size) -> int:
+    """Disk that must be free for `build`, which writes over a stale copy."""
+    cached = layout(index, size)
+    if _done(cached, index):
+        return missing_bytes(index, size)
+    files = [cached.folder / name for name in cached.files if (cached.folder / name).is_file()]
+    stale = sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in files)
+    return max(missing_bytes(index, size) - stale, 0)
 
 
 def check_disk(need: int) -> None:

@@ -5,17 +5,21 @@
     classes: [soil, crop, weed]     # names decide which classes of source and target match
     splits:
       train: {images: "frames/**/*.jpg"}                              # an unlabelled target
-      val: {images: "val/img/*.png", masks: "val/lab/{stem}_mask.png"}  # also {folder}: below the fixed part
+      val: {images: "val/img/*.png", masks: "val/lab/{stem}_mask.png"}
     encoding: {kind: index, map: {0: soil, 1: crop, 2: weed}, ignore: [255], unknown: error}
     palette: {soil: [120, 80, 40]}  # optional
 
 With `kind: colour` the keys of `map` and the values of `ignore` are colours: "255,255,255" or "#ffffff". Without `map`,
 value i is class i. Nothing in the file is executed; masks lie below the root.
+
+In `masks`, {stem} is the image's file name without its ending, {match} what the `*` in it stood for (of a_image.jpg by
+`*_image.jpg`: a), {folder} the folders below the fixed part of `images`.
 """
 
 from __future__ import annotations
 
 import colorsys
+import contextlib
 import os
 import re
 import string
@@ -32,6 +36,7 @@ from udaseg.data.classes import IGNORE, UNKNOWN_COLOUR, ClassSet
 from udaseg.data.images import Pixels
 from udaseg.data.spec import DataSetSpec, Encoding, Listing, match
 from udaseg.errors import UserError
+from udaseg.files import user_path
 from udaseg.problems import Problem, explain, suggest
 from udaseg.yamls import read_yaml
 
@@ -69,12 +74,14 @@ class _File(_Section):
     scale: Literal["native"] = "native"
 
 
+_WILDCARD = re.compile(r"([^*?\[]*)\*([^*?\[]*)")
+"""A file name with one `*`: what stands before and after it."""
 _PLACEHOLDERS = {"name": "x", "root": ".", "classes": ["x"], "splits": {"x": {"images": "x"}}}
 
 
 def load_custom(name: str) -> DataSetSpec:
     """What the file describes; UserError with all that is wrong with it, each with its key."""
-    path = Path(os.path.abspath(Path(name).expanduser()))  # one name for every spelling: it is part of the index's
+    path = Path(os.path.abspath(user_path(name)))  # one name for every spelling: it is part of the index's
     tree = read_yaml(path, "data set", number_keys=True)
     problems, refused = [], set()
     try:
@@ -92,7 +99,7 @@ def load_custom(name: str) -> DataSetSpec:
 
 def _spec(path: Path, file: _File) -> DataSetSpec:
     encoding = _encoding(file)
-    root = path.parent / Path(os.path.expandvars(file.root)).expanduser()
+    root = path.parent / user_path(os.path.expandvars(file.root))
     tree = [f"  {split}: {s.images}" + (f" with {s.masks}" if s.masks else "") for split, s in file.splits.items()]
     return DataSetSpec(
         name=str(path),
@@ -119,7 +126,11 @@ def _inconsistencies(file: _File, refused: set[str]) -> Iterator[Problem]:
     for name, split in file.splits.items():
         yield from _path_problems(("splits", name, "images"), split.images, fields=())
         if split.masks is not None:
-            yield from _path_problems(("splits", name, "masks"), split.masks, fields=("stem", "folder"))
+            where = ("splits", name, "masks")
+            yield from _path_problems(where, split.masks, fields=("stem", "match", "folder"))
+            if "{match}" in split.masks and not _WILDCARD.fullmatch(PurePosixPath(split.images).name):
+                message = f"{split.masks!r}: for {{match}}, the file name in `images` has one * and no other wildcard"
+                yield Problem(where, message)
     yield from _encoding_problems(file, known=None if "classes" in refused else file.classes)
     for name in file.palette if "classes" not in refused else ():
         if name not in file.classes:
@@ -146,8 +157,8 @@ def _path_problems(where: tuple[str, ...], text: str, fields: tuple[str, ...]) -
     for name, extra in used.items():
         if name not in fields or extra:
             yield Problem(where, f"{text!r}: {{{name}}} is not allowed; {suggest(name, fields)}")
-    if "stem" not in used:
-        yield Problem(where, f"{text!r} needs {{stem}}, the image's file name without its ending")
+    if not {"stem", "match"} & used.keys():
+        yield Problem(where, f"{text!r} needs {{stem}}, the image's file name without its ending, or {{match}}")
 
 
 def _encoding_problems(file: _File, known: list[str] | None) -> Iterator[Problem]:
@@ -212,22 +223,30 @@ def _find(splits: Mapping[str, _Split], root: Path, split: str) -> Listing:
     images = {path.as_posix(): path for path in sorted(_glob(root, section.images))}
     if section.masks is None:
         return match(images, {})
-    fixed = PurePosixPath(*_fixed(section.images))
+    masks = {key: _mask(section, image) for key, image in images.items()}
     owners: dict[Path, str] = {}
     shared: dict[str, str] = {}
-    for key, image in images.items():
-        folder = PurePosixPath(key).parent.relative_to(fixed).as_posix()
-        mask = Path(section.masks.format(stem=image.stem, folder=folder))
+    for key, mask in masks.items():
         if mask in owners:
             shared[key] = f"shares its mask {mask} with {owners[mask]}"
         elif (root / mask).is_file():
             owners[mask] = key
-    unused = _glob(root, section.masks.format(stem="*", folder="**")) - owners.keys() - {*images.values()}
+    unused = _glob(root, section.masks.format(stem="*", match="*", folder="**")) - owners.keys() - {*images.values()}
     labels = {**{key: mask for mask, key in owners.items()}, **{f"\0{mask}": mask for mask in unused}}
     # masks may lie among the images
     kept = {key: image for key, image in images.items() if key not in shared and image not in owners}
     matched = match(kept, labels)
-    return replace(matched, unmatched=(*matched.unmatched, *shared.items()))
+    alone = [(name, f"{why}: there is no {masks[name]}" if name in kept else why) for name, why in matched.unmatched]
+    return replace(matched, unmatched=(*alone, *shared.items()))
+
+
+def _mask(section: _Split, image: Path) -> Path:
+    """Where the mask of an image must lie."""
+    assert section.masks is not None
+    folder = image.parent.relative_to(Path(*_fixed(section.images))).as_posix()
+    around = _WILDCARD.fullmatch(PurePosixPath(section.images).name)
+    inside = image.name.removeprefix(around[1]).removesuffix(around[2]) if around else ""
+    return Path(section.masks.format(stem=image.stem, match=inside, folder=folder))
 
 
 def _fixed(pattern: str) -> Iterator[str]:
@@ -239,5 +258,23 @@ def _fixed(pattern: str) -> Iterator[str]:
 
 
 def _glob(root: Path, pattern: str) -> set[Path]:
-    """Files relative to the root."""
-    return {p.relative_to(root) for p in root.glob(pattern) if p.is_file() and not p.name.startswith(".")}
+    """Files relative to the root; ** enters linked folders, too."""
+    *parents, name = PurePosixPath(pattern).parts
+    places = [root]
+    for part in parents:
+        below = (_folders(place) if part == "**" else place.glob(part) for place in places)
+        places = list(dict.fromkeys(place for found in below for place in found if place.is_dir()))
+    files = (path for place in places for path in place.glob(name))
+    return {path.relative_to(root) for path in files if path.is_file() and not path.name.startswith(".")}
+
+
+def _folders(top: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A folder and all below it; a link back to a folder on the way down is not followed."""
+    real = os.path.realpath(top)
+    if real in above:
+        return
+    yield top
+    with contextlib.suppress(PermissionError):
+        for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from _folders(top / entry.name, (*above, real))

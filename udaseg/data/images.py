@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFile, ImageOps, UnidentifiedImageError
 
 from udaseg.data.classes import CITYSCAPES_COLOURS, CITYSCAPES_NAMES, UNKNOWN_COLOUR
 from udaseg.errors import UserError
+from udaseg.files import refuse_special
 
 Bytes = npt.NDArray[np.uint8]
 Colours = tuple[tuple[tuple[int, int, int], int], ...]
@@ -66,6 +67,7 @@ def as_rgb(image: Image.Image | Bytes | str | Path) -> Bytes:
     eight are kept (no stretching: equal values stay equal from image to image). Of several frames the first is read.
     """
     if isinstance(image, (str, Path)):
+        refuse_special(image)
         with _reading_picture(image), Image.open(image) as picture:
             return _from_pillow(picture)
     if isinstance(image, Image.Image):
@@ -119,6 +121,8 @@ def image_size(path: Path) -> tuple[int, int]:
     No pixels are decoded where it does: damage in the middle of a file shows when it is read.
     """
     with _opened(path) as picture, path.open("rb") as file:
+        if not picture.tile:
+            raise UserError(f"{path} has no image data; download or unpack it again.")
         end, pixels = _ENDS.get(picture.format or "", b""), picture.fp.tell() if picture.fp else 0
         for start in (path.stat().st_size - 64, pixels):  # telephones put a film or notes behind a photo
             file.seek(max(start, 0))
@@ -134,6 +138,7 @@ def _opened(path: Path, *, deep: bool = False) -> Iterator[ImageFile.ImageFile]:
     Pillow warns of 89 megapixels, which is an error here (street images have 2): a small file that expands to gigabytes
     is refused.
     """
+    refuse_special(path)
     with _reading(path), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as picture:

@@ -27,6 +27,7 @@ from udaseg.data.custom import load_custom
 from udaseg.data.images import Pixels
 from udaseg.data.spec import DataSetSpec, Encoding, Listing, best, keyed, match
 from udaseg.errors import UserError
+from udaseg.files import user_path
 
 
 def _beside(images: str, labels: str, root: Path, split: str) -> Listing:
@@ -241,13 +242,13 @@ def holds(spec: DataSetSpec, place: Path) -> bool:
 
 def places_of(spec: DataSetSpec, root: Path | None = None) -> list[Path]:
     """Absolute folders that may hold the data set, those that do first, then those that exist."""
-    places = [Path(root).expanduser()] if root is not None else [data_home() / folder for folder in spec.folders]
+    places = [user_path(root)] if root is not None else [data_home() / folder for folder in spec.folders]
     return sorted((place.absolute() for place in places), key=lambda p: (not holds(spec, p), not p.is_dir()))
 
 
 def data_home() -> Path:
     """`$UDASEG_DATA`, else `data` in the working folder: holds the data sets and, in `.udaseg`, their indices."""
-    return Path(os.environ.get("UDASEG_DATA") or "data").expanduser()
+    return user_path(os.environ.get("UDASEG_DATA") or "data")
 
 
 def _missing(spec: DataSetSpec, places: list[Path], *, explicit: bool) -> str:

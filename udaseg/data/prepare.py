@@ -21,7 +21,7 @@ def prepare(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> list[Index]:
-    """Index the splits that are there, of a data set or of each member of a group such as `streets`.
+    """Index the splits of a data set, or of each member of a group such as `streets`, that are there or declared.
 
     Raises UserError when the data set is missing or, once the other splits are indexed, for those that are not usable.
     """
@@ -30,8 +30,9 @@ def prepare(
     indices, problems = [], []
     for spec in map(dataset_spec, GROUPS.get(name, (name,))):
         place = find_root(spec, root)
-        # the first split when there is none, so that its error is shown
-        for split in [split for split in spec.splits if spec.find(place, split).pairs] or spec.splits[:1]:
+        # of a data set with a file each split, which somebody wrote there; else the first, so that its error is shown
+        there = [split for split in spec.splits if spec.title or spec.find(place, split).pairs]
+        for split in there or spec.splits[:1]:
             try:
                 indices.append(build_index(spec, split, root, workers=workers, progress=progress, strict=strict))
             except UserError as error:

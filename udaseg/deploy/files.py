@@ -6,18 +6,21 @@ run can trust what it finds: finished images are skipped, a mixture of weights o
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from PIL import Image
 
 from udaseg.deploy import video
 from udaseg.deploy.inputs import RECORD, Source, find_sources
 from udaseg.deploy.model import Model, Prediction, load
+from udaseg.engine.device import out_of_memory
 from udaseg.errors import UserError
 from udaseg.files import write_atomic, write_json
 from udaseg.models import weights_file
@@ -126,6 +129,11 @@ def _predict(
                 write(prediction, kind, path)
     except UserError as error:
         return Result(source.path, {}, error=str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        torch.cuda.empty_cache()
+        return Result(source.path, {}, error=f"{source.path}: out of memory; cut it up or make it smaller")
     return Result(source.path, wanted, bool(missing))
 
 
@@ -143,14 +151,21 @@ class Output(NamedTuple):
     write: Callable[[Prediction, IO[bytes]], None]
 
 
+def _write_picture(picture: Image.Image, file: IO[bytes], form: str, **options: Any) -> None:
+    """Through memory: Pillow itself takes no notice when only a part of its bytes still fits on a disk."""
+    encoded = io.BytesIO()
+    picture.save(encoded, form, **options)
+    file.write(encoded.getbuffer())
+
+
 def _write_probabilities(prediction: Prediction, file: IO[bytes]) -> None:
     assert prediction.probabilities is not None
     np.savez_compressed(file, probabilities=prediction.probabilities, classes=np.array(prediction.classes))
 
 
 OUTPUTS: dict[Kind, Output] = {
-    "index": Output(".png", lambda prediction, file: prediction.index().save(file, "PNG")),
-    "color": Output(".png", lambda prediction, file: Image.fromarray(prediction.colour()).save(file, "PNG")),
-    "overlay": Output(".jpg", lambda prediction, file: prediction.overlay().save(file, "JPEG", quality=90)),
+    "index": Output(".png", lambda prediction, file: _write_picture(prediction.index(), file, "PNG")),
+    "color": Output(".png", lambda prediction, file: _write_picture(Image.fromarray(prediction.colour()), file, "PNG")),
+    "overlay": Output(".jpg", lambda prediction, file: _write_picture(prediction.overlay(), file, "JPEG", quality=90)),
     "probabilities": Output(".npz", _write_probabilities),
 }

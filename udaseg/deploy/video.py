@@ -10,11 +10,12 @@ import numpy as np
 
 from udaseg.deploy.model import Model
 from udaseg.errors import UserError
-from udaseg.files import replacing
+from udaseg.files import refuse_special, replacing
 
 
 def overlay(model: Model, source: Path, target: Path, *, frames: Callable[[int, int], None]) -> None:
     """Write an H.264 mp4 of the same size (odd sides one pixel less) and timing; ``frames``: told (done, expected)."""
+    refuse_special(source)
     try:
         import av
     except ImportError:
@@ -22,8 +23,9 @@ def overlay(model: Model, source: Path, target: Path, *, frames: Callable[[int, 
     try:
         with (
             replacing(target, ".mp4") as temporary,
+            temporary.open("wb") as file,  # which tells when the disk is full
             av.open(str(source)) as reader,
-            av.open(str(temporary), "w") as writer,
+            av.open(file, "w", format="mp4") as writer,
         ):
             if not reader.streams.video:
                 raise UserError(f"{source}: has no picture track")

@@ -24,6 +24,7 @@ from udaseg.data.loading import Normalise, evaluation_loader, training_loader
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.engine.distributed import Ranks, join
 from udaseg.engine.domains import class_set, ignored_classes, images_of, index_of, training_crop, training_pairs
+from udaseg.engine.memory import memory_problems
 from udaseg.engine.networks import (
     encoder_weights,
     initial_networks,
@@ -67,6 +68,7 @@ def assemble(loaded: Loaded) -> Assembly:
     set_up(device, precision, recipe.runtime.threads)
     student, pretrained, stamp = initial_networks(recipe)
     pairs = training_pairs(recipe, student.encoder.multiple)
+    refuse(list(memory_problems(recipe, pairs, device, ranks.world)), loaded)
     normalise = normalisation(student).to(device)
     context = build_context(recipe, normalise, student)
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format

@@ -42,6 +42,12 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
     return lambda: torch.autocast(device.type, dtype=kind)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error means; torch has a type of its own for a GPU only."""
+    texts = ("not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
 def set_up(device: torch.device, precision: str, threads: int | None) -> None:
     """Process-wide switches: threads, TF32 where mixed precision leaves float32, cuDNN's choice of kernels."""
     if threads:

@@ -17,7 +17,7 @@ from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import dataset_spec
 from udaseg.data.loading import Normalise, evaluation_loader
 from udaseg.engine import runs
-from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
+from udaseg.engine.device import autocast, choose_device, set_up
 from udaseg.engine.domains import ignored_classes, images_of
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
@@ -27,18 +27,21 @@ from udaseg.models.weights_file import WeightsMetadata
 from udaseg.problems import suggest
 
 DOMAINS = ("source", "target", "validation")
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
 class Measured:
     """Scores under a protocol and the (K, K) counts they come from: of each condition, if asked for, and of "all".
 
-    ``title``: which network on which images. ``ignored``: classes of the data set that the network does not have.
+    ``title``: which network on which images, and in which ``precision``.
+    ``ignored``: classes of the data set that the network does not have.
     """
 
     scores: dict[str, Scores]
     counts: dict[str, Tensor]
     protocol: str
+    precision: str
     title: str
     dataset: str
     ignored: list[str]
@@ -53,23 +56,31 @@ def measure(
     benchmark: str | None = None,
     domain: str = "validation",
     recompute_bn: bool = False,
+    precision: str = "fp32",
     limit: int | None = None,
     per_condition: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measured:
     """Evaluate on a domain of the network's own data or of a ``benchmark``, on the first ``limit`` images.
 
-    Defaults come from the recipe. ``recompute_bn``: first recompute BatchNorm on the unlabelled target.
+    Defaults come from the recipe. ``precision``: fp32, as published scores are, or bf16.
+    ``recompute_bn``: first recompute BatchNorm on the unlabelled target.
     UserError for a name that does not exist, a missing network, data that is not prepared.
     """
     module, metadata = runs.load_student(path, teacher=teacher)
     protocol = protocol or metadata.protocol
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol!r}: {suggest(protocol, PROTOCOLS)}")
+    if strange := [name for name in PROTOCOLS[protocol] if name not in metadata.classes]:
+        raise UserError(
+            f"--protocol {protocol}: {path} does not have its class{'es' * (len(strange) > 1)} {', '.join(strange)}; "
+            "`all` always fits"
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision!r}: {suggest(precision, PRECISIONS)}")
     data = data_section(metadata, benchmark)
     section = domain_section(data, domain).model_copy(update={"split": split} if split else {})
     device = choose_device("auto")
-    precision = choose_precision("auto", device)
     set_up(device, precision, None)
     module.to(device).eval()
     normalise = Normalise(metadata.mean, metadata.std).to(device)
@@ -91,7 +102,9 @@ def measure(
         scores={name: scores(own.numpy(), metadata.classes, PROTOCOLS[protocol]) for name, own in counts.items()},
         counts=counts,
         protocol=protocol,
-        title=f"{network} of {metadata.recipe} on {section.dataset} {section.split} ({len(images)} images), {protocol}",
+        precision=precision,
+        title=f"{network} of {metadata.recipe} on {section.dataset} {section.split} ({len(images)} images), "
+        f"{protocol}, {precision}",
         dataset=section.dataset,
         ignored=ignored_classes(section, metadata.classes),
     )

@@ -21,6 +21,7 @@ from udaseg.data.layouts import data_home
 from udaseg.data.loading import Normalise
 from udaseg.engine.domains import class_set, scaled, training_crop
 from udaseg.errors import UserError
+from udaseg.files import user_path
 from udaseg.models import weights_file
 from udaseg.models.frozen import Frozen
 from udaseg.models.segmentor import Encoder, Segmentor
@@ -167,7 +168,7 @@ def encoder_weights(recipe: Recipe) -> Path | None:
     if chosen == "none":
         return None
     if chosen != "auto":
-        path = Path(chosen).expanduser()
+        path = user_path(chosen)
         if not path.is_file():
             raise UserError(f"no such weights file: {path}; allowed: a file, auto, none (from scratch)")
         return path
@@ -206,7 +207,7 @@ def start_weights(recipe: Recipe) -> Path | None:
     """The weights of a whole model to start from, if the recipe names some."""
     if recipe.model.start is None:
         return None
-    path = Path(recipe.model.start.replace("{seed}", str(recipe.seed))).expanduser()
+    path = user_path(recipe.model.start.replace("{seed}", str(recipe.seed)))
     path = path / "weights.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"no such weights file: {path}; allowed: a weights.safetensors or a finished run folder")

@@ -26,6 +26,7 @@ from udaseg.core.step import Autocast, Learner, training_step
 from udaseg.core.teacher import Teacher
 from udaseg.data.loading import Normalise, to_device
 from udaseg.engine import checkpoint
+from udaseg.engine.device import out_of_memory
 from udaseg.engine.distributed import Ranks
 from udaseg.engine.optim import PolyWarmup
 from udaseg.engine.phases import Phases
@@ -145,7 +146,9 @@ class Trainer:
         try:
             with Signals() as signals:
                 self._loop(signals)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
             self.run.fail("out of memory", self.phases.current, self.done)
             raise UserError(
                 f"out of memory in phase {self.phases.current!r} of iteration {self.done}: "
@@ -263,7 +266,15 @@ class Trainer:
         """Checkpoint; every rank waits until it is on disk."""
         self._refuse_non_finite()
         if self.run.writes:
-            path = checkpoint.save(self.run.checkpoints, self.state())
+            state = self.state()
+            try:
+                path = checkpoint.save(self.run.checkpoints, state)
+            except (OSError, RuntimeError) as error:  # torch's writer raises the second
+                raise UserError(
+                    f"{self.run.checkpoints}: the checkpoint of iteration {self.done} cannot be written "
+                    f"({str(error).splitlines()[0]}). Make room there; the one before is intact, and the same command "
+                    "continues from it"
+                ) from None
             self.run.say(f"checkpoint {path.name}")
         self.ranks.wait()
         self._saved_at = time.monotonic()

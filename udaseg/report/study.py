@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from udaseg.config.layers import label, locate, parse_override, shipped
 from udaseg.data.classes import PROTOCOLS
 from udaseg.errors import UserError
-from udaseg.problems import Problem, Section, explain, suggest
+from udaseg.problems import Problem, Strict, explain, suggest
 from udaseg.yamls import read_yaml
 
 OUT_OF_MEMORY = "OOM"
@@ -36,7 +36,7 @@ Cell = Annotated[float | str | None, PlainValidator(as_cell)]
 Name = Annotated[str, Field(min_length=1)]
 
 
-class Source(Section):
+class Source(Strict):
     """Where the published numbers stand."""
 
     paper: Name
@@ -44,7 +44,7 @@ class Source(Section):
     table: Name
 
 
-class Row(Section):
+class Row(Strict):
     """One run. Without a recipe it is published only; ``published`` and ``std`` are in the order of the columns."""
 
     label: Name
@@ -60,7 +60,7 @@ class Row(Section):
         return f"{self.group}/{self.label}" if self.group else self.label
 
 
-class Study(Section):
+class Study(Strict):
     """Columns: classes (IoU in %), mIoU over the protocol's classes, mIoU* over SYNTHIA's 13; others are printed only.
 
     ``protocol`` None: the benchmark's.

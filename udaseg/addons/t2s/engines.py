@@ -38,6 +38,7 @@ from udaseg.plugin import (
     gaussian_blur,
     read_image,
     resize_image,
+    user_path,
 )
 
 
@@ -98,11 +99,11 @@ class Offline(TranslationEngine):
 
     def __init__(self, context: BuildContext, *, folder: str) -> None:
         self.normalise = context.normalise
-        self.extra = str(Path(folder).expanduser())
+        self.extra = str(user_path(folder))
 
     @classmethod
     def needs_with(cls, settings: Settings) -> Needs:
-        folder = Path(settings["folder"]).expanduser()
+        folder = user_path(settings["folder"])
         return Needs(extras={str(folder): TranslatedImages(folder)})
 
     def __call__(self, context: StepContext) -> Tensor:

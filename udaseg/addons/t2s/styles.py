@@ -11,7 +11,6 @@ noise (1, 3, H, W), all of the step's own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ from udaseg.plugin import (
     list_images,
     read_image,
     resize_image,
+    user_path,
 )
 
 Style = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -58,7 +58,7 @@ class Augmentors(TranslationEngine):
             if name in use and setting is None:
                 raise ValueError(f"use: {name} needs a folder `{key}`")
         self.pictures = style_images(styles) if styles is not None and {"A", "C"} & set(use) else None
-        folder = Path(weights or "").expanduser()
+        folder = user_path(weights or "")
         self.network = style_network(folder) if "B" in use else None
         self.adain = adain(folder) if "C" in use else None
         own: dict[str, tuple[Style, ...]] = {"A": (self.fda,), "B": (self.by_network,), "C": (self.by_adain,)}
@@ -97,7 +97,7 @@ class Augmentors(TranslationEngine):
 
 def style_images(folder: str) -> Tensor:
     """Style images: the first 256 of a folder, squeezed into (n, 3, 256, 256) uint8."""
-    paths = sorted(list_images(Path(folder).expanduser()))[:256]
+    paths = sorted(list_images(user_path(folder)))[:256]
     if not paths:
         raise UserError(f"no images in {folder}; `styles` is a folder of style images (PNG or JPEG)")
     images = np.stack([resize_image(read_image(path), (256, 256)) for path in paths])

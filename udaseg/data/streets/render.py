@@ -15,6 +15,7 @@ from udaseg.data.streets.palette import GROUND, LABEL_IDS, TEXTURE, Domain
 from udaseg.data.streets.scene import Scene
 
 SMALLEST = 32  # least width and height of an image in pixels
+LARGEST = 4096  # a process needs some 2 GB for an image of 4096 x 4096
 BANK_EXTENT = 1.5  # size of the noise fields in images
 NOISE_CELLS = ((2 / 128, 2 / 128), (5 / 128, 5 / 128), (16 / 128, 16 / 128), (14 / 128, 44 / 128))
 """Height and width of the cells of the noise for fine, middle and coarse texture and for shadows, in image heights."""
@@ -32,9 +33,9 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw image `index` of the data set `seed`; a pure function of its arguments.
 
-    `size` is (width, height) in pixels, each at least 32; everything scales with the height. `gap`, from 0 to 1, is how
-    far the camera's colours are from the game's; it changes neither the labels nor the game. Returns the image, uint8
-    (height, width, 3) RGB, and its Cityscapes label ids, uint8 (height, width): 19 classes and 1, the own bonnet.
+    `size` is (width, height) in pixels, each from 32 to 4096; everything scales with the height. `gap`, from 0 to 1, is
+    how far the camera's colours are from the game's; it changes neither the labels nor the game. Returns the image,
+    uint8 (height, width, 3) RGB, and its Cityscapes label ids, uint8 (height, width): 19 classes and 1, the own bonnet.
     """
     check_choices(domain, seed, index, size, gap)
     geometry, colours, light = (Random(f"{domain}/{seed}/{index}/{part}") for part in ("geometry", "colours", "light"))
@@ -51,10 +52,12 @@ def check_choices(domain: str, seed: int, index: int, size: tuple[int, int], gap
     """Raise ValueError, naming the value and what is allowed, unless `draw` can use these."""
     if domain not in get_args(Domain):
         raise ValueError(f"domain is {domain!r}; allowed: {', '.join(map(repr, get_args(Domain)))}")
-    if not isinstance(seed, int) or not isinstance(index, int) or index < 0:
-        raise ValueError(f"seed is {seed!r} and index is {index!r}; allowed: integers, the index from 0")
-    if len(size) != 2 or not all(isinstance(side, int) and side >= SMALLEST for side in size):
-        raise ValueError(f"size is {size!r}; allowed: (width, height) in whole pixels, each at least {SMALLEST}")
+    if not isinstance(seed, int) or abs(seed) >= 2**63 or not isinstance(index, int) or index < 0:
+        raise ValueError(f"seed is {seed!r} and index is {index!r}; allowed: integers of 64 bits, the index from 0")
+    if len(size) != 2 or not all(isinstance(side, int) and SMALLEST <= side <= LARGEST for side in size):
+        raise ValueError(
+            f"size is {size!r}; allowed: (width, height) in whole pixels, each from {SMALLEST} to {LARGEST}"
+        )
     if not 0.0 <= gap <= 1.0:
         raise ValueError(f"gap is {gap!r}; allowed: a number from 0 to 1")
 

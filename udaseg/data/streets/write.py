@@ -16,7 +16,7 @@ from udaseg.data.parallel import Progress, results
 from udaseg.data.streets.palette import Domain
 from udaseg.data.streets.render import check_choices, draw
 from udaseg.errors import UserError
-from udaseg.files import replacing, write_json
+from udaseg.files import check_room, replacing, write_json
 
 GENERATOR_VERSION = 1  # to be raised whenever the same parameters give other images
 MANIFEST, PARTIAL = "streets.json", "streets.partial.json"
@@ -60,6 +60,7 @@ def write_streets(
     complete = _is_complete(root, parameters)
     jobs = list(_jobs(root, counts))
     pending = [job for job in jobs if not (job.image.exists() and job.label.exists())]  # files appear whole
+    check_room(root, len(pending) * size[0] * size[1], "choose a smaller size or another root")
     if pending or not complete:
         write_json(root / PARTIAL, parameters)
     done = len(jobs) - len(pending)
