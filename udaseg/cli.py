@@ -91,7 +91,7 @@ def prepare(
     archives: Annotated[Path | None, Option(help="First unpack the official zips in this folder.")] = None,
     cache: Annotated[str | None, Option(metavar="WxH", help="Also copy it at a recipe's data size: 1280x720.")] = None,
     size: Annotated[str, Option(help="streets: width x height of the scenes.")] = "256x128",
-    gap: Annotated[float, Option(min=0, max=1, help="streets: how far the looks are apart.")] = 0.5,
+    gap: Annotated[float, Option(min=0, max=1, help="streets: how far apart the styles of the domains are.")] = 0.5,
     seed: Annotated[int, Option(min=0, help="streets: which scenes.")] = 0,
 ) -> None:
     """Check a data set, count its classes, write its index (never into the data set itself)."""

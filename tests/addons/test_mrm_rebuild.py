@@ -25,7 +25,7 @@ from udaseg.core.step import clip_terms
 from udaseg.core.terms.cross_entropy import segmentation_loss
 from udaseg.engine.assembly import assemble
 from udaseg.engine.networks import load_weights, segmentor_of
-from udaseg.engine.profile import CountingPhases, Passes
+from udaseg.engine.profile import Passes, counting
 from udaseg.engine.trainer import Trainer
 from udaseg.errors import UserError
 from udaseg.models.segmentor import FeatureMaps, Segmentor
@@ -705,8 +705,7 @@ def multiply_adds(**options: Any) -> dict[str, float]:
         view = View(torch.empty(1, 3, 512, 512), torch.zeros(1, 512, 512, dtype=torch.long), torch.ones(1, 512, 512))
     numbers = SimpleNamespace(per_image=lambda *shape: torch.empty(shape, device="meta"))
     context: Any = SimpleNamespace(segmentor=student, rng=numbers)
-    phases = CountingPhases()
-    with phases.counting():
+    with counting() as phases:
         with phases("view"):
             output = student(view.image)
             plain = segmentation_loss(output.predictions, view)
@@ -714,7 +713,7 @@ def multiply_adds(**options: Any) -> dict[str, float]:
             value = term(view, output, context).value
         with phases("backward"):
             (plain + value).backward()
-    return {name: flops / 2e9 for name, flops in phases.flops.items()}
+    return {name: flops / 2e9 for name, flops in phases.spent.items()}
 
 
 def test_cost_is_within_that_of_the_paper() -> None:

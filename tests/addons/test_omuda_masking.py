@@ -6,7 +6,7 @@ import pytest
 import torch
 from steps import assert_masks_do_not_depend_on_ranks, build_context, rng
 
-from udaseg.addons.omuda.context_aware import ContextAwareMasker, Grid
+from udaseg.addons.omuda.context_aware import ContextAwareMasker, GridMasker
 from udaseg.core.base import Masker
 from udaseg.core.masking import Blocks
 
@@ -50,13 +50,13 @@ def test_a_single_class_or_no_foreground_is_one_plain_mask(k: int) -> None:
 
 def test_grid_hides_one_square_a_cell_shifted_for_each_image() -> None:
     """Cells of 64 at 512, squares of 64 sqrt(0.49) = 45 pixels (44.8): 45^2 of 64^2 hidden in whole cells."""
-    mask = Grid(CONTEXT, unit=0.125, ratio=0.49)(torch.zeros(4, 512, 512, dtype=torch.int64), rng())[:, 0]
+    mask = GridMasker(CONTEXT, unit=0.125, ratio=0.49)(torch.zeros(4, 512, 512, dtype=torch.int64), rng())[:, 0]
     for one in mask:
         assert torch.equal(one[64:], one[:-64]) and torch.equal(one[:, 64:], one[:, :-64])
         assert (1 - one[:64, :64]).sum() == 45 * 45
     assert len({tuple(one[:64, :64].flatten().tolist()) for one in mask}) == 4
 
 
-@pytest.mark.parametrize("masker", [ContextAwareMasker(CONTEXT), Grid(CONTEXT)])
+@pytest.mark.parametrize("masker", [ContextAwareMasker(CONTEXT), GridMasker(CONTEXT)])
 def test_masks_do_not_depend_on_the_number_of_ranks(masker: Masker) -> None:
     assert_masks_do_not_depend_on_ranks(masker)

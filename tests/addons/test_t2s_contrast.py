@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from udaseg.addons.t2s import pairs
 from udaseg.addons.t2s.contrast import Contrast, dynamic_weights, info_nce, prototypes, split
 from udaseg.addons.t2s.engines import Untranslated
-from udaseg.addons.t2s.pairs import Cells, negative_pools
+from udaseg.addons.t2s.pairs import Projected, negative_pools
 from udaseg.addons.t2s.reweighting import ReweightedShare
 from udaseg.core.context import IGNORE, Batch, PseudoLabels, StepContext, View
 from udaseg.core.weighting import ConfidenceShare
@@ -53,7 +53,7 @@ def test_without_negatives_there_is_no_loss_and_no_gradient() -> None:
 
 def test_eq_10_and_11_prototypes_are_normalised_means_of_what_is_not_normalised() -> None:
     """Class 0: mean of (3, 0) and (0, 1) = (1.5, 0.5); class 1 has no cell; ignored cells count nowhere."""
-    cells = Cells(torch.tensor([[3.0, 0.0], [0.0, 1.0], [9.0, 9.0], [0.0, -2.0]]), torch.tensor([0, 0, IGNORE, 2]))
+    cells = Projected(torch.tensor([[3.0, 0.0], [0.0, 1.0], [9.0, 9.0], [0.0, -2.0]]), torch.tensor([0, 0, IGNORE, 2]))
     found, known = prototypes(cells, 3)
     assert found[0].tolist() == pytest.approx([1.5 / math.sqrt(2.5), 0.5 / math.sqrt(2.5)])
     assert found[2].tolist() == [0.0, -1.0] and known.tolist() == [1.0, 0.0, 1.0]
@@ -64,7 +64,7 @@ def test_prototypes_are_those_of_all_ranks() -> None:
         """Adds another rank's cell (0, 5) of class 0."""
         return value + (torch.tensor([[0.0, 5.0]]) if value.ndim == 2 else torch.tensor([1.0]))
 
-    found, _ = prototypes(Cells(torch.tensor([[5.0, 0.0]]), torch.tensor([0])), 1, other_rank)
+    found, _ = prototypes(Projected(torch.tensor([[5.0, 0.0]]), torch.tensor([0])), 1, other_rank)
     assert found[0].tolist() == pytest.approx([math.sqrt(0.5)] * 2)
 
 

@@ -2,7 +2,7 @@
 
     python tests/bench/loader_speed.py [samples]
 
-The public way (baselines.md 2.1-2.6 and 10.2): every sample is decoded and resized whole, the target's label too; a
+The public way (docs/fidelity.md, "Data pipeline"): every sample is decoded and resized whole, the target's label too; a
 rare-class crop that does not hold enough of its class is made again from the files. With OpenCV where it is installed,
 otherwise with Pillow and our own resize. Both loaders draw the same images, boxes and flips from the same random
 numbers, so they do the same work; the samples are compared. Targets: 1.5 times at DAFormer's sizes, 2 at HRDA's. How
@@ -167,9 +167,9 @@ def bound(pairs: Any) -> None:
     from udaseg.data.images import read_image, read_label
 
     jobs = []
-    for domain, with_label in ((pairs.source, True), (pairs.target, False)):
-        for pair in domain.index.pairs[:8]:
-            jobs.append((domain.index.root / pair.image, domain.index.root / pair.label if with_label else None))
+    for images, with_label in ((pairs.source, True), (pairs.target, False)):
+        for pair in images.index.pairs[:8]:
+            jobs.append((images.index.root / pair.image, images.index.root / pair.label if with_label else None))
     images = scenes.timed(lambda: [read_image(image) for image, _ in jobs]) / 8
     labels = scenes.timed(lambda: [read_label(label) for _, label in jobs if label]) / 8
     whole = scenes.timed(lambda: [pairs[k] for k in range(8)]) / 8

@@ -16,6 +16,8 @@ from cli.test_commands import Run, is_message, udaseg
 from PIL import Image
 
 import udaseg as api
+from udaseg.config.registry import REGISTRIES
+from udaseg.config.schema import DomainSection
 from udaseg.data.classes import CITYSCAPES
 from udaseg.engine.domains import images_of, index_of
 from udaseg.engine.networks import load_weights, segmentor
@@ -71,7 +73,7 @@ def test_predictions_are_those_that_evaluate_counts(udaseg: Run, streets: Path, 
     path = weights("w.safetensors", inference=inference)
     assert udaseg("predict", path, "--out", "p", *(str(p) for p in validation_images())).code == 0
     found = json.loads(udaseg("evaluate", path, "--json").out)["confusion"]
-    images = images_of(build.DomainSection.model_validate(DATA["validation"]), 1, CITYSCAPES.names)
+    images = images_of(DomainSection.model_validate(DATA["validation"]), 1, CITYSCAPES.names)
     mine = torch.zeros(19, 19, dtype=torch.int64)
     for i in range(len(images)):
         name = Path(images[i]["name"]).stem
@@ -80,7 +82,7 @@ def test_predictions_are_those_that_evaluate_counts(udaseg: Run, streets: Path, 
 
 
 def validation_images() -> list[Path]:
-    index = index_of(build.DomainSection.model_validate(DATA["validation"]))
+    index = index_of(DomainSection.model_validate(DATA["validation"]))
     return [index.root / pair.image for pair in index.pairs]
 
 
@@ -257,9 +259,10 @@ def test_window_attention_is_exported_at_one_size(udaseg: Run, monkeypatch: pyte
 
     with torch.device("meta"):
         swin, vit = (
-            build.make("encoder", {"kind": f"timm/{name}"}) for name in ("swin_tiny_patch4_window7_224", "test_vit")
+            REGISTRIES["encoder"].create({"kind": f"timm/{name}"})
+            for name in ("swin_tiny_patch4_window7_224", "test_vit")
         )
-        sam = build.make("encoder", {"kind": "timm/sam2_hiera_tiny"})
+        sam = REGISTRIES["encoder"].create({"kind": "timm/sam2_hiera_tiny"})
     assert export.windowed(swin) and export.windowed(sam) and not export.windowed(vit)
     monkeypatch.setattr(export, "windowed", lambda network: True)
     assert "batch 1, 128x64 only" in udaseg("export", weights("w.safetensors"), "--format", "torch").out

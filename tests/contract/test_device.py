@@ -19,9 +19,9 @@ from pretend import GPU, card, moved, take_step
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from udaseg.deploy import model as deploy
-from udaseg.engine.assembly import assemble
 from udaseg.engine.device import autocast
 from udaseg.engine.domains import training_crop
+from udaseg.engine.networks import normalisation, segmentor_of
 from udaseg.evaluation.evaluate import evaluating, predict
 from udaseg.evaluation.inference import inference
 
@@ -71,8 +71,8 @@ def test_neither_does_a_large_picture_in_bands_or_strips(
 @pytest.mark.parametrize("name", ["dacs", "daformer", "hrda"])
 def test_neither_does_the_prediction_of_an_image(name: str, mode: FakeTensorMode) -> None:
     loaded = toy.load(name, base=toy.small(name))
-    trainer = assemble(loaded).trainer
-    segmentor, normalise = moved(trainer.learner.segmentor, mode), moved(trainer.normalise, mode)
+    student = segmentor_of(loaded.recipe)
+    segmentor, normalise = moved(student, mode), moved(normalisation(student), mode)
     whole_or_slide = inference(loaded.recipe.evaluation.mode, training_crop(loaded.recipe))
     with mode, evaluating(segmentor):
         image = normalise(torch.zeros(1, 3, 64, 128, dtype=torch.uint8, device=GPU))

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import toy
-from udaseg.config.recipe import Recipe
 
-from udaseg import build
 from udaseg.commands.ablate import GridProgress, parse_seeds, status
+from udaseg.config.load import load
+from udaseg.config.schema import Recipe
+from udaseg.engine.domains import class_set
 from udaseg.engine.runlog import RunFolder, held
 from udaseg.engine.trainer import Interrupted
 from udaseg.errors import Busy, UserError
@@ -55,7 +56,7 @@ def finish(cell: Cell, hits: int = 1, fingerprint: str | None = None) -> None:
     write_json(cell.folder / "result.json", {
         "recipe": recipe.name, "benchmark": recipe.benchmark, "seed": recipe.seed,
         "iterations": recipe.train.iterations, "fingerprint": fingerprint or recipe.fingerprint(),
-        "classes": build.class_set(recipe).names, "protocol": "cityscapes19", "oracle_selection": None,
+        "classes": class_set(recipe).names, "protocol": "cityscapes19", "oracle_selection": None,
         "validation": {"iteration": 4, "confusion": confusion},
     })  # fmt: skip
 
@@ -109,7 +110,7 @@ def test_a_cell_is_a_row_with_a_seed(tmp_path: Path) -> None:
 
 def test_equal_fingerprints_are_one_run(tmp_path: Path) -> None:
     laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY)
-    assert build.load("dacs").recipe.teacher.alpha == 0.99
+    assert load("dacs").recipe.teacher.alpha == 0.99
     assert [cell.row.name for cell in laid.runs()] == ["plain"] * 2 + ["A/mixed"] * 2 + ["B/strong"] * 2
     ours = lay_out(STUDY, out=tmp_path, overrides=[*toy.TINY, "teacher.alpha=0.7"])
     assert [cell.row.name for cell in ours.runs()] == ["plain"] * 2 + ["A/mixed"] * 2

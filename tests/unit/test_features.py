@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from udaseg.evaluation import analysis
+from udaseg.evaluation import features
 from udaseg.models.segmentor import Segmentor
 
 CPU = torch.device("cpu")
@@ -27,39 +27,16 @@ SQUARE = parts((1, 0, 0), (3, 0, 0), (0, 4, 1), (0, 6, 1), (0, 5, 1))
 
 
 def test_centres_stream_over_images() -> None:
-    found = analysis.centres(SQUARE, 3)
+    found = features.centres(SQUARE, 3)
     assert found.mean[:2].tolist() == [[2.0, 0.0], [0.0, 5.0]] and found.mean[2].isnan().all()
     assert found.count.tolist() == [2.0, 3.0, 0.0] and found.present.tolist() == [True, True, False]
 
 
-def test_eq_19_class_centre_distance() -> None:
-    found = analysis.centre_distance(analysis.centres(SQUARE, 3))
-    assert found[:2].tolist() == pytest.approx([1 / 29, (2 / 3) / 29]) and found[2].isnan()
-
-
-def test_eq_19_is_a_mean_over_the_other_classes() -> None:
-    """Class 0 spreads by 1 around (0, 0); centres at distances 2 and 4: (1/4 + 1/16) / 2."""
-    cells = parts((1, 0, 0), (-1, 0, 0), (2, 0, 1), (0, 4, 2))
-    assert analysis.centre_distance(analysis.centres(cells, 4))[0].item() == pytest.approx((1 / 4 + 1 / 16) / 2)
-
-
-def test_eq_20_pixel_distance() -> None:
-    """Centres in the directions (1, 0) and (1, 1) / sqrt 2: a cell (1, 0) of class 0 has 1 / cos 45, one (1, 1) has
-    cos 45 / 1; of class 1 the cell (1, 1) has 1 / cos 45."""
-    root = math.sqrt(0.5)
-    cells = parts((1, 0, 0), (1, 1, 0), (2, 2, 1))
-    found = analysis.centres(cells, 3)
-    found.total[0] = torch.tensor([7.0, 0.0])
-    distance = analysis.pixel_distance(cells, found)
-    assert distance[:2].tolist() == pytest.approx([1 - (1 / root + root) / 2, 1 - 1 / root])
-    assert distance[2].isnan()
-
-
 def test_similarity_is_the_cosine_of_the_centres() -> None:
     """Both domains at 45 degrees for class 0, the same direction for class 1, class 2 only in one."""
-    source = analysis.centres(parts((1, 0, 0), (0, 2, 1), (1, 1, 2)), 3)
-    target = analysis.centres(parts((2, 2, 0), (0, 9, 1)), 3)
-    found = analysis.similarity(source, target)
+    source = features.centres(parts((1, 0, 0), (0, 2, 1), (1, 1, 2)), 3)
+    target = features.centres(parts((2, 2, 0), (0, 9, 1)), 3)
+    found = features.similarity(source, target)
     assert found[:2].tolist() == pytest.approx([math.sqrt(0.5), 1.0]) and found[2].isnan()
 
 
@@ -67,12 +44,12 @@ def test_sample_is_bounded_and_every_cell_as_likely() -> None:
     cells = parts(*((i, 0, int(i >= 8)) for i in range(12)), size=3)
     hits = torch.zeros(12)
     for seed in range(300):
-        features, label = analysis.sample(cells, 3, 4, seed=seed)
-        assert label.tolist() == [0] * 4 + [1] * 4 and (features[:4, 0] < 8).all()
-        hits[features[:, 0].long()] += 1
+        values, label = features.sample(cells, 3, 4, seed=seed)
+        assert label.tolist() == [0] * 4 + [1] * 4 and (values[:4, 0] < 8).all()
+        hits[values[:, 0].long()] += 1
     assert (hits[:8] / 300 - 0.5).abs().max() < 0.12 and (hits[8:] == 300).all()
-    again = analysis.sample(cells, 3, 4, seed=1)
-    assert torch.equal(again[0], analysis.sample(cells, 3, 4, seed=1)[0])
+    again = features.sample(cells, 3, 4, seed=1)
+    assert torch.equal(again[0], features.sample(cells, 3, 4, seed=1)[0])
 
 
 class Grid(nn.Module):
@@ -93,6 +70,6 @@ def test_cells_leave_out_what_is_ignored_and_are_made_one_image_at_a_time() -> N
             made += 1
             yield {"image": torch.full((3, 4, 4), i, dtype=torch.uint8), "label": label}
 
-    stream = analysis.cells_of(Segmentor(Grid(), nn.Identity()), images(), lambda x: x.float(), device=CPU)
-    features, found = next(iter(stream))
-    assert found.tolist() == [3, 1] and features.shape == (2, 3) and made == 1
+    stream = features.cells_of(Segmentor(Grid(), nn.Identity()), images(), lambda x: x.float(), device=CPU)
+    values, found = next(iter(stream))
+    assert found.tolist() == [3, 1] and values.shape == (2, 3) and made == 1
