@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from udaseg.core.context import Loss, StepRng, View
 from udaseg.data.classes import CITYSCAPES
 from udaseg.engine.assembly import Assembly, assemble
+from udaseg.engine.domains import images_of
 from udaseg.engine.trainer import Trainer
 from udaseg.models.segmentor import InferencePass, Output
 
@@ -384,3 +386,63 @@ def test_the_loader_gets_what_the_recipe_says(streets: Path) -> None:
     assert (pairs.source.size, pairs.target.size) == ((256, 128), (256, 128))
     assert pairs.margins is not None
     assert (pairs.margins.top, pairs.margins.bottom, pairs.margins.left, pairs.margins.right) == (4, 30, 6, 10)
+
+
+# --- validation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "scale", "lefts"), [("dacs", 1, None), ("hrda", 2, (0, 64, 128))])
+def test_validation_is_in_the_mode_and_size_of_the_recipe(
+    streets: Path, name: str, scale: int, lefts: tuple[int, ...] | None
+) -> None:
+    """HRDA: windows of the crop that overlap by half; the mean of their logits, then the label's own size."""
+    loaded = toy.load(name, *LONG, UNSURE, base=toy.MIT)
+    trainer = sure(assemble(loaded)).trainer
+    segmentor = trainer.learner.segmentor.eval()
+    assert loaded.recipe.data.validation is not None and trainer.evaluate is not None
+    expected = np.zeros((CLASSES, CLASSES), dtype=np.int64)
+    for item in images_of(loaded.recipe.data.validation, scale, CITYSCAPES.names):
+        image = torch.tensor(normalised(item["image"]), dtype=torch.float32)[None]
+        assert image.shape[2:] == (64 * scale, 128 * scale)
+        with torch.no_grad():
+            if lefts is None:
+                logits = segmentor.logits(image)
+            else:
+                logits, visits = torch.zeros(1, CLASSES, 128, 256), torch.zeros(256)
+                for left in lefts:
+                    logits[..., left : left + 128] += segmentor.logits(image[..., left : left + 128])
+                    visits[left : left + 128] += 1
+                logits = logits / visits
+        label = item["label"].numpy()
+        prediction = F.interpolate(logits, label.shape, mode="bilinear").argmax(1)[0].numpy()
+        np.add.at(expected, (label[label < 255], prediction[label < 255]), 1)
+    segmentor.train()
+    counts = trainer.evaluate(segmentor).numpy()
+    assert np.abs(counts - expected).sum() <= 2e-3 * expected.sum()  # of equal logits either may win
+    assert segmentor.training
+
+
+def test_score_is_that_of_the_protocol(streets: Path) -> None:
+    """SYNTHIA: the mean over its 16 classes, those that do not occur left out."""
+    trainer = assembled("dacs", "data.protocol=synthia16").trainer
+    counts = np.random.default_rng(0).integers(0, 50, (CLASSES, CLASSES))
+    counts[2], counts[:, 2] = 0, 0  # no building
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    learnt = [c for c in range(CLASSES) if c not in (2, 9, 14, 16)]
+    assert trainer.score(counts.tolist()) == pytest.approx(100 * np.mean(counts.diagonal()[learnt] / union[learnt]))
+
+
+def test_the_best_student_is_the_one_with_the_highest_score(streets: Path, tmp_path: Path) -> None:
+    trainer = assembled("source_only").trainer
+    saved: list[int] = []
+    trainer.run, trainer.progress = MagicMock(), MagicMock()
+    trainer.evaluate = lambda segmentor: torch.eye(CLASSES, dtype=torch.int64)
+    trainer.save_weights = lambda path, segmentor: saved.append(trainer.done)
+    scores = {4000: 20.0, 8000: 35.0, 12000: 30.0, 16000: 36.0}
+    for trainer.done in scores:
+        trainer.score = lambda counts: scores[trainer.done]
+        trainer.validate()
+        assert trainer.best is not None and trainer.best["miou"] == max(
+            s for t, s in scores.items() if t <= trainer.done
+        )
+    assert saved == [4000, 8000, 16000]
