@@ -92,6 +92,11 @@ def recipe_of(network: Network, encoder: str | None, decoder: str | None, *, ben
         "encoder": {"kind": encoder} if encoder else network.encoder,
         "decoder": {"kind": decoder} if decoder else network.decoder,
     }
+    if network.other_decoder and not decoder:
+        raise UserError(
+            f"{file}: its decoder is {network.other_decoder} of DAFormer's decoder study, which does not exist here; "
+            "those with fusion sep_aspp (the published one), aspp and conv1 do"
+        )
     for key, part in model.items():
         if part is None:
             raise UserError(f"{file}: its {key} is none of those known here; if you know better, name it with --{key}")

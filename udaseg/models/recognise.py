@@ -23,16 +23,25 @@ DILATIONS = {2: (6, 12), 4: (6, 12, 18, 24)}
 """Of DeepLab-V2, by the number of its branches."""
 FUSIONS = {"aspp_modules.1.depthwise_conv.conv": "sep_aspp", "aspp_modules.1.conv": "aspp", "conv": "conv1"}
 """A layer inside DAFormer's ``fuse_layer.`` -> its setting ``fusion``; the first that is there decides."""
+OTHERS = {
+    "fuse_layer.global_relation.": "daformer_isa",
+    "embed_layers.3.1.aspp_modules.": "daformer_sepaspp_bottleneck",
+}
+"""Layers of heads in DAFormer's decoder study that the zoo does not have -> their public names."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Encoder and decoder as a recipe writes them, None if the zoo has no such component; outputs of the last layer."""
+    """Encoder and decoder as a recipe writes them, None if the zoo has no such component; outputs of the last layer.
+
+    ``other_decoder``: the public name of a decoder that is known, but not in the zoo.
+    """
 
     encoder: dict[str, Any] | None
     decoder: dict[str, Any] | None
     hrda: bool
     classes: int | None
+    other_decoder: str | None = None
 
 
 def one_network(state: Tensors, *, teacher: bool) -> dict[str, Tensor]:
@@ -45,7 +54,9 @@ def recognise(state: Tensors) -> Network:
     """The network of a segmentor's tensors (names ``backbone.*``, ``decode_head.*``)."""
     hrda = any(name.startswith(HRDA_HEAD) for name in state)
     head = _inside(state, HRDA_HEAD if hrda else "decode_head.")
-    return Network(encoder_of(_inside(state, "backbone.")), _decoder_of(head), hrda, _classes_of(head))
+    other = next((OTHERS[layer] for layer in OTHERS if any(name.startswith(layer) for name in head)), None)
+    decoder = None if other else _decoder_of(head)
+    return Network(encoder_of(_inside(state, "backbone.")), decoder, hrda, _classes_of(head), other)
 
 
 def encoder_of(state: Tensors) -> dict[str, Any] | None:
