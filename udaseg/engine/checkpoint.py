@@ -143,6 +143,12 @@ def refuse_misfit(path: Path, state: State, own: State, parameters: list[Tensor]
             problems.append(f"optimiser: moments of parameter {i} with another shape")
     if state["scaler"].keys() != own["scaler"].keys():
         problems.append("scaler: other keys")
+    for key in ("best", "validation"):
+        if (measured := state[key]) and (
+            measured["iteration"] > state["iteration"]
+            or {len(row) for row in measured["confusion"]} != {len(measured["confusion"])}
+        ):
+            problems.append(f"{key}: of a later iteration, or counts that are no square")
     meter = state["meter"]
     if meter["sums"].keys() != meter["counts"].keys() or any(t.ndim for part in meter.values() for t in part.values()):
         problems.append("meter: sums and counts that do not belong together")
