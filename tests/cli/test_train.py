@@ -179,6 +179,25 @@ def test_only_the_last_two_checkpoints_are_kept(streets: Path) -> None:
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-0000004.pt", "step-0000005.pt"]
 
 
+def test_a_damaged_newest_checkpoint_is_kept_aside_and_the_one_before_used(streets: Path, capsys: Any) -> None:
+    folder = streets / "torn"
+    more = ("train.iterations=5", "runtime.checkpoint_minutes=0", "runtime.log_every=1")
+    arguments = ("train", "--recipe", "source_only", "-b", "streets", "--out", str(folder), *toy.TINY, *more)
+    assert run(*arguments) == 0
+    result, log = (json.loads((folder / "result.json").read_text()), rows(folder))
+    (folder / "result.json").unlink()
+    (folder / ".result.json.ab_12xyz.tmp").write_text("{")
+    newest = folder / "checkpoints/step-0000005.pt"
+    newest.write_bytes(torn := newest.read_bytes()[:-100])
+    assert run(*arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not a readable checkpoint" in said and "step-0000005.pt.damaged, the run goes on from iteration 4" in said
+    assert newest.with_name("step-0000005.pt.damaged").read_bytes() == torn
+    again = json.loads((folder / "result.json").read_text())
+    assert again["validation"] == result["validation"] and rows(folder) == log
+    assert not (folder / ".result.json.ab_12xyz.tmp").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(streets: Path, capsys: Any) -> None:
     folder = streets / "broken"
     more = ("train.iterations=12", "optimiser.lr=1e20", "optimiser.warmup=0", "runtime.log_every=6")

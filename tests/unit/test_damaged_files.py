@@ -171,7 +171,7 @@ def headers(case: tuple[tuple[Any, ...], Any]) -> None:
     path, header = case
     message = loads(weights_file(header))
     if path[0] in header.keys() | OPTIONAL:
-        assert not message or path[0] in message or "header" in message, message
+        assert not message or path[0] in message or "header" in message or "does not fit the network" in message
     else:
         assert path[0] in message, message
 
@@ -294,7 +294,7 @@ def restored(content: bytes) -> tuple[int, str]:
             assert "step-0000002.pt.damaged" in (place / "log.txt").read_text()
         else:
             assert newest.read_bytes() == content
-        assert made.validation is not None and made.validation["iteration"] == made.done
+        assert all(each is None or each["iteration"] <= made.done for each in (made.best, made.validation))
         made.learner(torch.ones(1, 2)).sum().backward()
         made.optimiser.step()
         return made.done, ""
@@ -516,15 +516,11 @@ def test_report_on_garbage_and_pipes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(scan(Path("runs"))) > 30
 
 
-@pytest.mark.parametrize(
-    ("command", "kind"),
-    [
-        (c, k)
-        for c in ("demo", "ablate", "train")
-        for k in ("file", "device", "folder")
-        if (c, k) != ("ablate", "folder")
-    ],
-)  # a grid's runs may lie beside anything
+OUT = [(name, kind) for name in ("demo", "ablate", "train") for kind in ("file", "device", "folder")]
+OUT.remove(("ablate", "folder"))  # a grid's runs may lie beside anything
+
+
+@pytest.mark.parametrize(("command", "kind"), OUT)
 def test_out_on_something_else(tmp_path: Path, capfd: Any, command: str, kind: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/demo.png").write_text("mine")

@@ -9,21 +9,23 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from udaseg.errors import UserError
 from udaseg.files import write_atomic
 from udaseg.problems import first_problem
+from udaseg.ranges import Momentum
 
 FORMAT = 2
 NAME = re.compile(r"step-(\d{7,})\.pt")
 State = dict[str, Any]
 Tensors = dict[str, Tensor]
+Rate = Annotated[float, Field(ge=0, le=1e18)]
 
 
 class Damaged(UserError):
@@ -34,11 +36,11 @@ class _Group(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     params: list[NonNegativeInt]
     name: str
-    lr: float
-    initial_lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
+    lr: Rate
+    initial_lr: Rate
+    weight_decay: Rate
+    betas: tuple[Momentum, Momentum]
+    eps: Rate
 
 
 class _Moments(TypedDict):
@@ -143,6 +145,12 @@ def refuse_misfit(path: Path, state: State, own: State, parameters: list[Tensor]
             problems.append(f"optimiser: moments of parameter {i} with another shape")
     if state["scaler"].keys() != own["scaler"].keys():
         problems.append("scaler: other keys")
+    for key in ("best", "validation"):
+        if (measured := state[key]) and (
+            measured["iteration"] > state["iteration"]
+            or {len(row) for row in measured["confusion"]} != {len(measured["confusion"])}
+        ):
+            problems.append(f"{key}: of a later iteration, or counts that are no square")
     meter = state["meter"]
     if meter["sums"].keys() != meter["counts"].keys() or any(t.ndim for part in meter.values() for t in part.values()):
         problems.append("meter: sums and counts that do not belong together")
