@@ -95,6 +95,15 @@ def test_rates_follow_the_settings_of_the_recipe(streets: Path) -> None:
         assert groups["norm"] == (pytest.approx(rates["base"], rel=1e-9), 0.0)
 
 
+def test_biases_and_norms_are_decayed_unless_the_recipe_says_no(streets: Path) -> None:
+    for decayed in (True, False):
+        trainer = assembled("source_only", f"optimiser.decay_one_dimensional={str(decayed).lower()}").trainer
+        for group in trainer.optimiser.param_groups:
+            plain = [parameter.ndim > 1 or decayed for parameter in group["params"]]
+            assert group["weight_decay"] == (0.01 if all(plain) and group["name"] != "norm" else 0)
+            assert all(plain) or not any(plain)
+
+
 # --- teacher -------------------------------------------------------------------------------------------------------
 
 
