@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from golden.write import benchmark_lines, recipe_lines
 
+from udaseg.config import schema
 from udaseg.config.load import load
+from udaseg.config.registry import REGISTRIES
 from udaseg.data.classes import PROTOCOLS
 from udaseg.engine.domains import scaled, training_crop
 
@@ -224,3 +226,32 @@ def test_protocols_leave_out_what_synthia_does_not_have() -> None:
     assert len(every) == 19
     assert every - set(PROTOCOLS["synthia16"]) == {"terrain", "truck", "train"}
     assert every - set(PROTOCOLS["synthia13"]) == {"terrain", "truck", "train", "wall", "fence", "pole"}
+
+
+DEFAULTS = [
+    ("pseudo_labels", "confidence_share", {"threshold": 0.968}),
+    ("view", "mixed", {"jitter": 0.2, "jitter_probability": 0.8, "blur_probability": 0.5}),
+    ("view", "masked", {"jitter": 0.2, "jitter_probability": 0.8, "blur_probability": 0.5, "images": "auto"}),
+    ("masker", "blocks", {"block": 64 / 1024, "ratio": 0.7}),
+    ("sampler", "rare_class", {"temperature": 0.01, "min_crop_ratio": 0.5}),
+    ("term", "feature_distance", {"min_ratio": 0.75, "class_names": None}),
+    ("wrapper", "hrda", {"detail": 0.5, "detail_weight": 0.1, "window_batch": None}),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "published"), DEFAULTS)
+def test_defaults_of_components_are_the_published_values(kind: str, name: str, published: dict[str, Any]) -> None:
+    """A recipe of one's own that says nothing gets what the shipped ones write out."""
+    settings = REGISTRIES[kind].validate(name, {})
+    assert {key: value for key, value in settings.items() if key != "masker"} == published
+
+
+def test_defaults_of_sections_are_the_published_values() -> None:
+    assert schema.OptimiserSection().model_dump() == {
+        "lr": 6e-5, "weight_decay": 0.01, "head_lr_factor": 10, "decay_one_dimensional": True,
+        "warmup": 1500, "power": 1, "minimum": 0,
+    }  # fmt: skip
+    assert schema.TeacherSection().alpha == 0.999
+    assert (schema.TrainSection().iterations, schema.TrainSection().batch) == (40000, 2)
+    data = schema.DataSection.model_fields
+    assert (data["cat_max_ratio"].default, data["min_pixels"].default) == (0.75, 3000)

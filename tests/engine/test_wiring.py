@@ -22,6 +22,7 @@ import toy
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
+from udaseg.config.registry import REGISTRIES
 from udaseg.core.context import Loss, StepRng, View
 from udaseg.data.classes import CITYSCAPES
 from udaseg.engine.assembly import Assembly, assemble
@@ -76,6 +77,31 @@ def test_every_group_is_trained_at_the_rate_of_its_iteration(streets: Path, name
             group: lr for group, (lr, _) in used[-1].items()
         }
     assert len(used) == 4
+
+
+def test_rates_follow_the_settings_of_the_recipe(streets: Path) -> None:
+    """Warm-up, power, minimum, base rate and the head's factor."""
+    settings = "optimiser={lr: 1.0e-3, weight_decay: 0.1, head_lr_factor: 3, warmup: 10, power: 2, minimum: 1.0e-4}"
+    trainer = assembled("source_only", "train.iterations=100", settings).trainer
+    for t in (5, 50):
+        trainer.step(next(trainer.batches(t, t + 1)), t)
+        warm = 1 - (1 - t / 10) * (1 - 1e-6) if t < 10 else 1
+        rates = {
+            name: ((lr - 1e-4) * (1 - t / 100) ** 2 + 1e-4) * warm for name, lr in (("base", 1e-3), ("head", 3e-3))
+        }
+        groups = {group["name"]: (group["lr"], group["weight_decay"]) for group in trainer.optimiser.param_groups}
+        assert groups["base"] == (pytest.approx(rates["base"], rel=1e-9), 0.1)
+        assert groups["head"] == (pytest.approx(rates["head"], rel=1e-9), 0.1)
+        assert groups["norm"] == (pytest.approx(rates["base"], rel=1e-9), 0.0)
+
+
+def test_biases_and_norms_are_decayed_unless_the_recipe_says_no(streets: Path) -> None:
+    for decayed in (True, False):
+        trainer = assembled("source_only", f"optimiser.decay_one_dimensional={str(decayed).lower()}").trainer
+        for group in trainer.optimiser.param_groups:
+            plain = [parameter.ndim > 1 or decayed for parameter in group["params"]]
+            assert group["weight_decay"] == (0.01 if all(plain) and group["name"] != "norm" else 0)
+            assert all(plain) or not any(plain)
 
 
 # --- teacher -------------------------------------------------------------------------------------------------------
@@ -363,6 +389,22 @@ def test_feature_distance_is_measured_in_the_cells_of_its_classes(streets: Path,
         assert loss.value.item() == pytest.approx(np.mean(distances) if distances else 0, rel=1e-3, abs=1e-6)
     assert any(0 < share < 1 for share in shares)
     assert trainer.learner.stages["source"].weights == {"cross_entropy": 1.0, "feature_distance": 0.005}
+
+
+def test_pretrained_encoder_keeps_the_weights_of_its_file(streets: Path) -> None:
+    """The student starts from them and leaves them; without the file's, from its own first ones."""
+    torch.manual_seed(1)
+    file = REGISTRIES["encoder"].create({"kind": "mit_b0", "drop_path": 0.1}).state_dict()
+    torch.save(file, "encoder.pth")
+    trainer = assembled("daformer", "model.weights=encoder.pth", "optimiser.warmup=0").trainer
+    student, frozen = trainer.learner.segmentor.encoder, trainer.learner.pretrained_encoder
+    assert frozen is not None and not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert all(torch.equal(value, file[name]) for name, value in student.state_dict().items())
+    trainer.step(next(trainer.batches(0, 1)), 0)
+    changed = [name for name, value in student.named_parameters() if not torch.equal(value, file[name])]
+    assert len(changed) == len(list(student.parameters()))
+    assert all(torch.equal(value, file[name.removeprefix("module.")]) for name, value in frozen.state_dict().items())
+    assert not any(module.training for module in frozen.modules())
 
 
 # --- data ----------------------------------------------------------------------------------------------------------
