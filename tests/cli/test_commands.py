@@ -75,7 +75,7 @@ def is_message(answer: Answer, *words: str) -> None:
 @pytest.mark.parametrize(("option", "value"), [("--size", "100000x100000"), ("--seed", "9" * 30)])
 def test_streets_beyond_any_use(udaseg: Run, tmp_path: Path, option: str, value: str) -> None:
     answer = udaseg("prepare", "streets", option, value)
-    assert answer.code == 2 and option in answer.err and value[:10] in answer.err
+    assert answer.code == 2 and option in answer.err
     assert not (tmp_path / "data").exists()
 
 
