@@ -100,6 +100,8 @@ def demo(
     out: Annotated[Path | None, Option(help="Folder for runs, picture and page; default: runs/demo-...")] = None,
 ) -> None:
     """Generate two domains, train, adapt, compare, draw. No download, no GPU, a few minutes."""
+    if recipe is not None:
+        refuse_typos(recipe, "streets")
     interruptible(lambda: commands.demo.run_demo(quick=quick, recipe=recipe, seed=seed, folder=out))
 
 
