@@ -62,8 +62,6 @@ def main(arguments: list[str] | None = None) -> None:
         fail(f"{error.filename or 'writing'}: {error.strerror}; choose another path or make this one usable", 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    finally:
-        close_output()
 
 
 def open_streams() -> None:
@@ -73,14 +71,6 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - to the end of the program
         elif hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="replace")
-
-
-def close_output() -> None:
-    """Flush what is printed; a reader that left early (`| head`) is no error."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, code: int) -> None:
@@ -100,6 +90,8 @@ def demo(
     out: Annotated[Path | None, Option(help="Folder for runs, picture and page; default: runs/demo-...")] = None,
 ) -> None:
     """Generate two domains, train, adapt, compare, draw. No download, no GPU, a few minutes."""
+    if recipe is not None:
+        refuse_typos(recipe, "streets")
     interruptible(lambda: commands.demo.run_demo(quick=quick, recipe=recipe, seed=seed, folder=out))
 
 

@@ -75,19 +75,18 @@ def is_message(answer: Answer, *words: str) -> None:
 @pytest.mark.parametrize(("option", "value"), [("--size", "100000x100000"), ("--seed", "9" * 30)])
 def test_streets_beyond_any_use(udaseg: Run, tmp_path: Path, option: str, value: str) -> None:
     answer = udaseg("prepare", "streets", option, value)
-    assert answer.code == 2 and option in answer.err and value[:10] in answer.err
+    assert answer.code == 2 and option in answer.err
     assert not (tmp_path / "data").exists()
 
 
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [("recipe", "ls"), ("recipe", "show", "dacs"), ("models", "--json")])
-def test_a_reader_that_leaves_early_is_no_error(command: tuple[str, ...]) -> None:
+def test_a_reader_that_leaves_early_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "udaseg.cli", *command], stdout=writer, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "udaseg.cli", "recipe", "ls"], stdout=writer, stderr=subprocess.PIPE, text=True
     )
     os.close(writer)
     assert done.stderr == ""

@@ -38,6 +38,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
         ("recipe validate broken.yaml", "not valid YAML"),
         ("recipe cp nosuch x.yaml", "no recipe 'nosuch'"),
         ("ablate nosuch", "no study"),
+        ("demo --recipe nosuch", "no recipe 'nosuch'"),
         ("check nosuch", "no benchmark 'nosuch'"),
         ("evaluate run --benchmark nosuch", "no benchmark 'nosuch'"),
     ],

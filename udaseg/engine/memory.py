@@ -29,7 +29,8 @@ def memory_problems(recipe: Recipe, pairs: TrainingPairs, device: torch.device, 
     of_pixel = IMAGE + LOGIT * len(class_set(recipe))
     here, machine = memory_of(device), memory_of(torch.device("cpu"))
     images, (height, width) = recipe.train.batch // world, pairs.crop
-    if (need := images * height * width * of_pixel) > here:
+    need: float = images * height * width * of_pixel
+    if need > here:
         what = f"for a step of {images} crops of {width}x{height} pixels"
         yield Problem(("train", "batch"), f"{what}, {in_words(need, here)} (data.crop and data.scale count, too)")
     domains = {recipe.data.labelled: pairs.source, **({"target": pairs.target} if pairs.target else {})}
