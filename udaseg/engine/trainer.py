@@ -141,22 +141,23 @@ class Trainer:
     def fit(self, run: RunFolder, progress: Progress) -> None:
         """Up to the last iteration; raises ``Interrupted`` after saving when a signal asks to stop."""
         self.run, self.progress = run, progress
-        self.restore()
-        self.progress.begin(self.done, self.iterations)
-        try:
-            with Signals() as signals:
+        with Signals() as signals:
+            self.restore()
+            self.progress.begin(self.done, self.iterations)
+            try:
                 self._loop(signals)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            self.run.fail("out of memory", self.phases.current, self.done)
-            raise UserError(
-                f"out of memory in phase {self.phases.current!r} of iteration {self.done}: "
-                f"{str(error).splitlines()[0]} Try train.precision=bf16, a smaller train.batch or data.crop, or a "
-                "smaller model.encoder; `udaseg train ... --dry-run` shows the peak. The newest checkpoint is intact."
-            ) from None
-        finally:
-            self.progress.end()
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                self.run.fail("out of memory", self.phases.current, self.done)
+                raise UserError(
+                    f"out of memory in phase {self.phases.current!r} of iteration {self.done}: "
+                    f"{str(error).splitlines()[0]} Try train.precision=bf16, a smaller train.batch or data.crop, or a "
+                    "smaller model.encoder; `udaseg train ... --dry-run` shows the peak. The newest checkpoint is "
+                    "intact."
+                ) from None
+            finally:
+                self.progress.end()
 
     def _loop(self, signals: Signals) -> None:
         batches = self.batches(self.done, self.iterations)
