@@ -105,7 +105,7 @@ def time_validation_image(loaded: Loaded, built: Assembly) -> float:
     began = time.perf_counter()
     evaluate(
         trainer.learner.segmentor, evaluation_loader(images, workers=0), trainer.normalise, classes=len(classes),
-        device=trainer.device, autocast=trainer.autocast, inference=mode,
+        device=trainer.device, inference=mode,
     )  # fmt: skip
     return time.perf_counter() - began
 

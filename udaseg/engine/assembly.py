@@ -16,7 +16,7 @@ from udaseg.config.registry import REGISTRIES
 from udaseg.config.schema import Recipe
 from udaseg.core.base import PseudoLabelRule
 from udaseg.core.context import BuildContext
-from udaseg.core.step import Autocast, Learner, Stage
+from udaseg.core.step import Learner, Stage
 from udaseg.core.teacher import Teacher
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.dataset import TrainingPairs
@@ -79,7 +79,6 @@ def assemble(loaded: Loaded) -> Assembly:
     teacher = Teacher(student, alpha=recipe.teacher.alpha) if needs.teacher else None
     if recipe.train.compile:
         compile_parts(student, *([teacher.segmentor] if teacher else []))
-    cast = autocast(precision, device)
     trainer = Trainer(
         learner,
         teacher,
@@ -93,10 +92,10 @@ def assemble(loaded: Loaded) -> Assembly:
         fingerprint=recipe.fingerprint(),
         device=device,
         ranks=ranks,
-        autocast=cast,
+        autocast=autocast(precision, device),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         memory_format=layout,
-        validate=validator(recipe, normalise, ranks, cast) if recipe.data.validation else None,
+        validate=validator(recipe, normalise, ranks) if recipe.data.validation else None,
         score=scorer(recipe),
         save_weights=lambda path, module: weights_file.save(path, module, weights_metadata(recipe, student)),
         log_every=recipe.runtime.log_every,
@@ -198,8 +197,9 @@ def batches(
     return between
 
 
-def validator(recipe: Recipe, normalise: Normalise, ranks: Ranks, cast: Autocast) -> Callable[[Segmentor], Tensor]:
-    """Student -> confusion counts on the validation split, each rank taking its share of the images."""
+def validator(recipe: Recipe, normalise: Normalise, ranks: Ranks) -> Callable[[Segmentor], Tensor]:
+    """Student -> confusion counts on the validation split in float32, as published scores are; each rank takes its
+    share of the images."""
     assert recipe.data.validation is not None
     names = class_set(recipe).names
     images, device = images_of(recipe.data.validation, recipe.data.scale, names), normalise.mean.device
@@ -207,7 +207,7 @@ def validator(recipe: Recipe, normalise: Normalise, ranks: Ranks, cast: Autocast
 
     def validate(student: Segmentor) -> Tensor:
         loader = evaluation_loader(images, workers=recipe.runtime.workers, rank=ranks.rank, world=ranks.world)
-        counts = evaluate(student, loader, normalise, classes=len(names), device=device, autocast=cast, inference=mode)
+        counts = evaluate(student, loader, normalise, classes=len(names), device=device, inference=mode)
         return ranks.reduce(counts)
 
     return validate
