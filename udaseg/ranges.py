@@ -23,7 +23,7 @@ def parse_size(text: str, smallest: int, option: str, largest: int = 2**16) -> t
     sides = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.lower(), re.ASCII)
     if not sides or not all(smallest <= int(side) <= largest for side in sides.groups()):
         raise UserError(
-            f"{option} {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each from {smallest} to {largest} "
-            "pixels"
+            f"{option} {text!r}: expected WIDTHxHEIGHT, as in 256x128 or 1024x512, each at least {smallest} pixels "
+            f"and at most {largest}"
         )
     return int(sides[1]), int(sides[2])

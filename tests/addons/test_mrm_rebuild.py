@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toy import run
 
 from udaseg.addons.mrm.rebuild import Rebuild, masked_mean, patches, restrained, spread
-from udaseg.addons.mrm.rebuilder import LayerNorm2d, Projector, Rebuilder, sine_positions
+from udaseg.addons.mrm.rebuilder import ChannelNorm, Projector, Rebuilder, sine_positions
 from udaseg.config.load import load
 from udaseg.core.context import StepContext, View
 from udaseg.core.step import clip_terms
@@ -94,12 +94,12 @@ def gradients_of(student: Segmentor, term: Rebuild, teacher: nn.Module | None = 
 @pytest.mark.parametrize(
     ("side", "expected"),
     [
-        (16, "Conv2d LayerNorm2d"),
-        (32, "ConvTranspose2d Conv2d LayerNorm2d"),
-        (64, "ConvTranspose2d LayerNorm2d GELU ConvTranspose2d Conv2d LayerNorm2d"),
+        (16, "Conv2d ChannelNorm"),
+        (32, "ConvTranspose2d Conv2d ChannelNorm"),
+        (64, "ConvTranspose2d ChannelNorm GELU ConvTranspose2d Conv2d ChannelNorm"),
         (
             128,
-            "ConvTranspose2d LayerNorm2d GELU ConvTranspose2d LayerNorm2d GELU ConvTranspose2d Conv2d LayerNorm2d",
+            "ConvTranspose2d ChannelNorm GELU ConvTranspose2d ChannelNorm GELU ConvTranspose2d Conv2d ChannelNorm",
         ),
     ],
 )
@@ -115,7 +115,7 @@ def test_projector_doubles_as_often_as_its_map_needs(side: int, expected: str) -
 
 def test_layer_norm_is_over_channels() -> None:
     x = torch.randn(2, 5, 3, 4)
-    torch.testing.assert_close(LayerNorm2d(5)(x), (x - x.mean(1, True)) / (x.var(1, False, True) + 1e-5).sqrt())
+    torch.testing.assert_close(ChannelNorm(5)(x), (x - x.mean(1, True)) / (x.var(1, False, True) + 1e-5).sqrt())
 
 
 def test_positions_tell_all_cells_apart_and_are_fixed() -> None:

@@ -35,6 +35,7 @@ def test_quick_demo_leaves_table_picture_and_page(streets: Path, short: None, ca
     assert (folder / "adapted" / "weights.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_demo_takes_any_other_recipe_at_its_own_size(streets: Path, short: None, capsys: Any) -> None:
     assert run("demo", "--quick", "--recipe", "daformer") == 0
     assert "2/2 daformer" in capsys.readouterr().out
