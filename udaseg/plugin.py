@@ -8,7 +8,7 @@ decoder, wrapper, sampler, view, masker, engine, pseudo_labels, term and measure
 from __future__ import annotations
 
 from udaseg.component import Component, Default, Needs, Plan, SampleExtra, Settings, SourceCrop
-from udaseg.core.augment import SIGMA, ColourAugment, colour_jitter, draw_jitter, gaussian_blur
+from udaseg.core.augment import ColourAugment, colour_jitter, draw_jitter, gaussian_blur, kernel_size
 from udaseg.core.base import TARGET, Masker, PseudoLabelRule, Term, TranslationEngine, ViewBuilder
 from udaseg.core.context import (
     IGNORE,
@@ -60,4 +60,4 @@ from udaseg.models.segmentor import (
 )
 from udaseg.models.weights import read_tensors
 from udaseg.models.weights_file import restore
-from udaseg.ranges import ClassNames, Count, Extent, Momentum, NotNegative, Share, Temperature
+from udaseg.ranges import ClassNames, Count, Extent, HalfTurn, Momentum, NotNegative, Share, Temperature

@@ -11,6 +11,7 @@ from udaseg.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Extent = Annotated[float, Field(gt=0, le=1)]  # a length as a share of another
+HalfTurn = Annotated[float, Field(ge=0, le=0.5)]  # of the circle of hues, to either side
 Momentum = Annotated[float, Field(ge=0, lt=1)]  # what a running mean keeps of itself
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]

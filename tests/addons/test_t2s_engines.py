@@ -74,7 +74,9 @@ def test_fda_swaps_with_its_own_partner_and_stays_in_range() -> None:
     torch.testing.assert_close(means, context.batch.target.mean((2, 3)), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("engine", [ColorJitter(CONTEXT), GaussianBlur(CONTEXT), augmentors("A", "D", "E")])
+@pytest.mark.parametrize(
+    "engine", [ColorJitter(CONTEXT, probability=1.0), GaussianBlur(CONTEXT, probability=1.0), augmentors("A", "D", "E")]
+)
 def test_engines_draw_for_every_image_and_iteration_and_share_over_ranks(engine: Any) -> None:
     context = step()
     context.batch = Batch(context.batch.source_image[:1].repeat(2, 1, 1, 1), context.batch.source_label)
@@ -83,6 +85,30 @@ def test_engines_draw_for_every_image_and_iteration_and_share_over_ranks(engine:
     whole, other = engine(step()), engine(step(t=1))
     assert not torch.equal(whole, other)
     torch.testing.assert_close(torch.cat([engine(step(rank=r, world=2)) for r in (0, 1)]), whole)
+
+
+def test_simclr_jitter_multiplies_the_brightness_within_its_range() -> None:
+    """torchvision's brightness is a factor of 0.2 to 1.8; with kornia's it would be a shift."""
+    engine, factors = ColorJitter(CONTEXT, contrast=0, saturation=0, hue=0, probability=1.0), []
+    for t in range(40):
+        context = step(t=t)
+        before, after = NORMALISE.undo(context.batch.source_image), NORMALISE.undo(engine(context))
+        for old, new in zip(before, after, strict=True):
+            inside = (new < 0.999) & (old > 0.05)
+            factor = (new[inside] / old[inside]).median()
+            torch.testing.assert_close(new, (old * factor).clamp(0, 1), atol=2e-3, rtol=0)
+            factors.append(factor.item())
+    assert 0.19 < min(factors) < 0.4 and 1.6 < max(factors) < 1.81
+
+
+@pytest.mark.parametrize(("engine", "share"), [(ColorJitter(CONTEXT), 0.8), (GaussianBlur(CONTEXT), 0.5)])
+def test_simclr_probabilities_are_of_each_image(engine: Any, share: float) -> None:
+    changed = []
+    for t in range(150):
+        context = step(t=t)
+        source = context.batch.source_image
+        changed += (engine(context) - source).abs().amax((1, 2, 3)).gt(1e-4).tolist()
+    assert sum(changed) / len(changed) == pytest.approx(share, abs=0.09)
 
 
 def test_untranslated_is_the_source() -> None:

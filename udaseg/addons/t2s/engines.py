@@ -10,19 +10,22 @@ translated image are the same pixels in either order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from udaseg.plugin import (
-    SIGMA,
     TARGET,
     BuildContext,
     Default,
+    HalfTurn,
     Needs,
     NotNegative,
     Settings,
@@ -33,9 +36,7 @@ from udaseg.plugin import (
     UserError,
     View,
     ViewBuilder,
-    colour_jitter,
-    draw_jitter,
-    gaussian_blur,
+    kernel_size,
     read_image,
     resize_image,
     user_path,
@@ -70,25 +71,75 @@ class FDA(TranslationEngine):
 
 
 class ColorJitter(TranslationEngine):
-    """Brightness, contrast, saturation and hue of every image by factors of strength ``jitter`` [choice], always."""
+    """SimCLR's colour jitter (T2S-DA section 4.3), torchvision's, for each image with ``probability``.
 
-    def __init__(self, context: BuildContext, *, jitter: NotNegative = 0.5) -> None:
-        self.normalise = context.normalise
-        self.jitter = jitter
+    In a random order: factors of ``brightness``, ``contrast`` and ``saturation`` s, uniform in [max(0, 1 - s), 1 + s],
+    and a turn of the hue in [-``hue``, ``hue``].
+    """
+
+    def __init__(
+        self,
+        context: BuildContext,
+        *,
+        brightness: NotNegative = 0.8,
+        contrast: NotNegative = 0.8,
+        saturation: NotNegative = 0.8,
+        hue: HalfTurn = 0.2,
+        probability: Share = 0.8,
+    ) -> None:
+        self.normalise, self.probability = context.normalise, probability
+        self.strengths = (brightness, contrast, saturation)
+        self.hue = hue
 
     def __call__(self, context: StepContext) -> Tensor:
-        image = self.normalise.undo(context.batch.source_image)
-        order, factors = draw_jitter(context.rng, image.shape[0], self.jitter)
-        return self.normalise.redo(colour_jitter(image, order, factors))
+        images = self.normalise.undo(context.batch.source_image)
+        drawn = context.rng.choices(len(images), 9)
+        return self.normalise.redo(torch.stack([self.jitter(*pair) for pair in zip(images, drawn, strict=True)]))
+
+    def jitter(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
+        """One image (3, H, W) in [0, 1]; ``drawn``: whether, four numbers for the factors, four for the order."""
+        if drawn[0] >= self.probability:
+            return image
+        factors = [between(max(0.0, 1 - s), 1 + s, u) for s, u in zip(self.strengths, drawn[1:4], strict=True)]
+        turns = (
+            partial(functional.adjust_brightness, brightness_factor=factors[0]),
+            partial(functional.adjust_contrast, contrast_factor=factors[1]),
+            partial(functional.adjust_saturation, saturation_factor=factors[2]),
+            partial(functional.adjust_hue, hue_factor=between(-self.hue, self.hue, drawn[4])),
+        )
+        for i in sorted(range(4), key=lambda i: drawn[5 + i]):
+            image = turns[i](image)
+        return image
 
 
 class GaussianBlur(TranslationEngine):
-    """Every image blurred with a sigma of its own, drawn from that of the mixed view [choice]."""
+    """SimCLR's blur (T2S-DA section 4.3), for each image with ``probability``, sigma uniform in ``sigma`` pixels."""
+
+    def __init__(
+        self,
+        context: BuildContext,
+        *,
+        sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0),
+        probability: Share = 0.5,
+    ) -> None:
+        self.sigma, self.probability = sigma, probability
 
     def __call__(self, context: StepContext) -> Tensor:
-        image = context.batch.source_image
-        drawn = context.rng.per_image(image.shape[0])
-        return gaussian_blur(image, SIGMA[0] + (SIGMA[1] - SIGMA[0]) * drawn)
+        images = context.batch.source_image
+        drawn = context.rng.choices(len(images), 2)
+        return torch.stack([self.blur(image, *numbers) for image, numbers in zip(images, drawn, strict=True)])
+
+    def blur(self, image: Tensor, whether: float, sigma: float) -> Tensor:
+        """One image (3, H, W)."""
+        if whether >= self.probability:
+            return image
+        taps = [kernel_size(side) for side in image.shape[:0:-1]]  # torchvision: of the width first
+        return functional.gaussian_blur(image, taps, [between(*self.sigma, sigma)])
+
+
+def between(low: float, high: float, share: float) -> float:
+    """The number at that share of the way from ``low`` to ``high``."""
+    return low + (high - low) * share
 
 
 class Offline(TranslationEngine):
