@@ -111,5 +111,5 @@ class Component:
 
     @classmethod
     def warnings(cls, settings: Settings, plan: Plan) -> list[str]:
-        """What is allowed but probably not meant."""
+        """Warnings about settings that are allowed."""
         return []

@@ -103,7 +103,7 @@ def plan(recipe: Recipe, images: int | None = None) -> Plan:
 
 
 def warnings(recipe: Recipe, images: int | None = None) -> list[str]:
-    """Warnings about a configuration: allowed, but probably not meant."""
+    """Warnings about a configuration that is allowed."""
     texts = []
     if recipe.model.weights == "none" and recipe.model.start is None:
         texts.append("no encoder weights loaded (model.weights=none): training from scratch")
