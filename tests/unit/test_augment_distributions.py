@@ -16,7 +16,7 @@ from steps import NORMALISE, StubTeacher, build_context, rng, step
 from torch import Tensor
 
 from udaseg.core import augment
-from udaseg.core.augment import HUE, ColourAugment, colour_jitter, draw_jitter
+from udaseg.core.augment import HUE, ColourAugment, draw_jitter
 from udaseg.core.context import Batch, PseudoLabels, StepRng
 from udaseg.core.masking import Blocks
 from udaseg.core.views import Masked, Mixed
@@ -153,20 +153,3 @@ def test_only_the_masked_view_augments_its_images_together(
     weight = torch.zeros(label.shape)
     build_view(step(Batch(image, label, image), teacher=StubTeacher(), pseudo=PseudoLabels(label, weight, weight)))
     assert asked == [together]
-
-
-@pytest.mark.parametrize(
-    ("order", "expected"),
-    [
-        ((2, 3, 0, 1), [[0.9, 0.090001, 0.3786], [0.090001, 0.367201, 0.9], [0.128252, 0.9, 0.729586]]),
-        ((3, 2, 1, 0), [[1.0, 0.1, 0.3886], [0.1, 0.3772, 1.0], [0.138252, 1.0, 0.739586]]),
-    ],
-)
-def test_colours_outside_0_and_1_are_those_of_the_old_kornia(order: Any, expected: Any) -> None:
-    """Recorded from kornia 0.5.8: a hue turn cuts nothing, a saturation turn the saturation, the others the colour."""
-    colours = torch.tensor([[1.3, 0.6, -0.2], [0.5, -0.1, 1.1], [0.2, 0.9, 1.25]])
-    result = colour_jitter(colours.T.view(1, 3, 1, 3), torch.tensor([order]), torch.tensor([[1.1, 0.9, 1.15, -0.13]]))
-    torch.testing.assert_close(result[0, :, 0].T, torch.tensor(expected), atol=2e-6, rtol=0)
-    hue = colour_jitter(colours.T.view(1, 3, 1, 3), torch.tensor([[3, 3, 3, 3]]), torch.tensor([[1, 1, 1, -0.0325]]))
-    turned = [[1.3, -0.199999, 0.170001], [-0.099999, 0.236001, 1.1], [0.200001, 1.25, 0.781]]
-    torch.testing.assert_close(hue[0, :, 0].T, torch.tensor(turned), atol=1e-5, rtol=0)

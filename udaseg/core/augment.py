@@ -3,9 +3,10 @@
 
 B images, 3 channels, H x W pixels. torchvision's and newer kornia's jitter are *different* augmentations: here
 brightness is additive, contrast is a plain product without centring, saturation and hue act in HSV.
-What differs from the public code: factors and order are drawn for each image but applied to all images at once, and the
-blur is two 1-D passes of at most 17 taps instead of one dense 51 x 51 or 103 x 103 filter (sigma <= 1.15: the taps left
-out carry less than 1e-10 of the mass).
+What differs from the public code: colours outside [0, 1] are cut at every turn, also before saturation and hue (kornia
+0.5.8 cuts only what brightness, contrast and saturation give); factors and order are drawn for each image but applied
+to all images at once, and the blur is two 1-D passes of at most 17 taps instead of one dense 51 x 51 or 103 x 103
+filter (sigma <= 1.15: the taps left out carry less than 1e-10 of the mass).
 """
 
 from __future__ import annotations
@@ -57,20 +58,28 @@ def draw_jitter(rng: StepRng, images: int, strength: float, together: bool = Fal
 def colour_jitter(image: Tensor, order: Tensor, factors: Tensor) -> Tensor:
     """RGB (B, 3, H, W) in [0, 1] -> the same; ``order`` (B, 4) holds operations, ``factors`` (B, 4) their numbers.
 
-    Brightness and contrast are one affine map, cut to [0, 1]; saturation and hue one trip through HSV, where only a
-    turn of the saturation cuts it. An image whose turn is the other kind passes through unchanged.
+    Brightness and contrast are one affine map, saturation and hue one trip through HSV; an image whose turn is the
+    other kind passes through unchanged.
     """
     brightness, contrast, saturation, hue = (f[:, None, None, None] for f in factors.unbind(1))
     for turn in order.unbind(1):
         operation = turn[:, None, None, None]
         shift = torch.where(operation == BRIGHTNESS, brightness - 1, 0.0)
         scale = torch.where(operation == CONTRAST, contrast, 1.0)
-        adjusted = ((image + shift) * scale).clamp(0, 1)
-        h, s, v = rgb_to_hsv(image)
-        s = torch.where(operation == SATURATION, (s * saturation).clamp(0, 1), s)
-        h = torch.where(operation == HUE, torch.fmod(h + 2 * math.pi * hue, 2 * math.pi), h)
-        image = torch.where(operation >= SATURATION, hsv_to_rgb(h, s, v), adjusted)
+        image = ((image + shift) * scale).clamp(0, 1)
+        shifted = shift_hsv(
+            image,
+            torch.where(operation == SATURATION, saturation, 1.0),
+            torch.where(operation == HUE, 2 * math.pi * hue, 0.0),
+        )
+        image = torch.where(operation >= SATURATION, shifted, image)
     return image
+
+
+def shift_hsv(image: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Multiply the saturation (clamped to [0, 1]) and turn the hue (radians) of RGB (B, 3, H, W) in [0, 1]."""
+    h, s, v = rgb_to_hsv(image)
+    return hsv_to_rgb(torch.fmod(h + hue, 2 * math.pi), (s * saturation).clamp(0, 1), v)
 
 
 def rgb_to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
