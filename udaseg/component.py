@@ -32,7 +32,7 @@ class SourceCrop(NamedTuple):
 
     image: Path
     size: tuple[int, int]
-    box: Any  # data.transforms.Box
+    box: Any  # data.transforms.Crop
 
 
 class SampleExtra(Protocol):

@@ -125,8 +125,8 @@ def fastest_threads(loaded: Loaded) -> int:
     taken = {}
     for threads in sorted({1, 2, min(cores, 8)}):
         tree = {**loaded.tree, "runtime": {**loaded.tree.get("runtime", {}), "threads": threads, "workers": 0}}
-        setup = assemble(checked(tree, loaded.origin, more=False)).trainer
-        taken[threads] = time_steps(setup, 4)
+        trainer = assemble(checked(tree, loaded.origin, more=False)).trainer
+        taken[threads] = time_steps(trainer, 4)
     best = min(taken, key=lambda threads: taken[threads])
     times = ", ".join(f"{threads}: {1000 * seconds:.0f} ms" for threads, seconds in taken.items())
     out.print(f"threads: {best} (a step takes {times})")

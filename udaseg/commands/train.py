@@ -16,14 +16,13 @@ from udaseg.console import out, percent, table
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.loading import evaluation_loader
 from udaseg.engine import runs
-from udaseg.engine.assembly import Assembly, assemble
-from udaseg.engine.domains import class_set, images_of, index_of, training_crop
+from udaseg.engine.assembly import Assembly, assemble, validation_inference
+from udaseg.engine.domains import class_set, images_of, index_of
 from udaseg.engine.profile import Profile
 from udaseg.engine.profile import profile as measure_steps
 from udaseg.engine.result import read_result
 from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
-from udaseg.evaluation.inference import inference
 
 CHECKPOINTS = 3  # two are kept, and a third exists while it is being written
 
@@ -101,11 +100,10 @@ def time_validation_image(loaded: Loaded, built: Assembly) -> float:
     recipe, trainer, classes = loaded.recipe, built.trainer, class_set(loaded.recipe)
     assert recipe.data.validation is not None
     images = images_of(recipe.data.validation, recipe.data.scale, classes.names, limit=1)
-    mode = inference(recipe.evaluation.mode, training_crop(recipe), recipe.evaluation.window_batch)
     began = time.perf_counter()
     evaluate(
         trainer.learner.segmentor, evaluation_loader(images, workers=0), trainer.normalise, classes=len(classes),
-        device=trainer.device, inference=mode,
+        device=trainer.device, inference=validation_inference(recipe),
     )  # fmt: skip
     return time.perf_counter() - began
 

@@ -15,9 +15,9 @@ from udaseg.problems import KeyPath, Problem, suggest
 
 def inconsistencies(recipe: Recipe) -> list[Problem]:
     """Unknown data sets and protocols, views that need a target there is none of, values that exclude others."""
-    problems = [*class_problems(recipe), *range_problems(recipe)]
+    problems, known = [*class_problems(recipe), *range_problems(recipe)], plan(recipe)
     for path, kind, component in components(recipe):
-        problems += problems_of(kind, component, plan(recipe), path)
+        problems += problems_of(kind, component, known, path)
         if recipe.data.target is None and path[0] == "views" and needs_of(kind, component).target:
             problems.append(Problem(path, NO_TARGET))
     if recipe.data.target is None and recipe.data.labelled == "target":
@@ -114,9 +114,10 @@ def warnings(recipe: Recipe, images: int | None = None) -> list[str]:
             f"optimiser.warmup={warmup} is longer than the run of {recipe.train.iterations} iterations: the learning "
             "rate never reaches optimiser.lr"
         )
+    known = plan(recipe, images)
     for _, kind, part in components(recipe):
         for _, component, settings in walk(kind, part):
-            texts += component.warnings(settings, plan(recipe, images))
+            texts += component.warnings(settings, known)
     return texts
 
 

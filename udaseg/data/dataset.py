@@ -27,6 +27,7 @@ from udaseg.data.index import Index
 from udaseg.data.sampling import Choice, Sampler
 from udaseg.data.transforms import (
     MEAN_COLOUR,
+    Crop,
     Margins,
     Size,
     cut,
@@ -38,7 +39,6 @@ from udaseg.data.transforms import (
     resize_image,
     resize_label,
 )
-from udaseg.data.transforms import Crop as Box
 from udaseg.errors import UserError
 
 TRIES = 10  # checked crops, of a wanted class; the next one is used unchecked
@@ -51,7 +51,7 @@ class Decoded(NamedTuple):
     size: Size
     label: Bytes | None
 
-    def patch(self, box: Box | None = None) -> Bytes:
+    def patch(self, box: Crop | None = None) -> Bytes:
         """The box (default: all) of the resized image."""
         return resize_image(self.image, self.size, box)
 
@@ -196,7 +196,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
             sample[f"extra/{name}"] = _channels_first(pad(image, self.crop, MEAN_COLOUR))
         return sample
 
-    def _choose(self, size: Size, label: Bytes, choice: Choice, rng: np.random.Generator) -> tuple[Box, bool]:
+    def _choose(self, size: Size, label: Bytes, choice: Choice, rng: np.random.Generator) -> tuple[Crop, bool]:
         """A box and a flip; both are drawn again, at most TRIES times, until the wanted class fills enough of it."""
         for _ in range(TRIES if choice.wanted is not None else 0):
             box, flipped = self._draw(size, label, rng)
@@ -204,7 +204,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
                 return box, flipped
         return self._draw(size, label, rng)
 
-    def _draw(self, size: Size, label: Bytes, rng: np.random.Generator) -> tuple[Box, bool]:
+    def _draw(self, size: Size, label: Bytes, rng: np.random.Generator) -> tuple[Crop, bool]:
         box = draw_crop(size, self.crop, rng, label=label, cat_max_ratio=self.cat_max_ratio)
         return box, bool(rng.random() < 0.5)
 

@@ -63,7 +63,7 @@ class Uniform(Sampler):
 class ClassThenImage(Sampler):
     """A class by its probability (K,), then one of its images, uniformly; `min_crop_ratio` 0 checks no crop."""
 
-    def set_up(
+    def __init__(
         self, statistics: LabelStatistics, probabilities: npt.NDArray[np.floating], min_crop_ratio: float
     ) -> None:
         """`probabilities` (K,): 0 for every class that no image has enough pixels of."""
@@ -93,7 +93,7 @@ class RareClass(ClassThenImage):
             )
         drawable = drawable_classes("rare_class", statistics)
         probabilities = class_probabilities(statistics.counts.sum(axis=0), temperature, drawable)
-        self.set_up(statistics, probabilities, min_crop_ratio)
+        super().__init__(statistics, probabilities, min_crop_ratio)
 
 
 def drawable_classes(sampler: str, statistics: LabelStatistics) -> npt.NDArray[np.bool_]:

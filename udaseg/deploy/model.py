@@ -27,7 +27,7 @@ from udaseg.data.loading import Normalise
 from udaseg.data.transforms import MEAN_COLOUR, keep_ratio_size, pad, resize_image
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.evaluation.evaluate import evaluating
-from udaseg.evaluation.inference import Inference
+from udaseg.evaluation.inference import Inference, inference
 from udaseg.models.segmentor import Segmentor, upsample
 from udaseg.models.weights_file import WeightsMetadata
 from udaseg.models.windows import bands, grid
@@ -101,14 +101,14 @@ class Model:
             for band in bands(lambda tiles: self._infer(tiles, Inference()), image, boxes, tiles=3):
                 yield band[0, :, :, :width]
         else:
-            inference = Inference(metadata.crop if metadata.inference == "slide" else None)
-            yield from strips(self._infer(image, inference)[0, :, :height, :width], native)
+            mode = inference(metadata.inference, metadata.crop)
+            yield from strips(self._infer(image, mode)[0, :, :height, :width], native)
 
-    def _infer(self, image: Tensor, inference: Inference) -> Tensor:
+    def _infer(self, image: Tensor, mode: Inference) -> Tensor:
         """Logits (B, K, h, w) of pixels (B, 3, h, w) uint8."""
         normalise = Normalise(self.metadata.mean, self.metadata.std).to(self.device)
         with autocast(choose_precision("auto", self.device), self.device)():
-            return inference(self.segmentor, normalise(image.to(self.device))).float()
+            return mode(self.segmentor, normalise(image.to(self.device))).float()
 
 
 def load(path: str | Path, *, teacher: bool = False, device: str = "auto") -> Model:

@@ -19,11 +19,11 @@ from udaseg.core.context import BuildContext
 from udaseg.core.step import Learner, Stage
 from udaseg.core.teacher import Teacher
 from udaseg.data.classes import PROTOCOLS
-from udaseg.data.dataset import TrainingPairs
+from udaseg.data.dataset import Domain, EvaluationImages, TrainingPairs
 from udaseg.data.loading import Normalise, evaluation_loader, training_loader
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
 from udaseg.engine.distributed import Ranks, join
-from udaseg.engine.domains import class_set, ignored_classes, images_of, index_of, training_crop, training_pairs
+from udaseg.engine.domains import class_set, ignored_classes, index_of, training_crop, training_pairs, validation_domain
 from udaseg.engine.memory import memory_problems
 from udaseg.engine.networks import (
     encoder_weights,
@@ -37,7 +37,7 @@ from udaseg.engine.trainer import Trainer
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
-from udaseg.evaluation.inference import inference
+from udaseg.evaluation.inference import Inference, inference
 from udaseg.models import weights_file
 from udaseg.models.segmentor import Segmentor
 from udaseg.problems import Problem
@@ -67,8 +67,8 @@ def assemble(loaded: Loaded) -> Assembly:
     precision = choose_precision(recipe.train.precision, device)
     set_up(device, precision, recipe.runtime.threads)
     student, pretrained, stamp = initial_networks(recipe)
-    pairs = training_pairs(recipe, student.encoder.multiple)
-    refuse(list(memory_problems(recipe, pairs, device, ranks.world)), loaded)
+    pairs, validation = training_pairs(recipe, student.encoder.multiple), validation_domain(recipe)
+    refuse(list(memory_problems(recipe, pairs, validation, device, ranks.world)), loaded)
     normalise = normalisation(student).to(device)
     context = build_context(recipe, normalise, student)
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
@@ -95,7 +95,7 @@ def assemble(loaded: Loaded) -> Assembly:
         autocast=autocast(precision, device),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         memory_format=layout,
-        validate=validator(recipe, normalise, ranks) if recipe.data.validation else None,
+        validate=validator(recipe, validation, normalise, ranks) if validation is not None else None,
         score=scorer(recipe),
         save_weights=lambda path, module: weights_file.save(path, module, weights_metadata(recipe, student)),
         log_every=recipe.runtime.log_every,
@@ -129,15 +129,21 @@ def missing_prerequisites(recipe: Recipe) -> list[Problem]:
 
 def missing_extras(recipe: Recipe) -> list[Problem]:
     """What the loader is to add for single components and cannot, once for every such thing."""
+    extras = [
+        (name, extra, where)
+        for path, kind, part in checks.components(recipe)
+        for where, component, settings in checks.walk(kind, part, path)
+        for name, extra in component.needs_with(settings).extras.items()
+    ]
+    if not extras:
+        return []
     problems: dict[str, Problem] = {}
     index = index_of(getattr(recipe.data, recipe.data.labelled))
-    for path, kind, part in checks.components(recipe):
-        for where, component, settings in checks.walk(kind, part, path):
-            for name, extra in component.needs_with(settings).extras.items():
-                missing = extra.missing(index.dataset, [pair.image for pair in index.pairs])
-                if missing is not None and name not in problems:
-                    setting, message = missing
-                    problems[name] = Problem((*where, setting), message)
+    for name, extra, where in extras:
+        missing = extra.missing(index.dataset, [pair.image for pair in index.pairs])
+        if missing is not None and name not in problems:
+            setting, message = missing
+            problems[name] = Problem((*where, setting), message)
     return list(problems.values())
 
 
@@ -197,20 +203,23 @@ def batches(
     return between
 
 
-def validator(recipe: Recipe, normalise: Normalise, ranks: Ranks) -> Callable[[Segmentor], Tensor]:
+def validator(recipe: Recipe, validation: Domain, normalise: Normalise, ranks: Ranks) -> Callable[[Segmentor], Tensor]:
     """Student -> confusion counts on the validation split in float32, as published scores are; each rank takes its
     share of the images."""
-    assert recipe.data.validation is not None
-    names = class_set(recipe).names
-    images, device = images_of(recipe.data.validation, recipe.data.scale, names), normalise.mean.device
-    mode = inference(recipe.evaluation.mode, training_crop(recipe), recipe.evaluation.window_batch)
+    images, classes, device = EvaluationImages(validation), len(class_set(recipe)), normalise.mean.device
+    mode = validation_inference(recipe)
 
     def validate(student: Segmentor) -> Tensor:
         loader = evaluation_loader(images, workers=recipe.runtime.workers, rank=ranks.rank, world=ranks.world)
-        counts = evaluate(student, loader, normalise, classes=len(names), device=device, inference=mode)
+        counts = evaluate(student, loader, normalise, classes=classes, device=device, inference=mode)
         return ranks.reduce(counts)
 
     return validate
+
+
+def validation_inference(recipe: Recipe) -> Inference:
+    """How the run predicts whole images."""
+    return inference(recipe.evaluation.mode, training_crop(recipe), recipe.evaluation.window_batch)
 
 
 def scorer(recipe: Recipe) -> Callable[[list[list[int]]], float]:

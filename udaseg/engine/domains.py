@@ -42,6 +42,12 @@ def training_pairs(recipe: Recipe, multiple: int = 1) -> TrainingPairs:
     )
 
 
+def validation_domain(recipe: Recipe) -> Domain | None:
+    """The images that the run is validated on, with labels in terms of its classes."""
+    data = recipe.data
+    return domain(data.validation, data.scale, class_set(recipe).names, labels=True) if data.validation else None
+
+
 def class_set(recipe: Recipe) -> ClassSet:
     """The classes that are learnt, predicted and evaluated."""
     return dataset_spec(recipe.data.classes or recipe.data.source.dataset).classes

@@ -17,14 +17,16 @@ from udaseg.config.schema import Recipe
 from udaseg.data.dataset import Domain, TrainingPairs
 from udaseg.data.index import Index
 from udaseg.data.transforms import Size, keep_ratio_size
-from udaseg.engine.domains import class_set, index_of, scaled
+from udaseg.engine.domains import class_set
 from udaseg.errors import UserError
 from udaseg.problems import Problem
 
 IMAGE, LOGIT = 12, 4  # bytes a pixel of a normalised image and of one class's logits
 
 
-def memory_problems(recipe: Recipe, pairs: TrainingPairs, device: torch.device, world: int) -> Iterator[Problem]:
+def memory_problems(
+    recipe: Recipe, pairs: TrainingPairs, validation: Domain | None, device: torch.device, world: int
+) -> Iterator[Problem]:
     """Crops and batch, sizes of images, and the images kept in memory, that do not fit into what there is."""
     of_pixel = IMAGE + LOGIT * len(class_set(recipe))
     here, machine = memory_of(device), memory_of(torch.device("cpu"))
@@ -37,8 +39,8 @@ def memory_problems(recipe: Recipe, pairs: TrainingPairs, device: torch.device, 
     for key, domain in domains.items():
         if (need := max(areas(domain.index, domain.size))) > machine:  # a byte a pixel: the label is resized whole
             yield Problem(("data", key, "size"), f"for a label, {in_words(need, machine)} (data.scale counts, too)")
-    if section := recipe.data.validation:
-        logits = int(of_pixel * max(areas(index_of(section), scaled(section, recipe.data.scale))))
+    if validation is not None:
+        logits = int(of_pixel * max(areas(validation.index, validation.size)))
         if logits > here:
             text = f"for an image and its logits, {in_words(logits, here)} (data.scale counts, too)"
             yield Problem(("data", "validation", "size"), text)

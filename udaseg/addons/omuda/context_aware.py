@@ -66,7 +66,7 @@ class ContextAwareSampler(ClassThenImage):
             if (inside & drawable).any():
                 within = class_probabilities(pixels, temperature, inside & drawable)
                 probabilities += (share if (~inside & drawable).any() else 1.0) * within
-        self.set_up(statistics, probabilities, min_crop_ratio)
+        super().__init__(statistics, probabilities, min_crop_ratio)
 
 
 class FixedRatio(Sampler):
