@@ -49,7 +49,7 @@ def show(loaded: Loaded) -> None:
 
 def effective(loaded: Loaded) -> Tree:
     """The checked recipe with its defaults, in the shape recipes are written in."""
-    tree = loaded.recipe.model_dump()
+    tree = loaded.recipe.model_dump(exclude={"plugins"})
     tree["views"] = {
         name: {
             **stage["options"],

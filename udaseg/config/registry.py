@@ -59,7 +59,8 @@ class Registry:
             return f"exists already (in {self.component(name).__module__}); choose another name"
         if not (inspect.isclass(component) and issubclass(component, self.base)):
             return f"{getattr(component, '__name__', component)} is no {self.base.__name__}"
-        if lacking := sorted(getattr(component, "__abstractmethods__", ())):
+        methods = {key: getattr(component, key, None) for key in dir(component)}
+        if lacking := [key for key, method in methods.items() if getattr(method, "__isabstractmethod__", False)]:
             return f"{component.__name__} lacks {', '.join(lacking)}, which every {self.base.__name__} has"
         return None
 
