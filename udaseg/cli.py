@@ -344,6 +344,15 @@ def models(
 
 
 @app.command()
+def new(
+    kind: Annotated[str, Argument(help="term, view, masker, sampler, engine, encoder or decoder.")],
+    name: Annotated[str, Argument(help="Of the component, its file and its folder: my_loss.")],
+) -> None:
+    """A component of your own in a new folder: working code, recipe, study and test. No fork is needed."""
+    commands.new.make(kind, name)
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, the torch/torchvision pair, device, disk and data folders."""
     commands.doctor.examine_and_print()
