@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker of pytest-xdist has a core to itself; before torch is imported
 
@@ -38,3 +39,15 @@ def streets(streets_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("UDASEG_DATA", str(streets_home))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def fresh_registries(streets: Path) -> Iterator[None]:
+    """An empty working folder whose plugins are forgotten before and after the test."""
+    import toy
+
+    path = [*sys.path]
+    toy.forget_plugins()
+    yield
+    toy.forget_plugins()
+    sys.path[:] = path

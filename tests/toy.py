@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
+from pathlib import Path
 from typing import Any
 
 from udaseg import cli
+from udaseg.config import plugins
 from udaseg.config.layers import flatten, shipped
 from udaseg.config.load import Loaded, validated
 from udaseg.config.load import load as load_recipe
@@ -67,3 +70,21 @@ def run(*arguments: str) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+SHIPPED = {kind: registry.entries for kind, registry in REGISTRIES.items()}
+
+
+def forget_plugins() -> None:
+    """As a new process begins; the modules of plugins are those in the working folder."""
+    for kind, registry in REGISTRIES.items():
+        registry.entries = SHIPPED[kind]
+    plugins.LOADED.clear()
+    plugins.BROKEN.clear()
+    for name in [name for name, module in sys.modules.items() if lies_here(module)]:
+        del sys.modules[name]
+
+
+def lies_here(module: object) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).is_relative_to(Path.cwd())
