@@ -36,7 +36,7 @@ from udaseg.report.summary import (
     study_table,
     summarise,
 )  # fmt: skip
-from udaseg.report.tables import Cell, Table, blocks, clean, comma_separated, latex, markdown
+from udaseg.report.tables import Cell, Table, blocks, clean, comma_separated, latex, markdown, terminal
 from udaseg.yamls import as_yaml
 
 STUDY = """
@@ -329,6 +329,23 @@ def test_runs_with_other_seeds_than_the_studys_count(place: Path) -> None:
     (row,) = (row for row in table.rows if (row[0].text, row[1].text) == ("one", "reproduced"))
     assert row[2].value == 2 and row[3].number() == "52.0"
     assert table.commands[0].endswith("--only one --seeds 1,2")
+
+
+def test_notes_of_a_study_go_with_its_table_in_every_format(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = STUDY + "notes: [Read 100 % of this_note., 'Second, too.']\n"
+    (place / "mine.yaml").write_text(text, encoding="utf-8")
+    part = pages.study_part(summarise("mine.yaml", []), runs=Path("runs"))
+    terminal(part.table)
+    page = pages.render_page(title="", lead="", cards=[], parts=[part], footer="")
+    for shown in (capsys.readouterr().out, page):
+        assert "Read 100 % of this_note." in shown and "Second, too." in shown
+    assert "\n- Read 100 % of this\\_note.\n- Second, too.\n- Missing" in markdown(part.table)
+    inside = latex(part.table).split("\\end{table}")[0]
+    assert "Read 100 \\% of this\\_note." in inside and "Second, too." in inside and "Missing" not in inside
+    assert comma_separated(part.table).endswith('# Read 100 % of this_note.\n"# Second, too."\n')
+    with pytest.raises(UserError, match=r"notes\.0: 3 is not allowed"):
+        (place / "mine.yaml").write_text(STUDY + "notes: [3]\n", encoding="utf-8")
+        load_study("mine.yaml")
 
 
 def test_a_study_that_cannot_run_says_why(place: Path) -> None:

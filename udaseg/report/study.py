@@ -63,7 +63,7 @@ class Row(Strict):
 class Study(Strict):
     """Columns: classes (IoU in %), mIoU over the protocol's classes, mIoU* over SYNTHIA's 13; others are printed only.
 
-    ``protocol`` None: the benchmark's.
+    ``protocol`` None: the benchmark's. ``notes``: what a reader of the table must know; reports print them under it.
     """
 
     title: Name
@@ -73,6 +73,7 @@ class Study(Strict):
     columns: list[Name] = Field(["mIoU"], min_length=1)
     seeds: list[NonNegativeInt] = Field([0, 1, 2], min_length=1)
     rows: list[Row] = Field(min_length=1)
+    notes: list[Name] = []
 
 
 def load_study(name: str) -> Study:

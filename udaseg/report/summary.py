@@ -119,6 +119,7 @@ def study_table(summary: Summary, *, runs: Path = Path("runs")) -> Table:
         rows=tuple(rows),
         left=2 + grouped,
         lead=lead(summary),
+        remarks=tuple(study.notes),
         notes=tuple(notes(summary)),
         commands=tuple(commands(summary, runs)),
     )
