@@ -73,7 +73,7 @@ class Study(Strict):
     columns: list[Name] = Field(["mIoU"], min_length=1)
     seeds: list[NonNegativeInt] = Field([0, 1, 2], min_length=1)
     rows: list[Row] = Field(min_length=1)
-    notes: list[Name] = []
+    notes: list[Name] = Field([])
 
 
 def load_study(name: str) -> Study:
