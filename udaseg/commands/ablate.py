@@ -95,6 +95,8 @@ def print_notes(study: Study, grid: Grid) -> None:
     """Say which rows are not run."""
     for name, why in grid.left_out.items():
         out.print(f"left out: {name}: {why}", style="yellow")
+    for override, rows in grid.left_alone.items():
+        out.print(f"not changed by {override}, which they lack: {'; '.join(rows)}")
     if published := sum(row.recipe is None for row in study.rows):
         out.print(f"{published} of {len(study.rows)} rows are published numbers only")
 

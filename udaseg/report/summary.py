@@ -42,13 +42,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Summary:
-    """A study with its runs. ``options``: what was changed on the command line, as words of a command. ``place``: the
-    folder where a grid has left most of its runs; ``failed``: did some of them fail?"""
+    """A study with its runs.
+
+    ``left_alone``: override -> rows that have no such part. ``options``: what was changed on the command line, as words
+    of a command. ``place``: the folder where a grid has left most of its runs; ``failed``: did some of them fail?
+    """
 
     name: str
     study: Study
     entries: tuple[Entry, ...]
     left_out: dict[str, str]
+    left_alone: dict[str, list[str]]
     protocol: str
     options: tuple[str, ...] = ()
     place: Path | None = None
@@ -86,7 +90,7 @@ def summarise(
     cells = [run for run in runs if run.folder.name in names]
     places = [run.folder.parent for run in cells]
     return Summary(
-        name, study, tuple(entries), grid.left_out,
+        name, study, tuple(entries), grid.left_out, grid.left_alone,
         study.protocol or benchmark_data(benchmark or study.benchmark).protocol,
         (*(["--benchmark", benchmark] if benchmark else []), *overrides),
         statistics.mode(places) if places else None,
@@ -210,6 +214,9 @@ def notes(summary: Summary) -> list[str]:
         lines.append("The published numbers are of other settings than the reproduced ones: no differences.")
     if any(entry.runs for entry in summary.entries):
         lines.append("Reproduced: mean ± sample standard deviation over the seeds counted.")
+    lines += [
+        f"Not changed by {text}, which they lack: {'; '.join(rows)}." for text, rows in summary.left_alone.items()
+    ]
     lines += [f"Cannot be run ({why}): {rows}." for why, rows in together(summary.left_out.items())]
     missing = [(e.row.name, f"seed{'s'[:len(e.missing) > 1]} {', '.join(map(str, e.missing))}")
                for e in summary.entries if e.missing]  # fmt: skip
