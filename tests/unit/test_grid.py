@@ -239,7 +239,7 @@ def test_one_failure_never_stops_the_rest(tmp_path: Path) -> None:
 def test_an_error_of_several_runs_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY, only="plain")
     played = Played(*[(2, "error: cannot run:\n  the data is not prepared")] * 2)
-    train_cells(laid.cells, played, GridProgress(laid.cells))
+    train_cells(laid.cells, played, GridProgress(laid.cells, STUDY))
     assert "plain, seed 1: failed: error: cannot run: the data is not prepared\n" in capsys.readouterr().out
     status(STUDY, laid)
     told = capsys.readouterr().out
@@ -365,7 +365,7 @@ def test_the_time_left_is_told_from_iterations(tmp_path: Path, monkeypatch: pyte
     one, two = cells(tmp_path, only="plain")
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    watch = GridProgress([one, two])
+    watch = GridProgress([one, two], STUDY)
     assert watch.left() == ""
     clock[0] = 600.0
     watch.ended(one, Run(one.folder, "finished", reached=one.iterations))

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from udaseg.config.schema import TrainSection
 from udaseg.data.classes import PROTOCOLS
 from udaseg.engine.domains import class_set
-from udaseg.engine.result import read_result
+from udaseg.engine.result import read_evaluation, read_result
 from udaseg.engine.runlog import held, parse_row
 from udaseg.engine.runs import read_recipe
 from udaseg.errors import UserError
@@ -95,6 +95,17 @@ class Run:
         if counts is None:
             return Scores((), ())
         return scores(counts, self.classes, PROTOCOLS[protocol or self.protocol])
+
+
+def on(run: Run, domain: str) -> Run:
+    """A run with its counts on a domain's images; without counts where it was not evaluated on them. "validation" are
+    the images of its own result."""
+    if domain == "validation" or run.state != "finished":
+        return run
+    try:
+        return replace(run, counts=read_evaluation(run.folder, domain), oracle=None)
+    except (UserError, OSError) as error:
+        return replace(run, state="damaged", problem=str(error).removeprefix(f"{run.folder}{os.sep}"))
 
 
 def scan(root: Path) -> list[Run]:

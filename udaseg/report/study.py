@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
@@ -63,13 +63,16 @@ class Row(Strict):
 class Study(Strict):
     """Columns: classes (IoU in %), mIoU over the protocol's classes, mIoU* over SYNTHIA's 13; others are printed only.
 
-    ``protocol`` None: the benchmark's. ``notes``: what a reader of the table must know; reports print them under it.
+    ``protocol`` None: the benchmark's. ``domain``: whose images the scores are of; on others than the validation's,
+    runs are evaluated after training, so that such a study shares its runs with others. ``notes``: what a reader of
+    the table must know; reports print them under it.
     """
 
     title: Name
     source: Source | None = Field(None, description="of the published numbers; None: a study of one's own")
     benchmark: Name
     protocol: str | None = None
+    domain: Literal["validation", "source", "target"] = "validation"
     columns: list[Name] = Field(["mIoU"], min_length=1)
     seeds: list[NonNegativeInt] = Field([0, 1, 2], min_length=1)
     rows: list[Row] = Field(min_length=1)

@@ -15,7 +15,7 @@ from udaseg.config.load import benchmark_data
 from udaseg.console import duration
 from udaseg.data.classes import PROTOCOLS
 from udaseg.report.grid import CELLS, lay_out
-from udaseg.report.results import Run
+from udaseg.report.results import Run, on
 from udaseg.report.study import Row, Study, load_study
 from udaseg.report.tables import Cell, Mark, Table
 
@@ -83,7 +83,10 @@ def summarise(
         recipe, of_seeds = recipes.get(row.name), {}
         if recipe is not None:
             prints = {seed: recipe.model_copy(update={"seed": seed}).fingerprint() for seed in [*study.seeds, *others]}
-            of_seeds = {seed: done[text] for seed, text in prints.items() if text in done}
+            found = {seed: on(done[text], study.domain) for seed, text in prints.items() if text in done}
+            of_seeds = {
+                seed: run for seed, run in found.items() if study.domain == "validation" or run.counts is not None
+            }
         missing = [seed for seed in study.seeds if recipe is not None and seed not in of_seeds]
         entries.append(Entry(row, tuple(of_seeds.values()), tuple(missing)))
     names = {cell.folder.name for cell in grid.cells}
@@ -205,7 +208,8 @@ def lead(summary: Summary) -> str:
     means = f"mIoU over {summary.protocol}" + (", mIoU* over synthia13" if "mIoU*" in summary.study.columns else "")
     settings = " ".join(text for text in summary.options if not text.startswith("runtime."))
     ours = "" if summary.as_published else f" Reproduced with {settings}."
-    return f"{published}{benchmark}, IoU in %, {means}, student at the last iteration.{ours}"
+    where = "" if summary.study.domain == "validation" else f" on the images of data.{summary.study.domain}"
+    return f"{published}{benchmark}, IoU in %, {means}, student at the last iteration{where}.{ours}"
 
 
 def notes(summary: Summary) -> list[str]:
