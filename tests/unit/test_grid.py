@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy
 
-from udaseg.commands.ablate import GridProgress, parse_seeds, status
+from udaseg.commands.ablate import GridProgress, parse_seeds, status, train_study
 from udaseg.config.load import load
 from udaseg.config.schema import Recipe
 from udaseg.engine.domains import class_set
@@ -257,6 +259,30 @@ def test_failed_runs_wait_for_retry_and_only_their_last_words_count(tmp_path: Pa
     assert (failure(runs[0]).kind, failure(runs[0]).message) == ("crash", "second")
     train_cells(runs, again, told := Told(), retry=True)
     assert told.states == ["finished"] * 2 and not (runs[0].folder / "failure.json").exists()
+
+
+@pytest.mark.parametrize(("published", "code"), [(["OOM"], 0), ([50.0], 1), (None, 1)])
+def test_out_of_memory_where_it_was_published_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], published: Any, code: int
+) -> None:
+    rows = [Row(label="large", recipe="dacs", published=published), Row(label="plain", recipe="source_only")]
+    study = Study(title="t", benchmark="streets", seeds=[0], rows=rows)
+    laid = lay_out(study, out=tmp_path, overrides=toy.TINY)
+    played = Played((2, "error: out of memory in phase 'mixed' of iteration 3"))
+    monkeypatch.setattr("udaseg.commands.ablate.executor_for", lambda *_: played)
+
+    def ablate(retry: bool = False) -> int:
+        try:
+            train_study(study, laid, executor="", jobs=None, retry=retry, folder=tmp_path)
+        except SystemExit as stop:
+            return int(str(stop.code))
+        return 0
+
+    assert ablate() == code and len(played.began) == 2
+    shown = capsys.readouterr().out
+    assert re.search(r"^large +OOM *$", shown, re.MULTILINE) and ("\nlarge, seed 0: out of" in shown) == bool(code)
+    assert ablate() == code and len(played.began) == 2
+    assert ablate(retry=True) == 0 and len(played.began) == 3
 
 
 def test_what_failed_since_is_not_tried_again(tmp_path: Path) -> None:

@@ -387,6 +387,35 @@ def test_of_equal_runs_the_newest_counts_and_damaged_ones_never(place: Path) -> 
     assert table_of(summarise("mine.yaml", scan(Path("runs"))))["one", "reproduced"]["road"].number() == "50.0"
 
 
+def test_out_of_memory_is_a_result_in_every_format(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run anywhere below runs/, or of one that a grid keeps, even if it failed before it wrote its recipe."""
+    (first, second, _) = lay_out(load_study("mine.yaml"), only="three").cells
+    folder = Path("runs/by hand")
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(as_yaml(first.loaded.tree), encoding="utf-8")
+    for where in (folder, second.folder):
+        where.mkdir(parents=True, exist_ok=True)
+        (where / "failure.json").write_text(json.dumps({"kind": "out of memory", "message": "x"}), encoding="utf-8")
+    train("two", 0, (50, 30))
+    lost = lay_out(load_study("mine.yaml"), only="two", seeds=[1]).cells[0].folder
+    lost.mkdir(parents=True)
+    (lost / "failure.json").write_text('{"kind": "out of memory"}', encoding="utf-8")
+    summary = summarise("mine.yaml", scan(Path("runs")))
+    table, cells = study_table(summary), table_of(summary)
+    assert [cell.text for cell in cells["three", "reproduced"].values()][1:] == ["OOM"] * 5
+    assert cells["three", "reproduced"]["seeds"].value == 2 and cells["two", "reproduced"]["seeds"].value == 1
+    assert "Out of memory (seeds 0, 1): three." in table.notes and "Out of memory (seed 1): two." in table.notes
+    assert "Missing (seed 2): two; three." in table.notes and "--retry" not in " ".join(table.commands)
+    terminal(table)
+    page = pages.render_page(title="", lead="", cards=[], parts=[pages.study_part(summary, runs=Path())], footer="")
+    for text in (capsys.readouterr().out, page, markdown(table), latex(table), comma_separated(table)):
+        assert text.count("OOM") == 5
+    train("three", 0, (50, 30))
+    assert table_of(summarise("mine.yaml", scan(Path("runs"))))["three", "reproduced"]["road"].value == pytest.approx(
+        50
+    )
+
+
 def test_over_seeds() -> None:
     assert over_seeds([]) is None and over_seeds([math.nan]) is None
     one = over_seeds([3.0, math.nan])

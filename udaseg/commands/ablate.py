@@ -24,7 +24,7 @@ from udaseg.files import refuse_no_folder
 from udaseg.report.executors import Executor, Inline, Local, Slurm, interrupting_signals, slurm_executor, train_cells
 from udaseg.report.grid import CELLS, Cell, Grid, costs, lay_out, run_of
 from udaseg.report.results import Run, on
-from udaseg.report.study import Study, load_study, studies
+from udaseg.report.study import OUT_OF_MEMORY, Study, load_study, studies
 
 EXECUTORS = ("inline", "local", "slurm")
 BEAT = 5.0  # seconds between two looks at the logs for the bar
@@ -95,7 +95,7 @@ def in_words(run: Run, cell: Cell, study: Study) -> str:
         nothing = "finished" if study.domain == "validation" else "trained, not evaluated"
         return nothing if run.counts is None else f"{run.scores(study.protocol).miou:.2f}"
     if run.failure:
-        return f"failed: {run.failure.kind}"
+        return OUT_OF_MEMORY if run.out_of_memory else f"failed: {run.failure.kind}"
     return f"{run.state} {run.reached}/{cell.iterations}" if run.state in ("running", "interrupted") else run.state
 
 
@@ -120,7 +120,7 @@ def train_study(study: Study, grid: Grid, *, executor: str, jobs: int | None, re
     runs = status(study, grid)
     for text in wrong:
         out.print(text, style="red")
-    if grid.left_out or wrong or any(run.state in ("failed", "damaged") for run in runs.values()):
+    if grid.left_out or wrong or any(run.state in ("failed", "damaged") for run in unexpected(grid, runs).values()):
         sys.exit(1)
 
 
@@ -149,16 +149,24 @@ def status(study: Study, grid: Grid) -> dict[Path, Run]:
     for cell in grid.cells:  # row by row, each with the same seeds
         rows.setdefault(cell.row.name, [cell.row.name]).append(in_words(runs[cell.folder], cell, study))
     table(("row", *(f"seed {seed}" for seed in seeds)), list(rows.values()), title=study.title)
-    print_failures(grid.runs(), runs)
+    print_failures(grid.runs(), unexpected(grid, runs))
     print_notes(study, grid)
     return runs
+
+
+def unexpected(grid: Grid, runs: Mapping[Path, Run]) -> dict[Path, Run]:
+    """The runs without those that went out of memory in a row whose published cell says so: that is its result."""
+    printed = {cell.folder for cell in grid.cells if OUT_OF_MEMORY in (cell.row.published or ())}
+    return {folder: run for folder, run in runs.items() if not (run.out_of_memory and folder in printed)}
 
 
 def print_failures(cells: Sequence[Cell], runs: Mapping[Path, Run]) -> None:
     """Everything that is known of the errors; one that several runs have once, with the place of the first."""
     same: dict[str, list[Cell]] = {}
     for cell in cells:
-        run = runs[cell.folder]
+        run = runs.get(cell.folder)
+        if run is None:
+            continue
         if text := f"{run.failure}" if run.failure else f"damaged: {run.problem}" if run.problem else "":
             same.setdefault(text, []).append(cell)
     for text, having in same.items():

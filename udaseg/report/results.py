@@ -50,6 +50,10 @@ class Head(BaseModel):
     train: Train | None
 
 
+NO_MEMORY = "out of memory"
+"""The kind of failure that is a result: a table shows it."""
+
+
 class Failure(BaseModel):
     """What is kept of a run that failed, in its folder's ``failure.json`` (a bare run's has no message: ``phase``)."""
 
@@ -68,8 +72,9 @@ class Failure(BaseModel):
 class Run:
     """``problem``: of a damaged run. ``reached``: the last iteration in its log. ``changed``: seconds since 1970.
 
-    ``family``: equal for runs that differ in nothing but their seed. ``counts`` are those of the last iteration,
-    ``oracle`` of the one that was best on the validation split.
+    ``fingerprint``: of a run that is finished or ran out of memory. ``family``: equal for runs that differ in nothing
+    but their seed. ``counts`` are those of the last iteration, ``oracle`` of the one that was best on the validation
+    split.
     """
 
     folder: Path
@@ -88,6 +93,10 @@ class Run:
     classes: tuple[str, ...] = ()
     counts: Counts | None = field(default=None, repr=False)
     oracle: Counts | None = field(default=None, repr=False)
+
+    @property
+    def out_of_memory(self) -> bool:
+        return self.failure is not None and self.failure.kind == NO_MEMORY
 
     def scores(self, protocol: str | None = None, *, oracle: bool = False) -> Scores:
         """IoU of the protocol's classes (None: the run's own protocol); no classes where nothing was validated."""
@@ -167,6 +176,7 @@ def unfinished(folder: Path, changed: float) -> Run:
     return Run(
         folder, state, failure=failure, recipe=str(head.name), benchmark=head.benchmark or "", seed=head.seed or 0,
         reached=reached(folder), total=(head.train or Head.Train()).iterations, changed=changed, family=family(parts),
+        fingerprint=read_recipe(folder).recipe.fingerprint() if failure and failure.kind == NO_MEMORY else "",
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from udaseg.console import duration
 from udaseg.data.classes import PROTOCOLS
 from udaseg.report.grid import CELLS, lay_out
 from udaseg.report.results import Run, on
-from udaseg.report.study import Row, Study, load_study
+from udaseg.report.study import OUT_OF_MEMORY, Row, Study, load_study
 from udaseg.report.tables import Cell, Mark, Table
 
 ORACLES = {"oracle"}
@@ -33,11 +33,13 @@ class Stat(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a study as it stands: its finished runs, and the study's seeds that have none."""
+    """A row of a study as it stands: its finished runs, the study's seeds that have none, and those whose runs went out
+    of memory."""
 
     row: Row
     runs: tuple[Run, ...]
     missing: tuple[int, ...]
+    out_of_memory: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,21 @@ def summarise(
     grid = lay_out(study, benchmark=benchmark, overrides=overrides, empty=not (benchmark or overrides))
     done = {run.fingerprint: run for run in runs if run.state == "finished"}
     others = sorted({run.seed for run in done.values() if run.seed is not None} - set(study.seeds))
+    too_large = {run.fingerprint[:12] or run.folder.name[-12:] for run in runs if run.out_of_memory}
     recipes = {cell.row.name: cell.loaded.recipe for cell in grid.cells}
     entries = []
     for row in study.rows:
         recipe, of_seeds = recipes.get(row.name), {}
+        spent: tuple[int, ...] = ()
         if recipe is not None:
             prints = {seed: recipe.model_copy(update={"seed": seed}).fingerprint() for seed in [*study.seeds, *others]}
             found = {seed: on(done[text], study.domain) for seed, text in prints.items() if text in done}
             of_seeds = {
                 seed: run for seed, run in found.items() if study.domain == "validation" or run.counts is not None
             }
-        missing = [seed for seed in study.seeds if recipe is not None and seed not in of_seeds]
-        entries.append(Entry(row, tuple(of_seeds.values()), tuple(missing)))
+            spent = tuple(seed for seed, text in prints.items() if seed not in found and text[:12] in too_large)
+        missing = [seed for seed in study.seeds if recipe is not None and seed not in (*of_seeds, *spent)]
+        entries.append(Entry(row, tuple(of_seeds.values()), tuple(missing), spent))
     names = {cell.folder.name for cell in grid.cells}
     cells = [run for run in runs if run.folder.name in names]
     places = [run.folder.parent for run in cells]
@@ -97,7 +102,7 @@ def summarise(
         study.protocol or benchmark_data(benchmark or study.benchmark).protocol,
         (*(["--benchmark", benchmark] if benchmark else []), *overrides),
         statistics.mode(places) if places else None,
-        any(run.state == "failed" for run in cells),
+        any(run.state == "failed" and not run.out_of_memory for run in cells),
     )  # fmt: skip
 
 
@@ -116,7 +121,7 @@ def study_table(summary: Summary, *, runs: Path = Path("runs")) -> Table:
                   if what in b and e.row.group == group and e.row.recipe not in ORACLES], comparable)  # fmt: skip
     rows = [
         (*([Cell(text=entry.row.group)] if grouped else []), Cell(text=entry.row.label), Cell(text=what),
-         Cell(len(entry.runs), digits=0) if what == REPRODUCED else Cell(), *cells)
+         Cell(len(entry.runs or entry.out_of_memory), digits=0) if what == REPRODUCED else Cell(), *cells)
         for entry, block in zip(summary.entries, blocks, strict=True)
         for what, cells in block.items()
     ]  # fmt: skip
@@ -139,7 +144,9 @@ def lines_of(entry: Entry, summary: Summary) -> dict[str, list[Cell]]:
     lines: dict[str, list[Cell]] = {}
     if entry.row.published is not None:
         lines[PUBLISHED] = [as_printed(*pair) for pair in zip(entry.row.published, printed, strict=True)]
-    if entry.runs or not lines:
+    if entry.out_of_memory and not entry.runs:
+        lines[REPRODUCED] = [Cell(text=OUT_OF_MEMORY) for _ in columns]
+    elif entry.runs or not lines:
         lines[REPRODUCED] = [Cell(text="-") if s is None else Cell(s.mean, s.std) for s in ours]
     if summary.as_published and any(p and s for p, s in zip(printed, ours, strict=True)):
         lines[DIFFERENCE] = [
@@ -222,9 +229,14 @@ def notes(summary: Summary) -> list[str]:
         f"Not changed by {text}, which they lack: {'; '.join(rows)}." for text, rows in summary.left_alone.items()
     ]
     lines += [f"Cannot be run ({why}): {rows}." for why, rows in together(summary.left_out.items())]
-    missing = [(e.row.name, f"seed{'s'[:len(e.missing) > 1]} {', '.join(map(str, e.missing))}")
-               for e in summary.entries if e.missing]  # fmt: skip
-    return lines + [f"Missing ({seeds}): {rows}." for seeds, rows in together(missing)]
+    for what, of in (("Out of memory", "out_of_memory"), ("Missing", "missing")):
+        having = [(e.row.name, seeds_in_words(seeds)) for e in summary.entries if (seeds := getattr(e, of))]
+        lines += [f"{what} ({seeds}): {rows}." for seeds, rows in together(having)]
+    return lines
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
