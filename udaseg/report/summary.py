@@ -14,6 +14,7 @@ from typing import NamedTuple
 from udaseg.config.load import benchmark_data
 from udaseg.console import duration
 from udaseg.data.classes import PROTOCOLS
+from udaseg.engine.profile import target_cost
 from udaseg.report.grid import CELLS, lay_out
 from udaseg.report.results import Run, on
 from udaseg.report.study import OUT_OF_MEMORY, Row, Study, load_study
@@ -21,6 +22,9 @@ from udaseg.report.tables import Cell, Mark, Table
 
 ORACLES = {"oracle"}
 """Recipes that see the target's labels: compared with nothing."""
+FLOPS = "training FLOPs (G)"
+COSTS = {FLOPS, "training FLOPs (ratio)"}
+"""Columns of what a target image costs in training; the ratio is to the study's first row with a recipe."""
 PUBLISHED, REPRODUCED, DIFFERENCE = "published", "reproduced", "difference"
 
 
@@ -34,12 +38,13 @@ class Stat(NamedTuple):
 @dataclass(frozen=True)
 class Entry:
     """A row of a study as it stands: its finished runs, the study's seeds that have none, and those whose runs went out
-    of memory."""
+    of memory. ``cost``: multiply-adds of a target image, where the study has a column for it and any runs."""
 
     row: Row
     runs: tuple[Run, ...]
     missing: tuple[int, ...]
     out_of_memory: tuple[int, ...] = ()
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,10 @@ def summarise(
             spent = tuple(seed for seed, text in prints.items() if seed not in found and text[:12] in too_large)
         missing = [seed for seed in study.seeds if recipe is not None and seed not in (*of_seeds, *spent)]
         entries.append(Entry(row, tuple(of_seeds.values()), tuple(missing), spent))
+    if COSTS.intersection(study.columns) and any(entry.runs for entry in entries):
+        entries = [
+            replace(e, cost=target_cost(recipes[e.row.name]) if e.row.name in recipes else None) for e in entries
+        ]
     names = {cell.folder.name for cell in grid.cells}
     cells = [run for run in runs if run.folder.name in names]
     places = [run.folder.parent for run in cells]
@@ -115,7 +124,7 @@ def study_table(summary: Summary, *, runs: Path = Path("runs")) -> Table:
     study, grouped = summary.study, any(row.group for row in summary.study.rows)
     blocks = [lines_of(entry, summary) for entry in summary.entries]
     for what in (PUBLISHED, REPRODUCED):
-        comparable = [what == REPRODUCED or is_iou(column) for column in study.columns]
+        comparable = [column not in COSTS and (what == REPRODUCED or is_iou(column)) for column in study.columns]
         for group in {row.group for row in study.rows}:
             mark([b[what] for e, b in zip(summary.entries, blocks, strict=True)
                   if what in b and e.row.group == group and e.row.recipe not in ORACLES], comparable)  # fmt: skip
@@ -147,18 +156,27 @@ def lines_of(entry: Entry, summary: Summary) -> dict[str, list[Cell]]:
     if entry.out_of_memory and not entry.runs:
         lines[REPRODUCED] = [Cell(text=OUT_OF_MEMORY) for _ in columns]
     elif entry.runs or not lines:
-        lines[REPRODUCED] = [Cell(text="-") if s is None else Cell(s.mean, s.std) for s in ours]
+        lines[REPRODUCED] = [
+            Cell(text="-") if s is None else Cell(s.mean, s.std, digits=digits(column))
+            for column, s in zip(columns, ours, strict=True)
+        ]
     if summary.as_published and any(p and s for p, s in zip(printed, ours, strict=True)):
         lines[DIFFERENCE] = [
-            Cell(s.mean - p.mean, signed=True) if p and s else Cell() for p, s in zip(printed, ours, strict=True)
+            Cell(s.mean - p.mean, signed=True, digits=digits(column)) if p and s else Cell()
+            for column, p, s in zip(columns, printed, ours, strict=True)
         ]
     return lines
+
+
+def digits(column: str) -> int:
+    """Behind the point, of what is reproduced."""
+    return 2 if column in COSTS else 1
 
 
 def stats(summary: Summary, entry: Entry, what: str, columns: Sequence[str]) -> list[Stat | None]:
     """Columns of an entry, published or reproduced; None where there is no number."""
     if what == REPRODUCED:
-        return [measured(entry.runs, column, summary.protocol) for column in columns]
+        return [measured(summary, entry, column) for column in columns]
     values = dict(zip(summary.study.columns, entry.row.published or (), strict=False))
     stds = dict(zip(summary.study.columns, entry.row.std or (), strict=False))
     return [Stat(value, std if isinstance(std := stds.get(column), float) else None)
@@ -168,12 +186,24 @@ def stats(summary: Summary, entry: Entry, what: str, columns: Sequence[str]) -> 
 # --- a study's table -----------------------------------------------------------------------------------------------
 
 
-def measured(runs: Sequence[Run], column: str, protocol: str) -> Stat | None:
+def measured(summary: Summary, entry: Entry, column: str) -> Stat | None:
     """A column of the table over the seeds; None for one that is printed only."""
+    runs, protocol = entry.runs, summary.protocol
+    if column in COSTS:
+        unit = 1e9 if column == FLOPS else next((e.cost for e in summary.entries if e.row.recipe), None)
+        return Stat(entry.cost / unit, None) if entry.cost and unit else None
     if column in ("mIoU", "mIoU*"):
         return over_seeds(run.scores(protocol if column == "mIoU" else "synthia13").miou for run in runs)
     per_class = [dict(zip(s.names, s.iou, strict=True)) for s in (run.scores("all") for run in runs)]
+    if classes := summary.study.means.get(column):
+        return over_seeds(mean_of_defined([iou[name] for name in classes if name in iou]) for iou in per_class)
     return over_seeds(iou[column] for iou in per_class if column in iou)
+
+
+def mean_of_defined(values: Iterable[float]) -> float:
+    """The mean of what is not NaN, or NaN."""
+    stat = over_seeds(values)
+    return stat.mean if stat else math.nan
 
 
 def over_seeds(values: Iterable[float]) -> Stat | None:
@@ -213,6 +243,7 @@ def lead(summary: Summary) -> str:
     source, benchmark = summary.study.source, summary.study.benchmark
     published = f"Published: {source.paper}, {source.table}. " if source else ""
     means = f"mIoU over {summary.protocol}" + (", mIoU* over synthia13" if "mIoU*" in summary.study.columns else "")
+    means += "".join(f", {column} over {', '.join(names)}" for column, names in summary.study.means.items())
     settings = " ".join(text for text in summary.options if not text.startswith("runtime."))
     ours = "" if summary.as_published else f" Reproduced with {settings}."
     where = "" if summary.study.domain == "validation" else f" on the images of data.{summary.study.domain}"
