@@ -26,11 +26,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PlainValidator, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from udaseg.addons.t2s.pairs import (
@@ -70,6 +71,15 @@ from udaseg.plugin import (
 )
 
 
+def as_map(value: Any) -> Any:
+    if value in ("last", "fused") or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise PydanticCustomError("map", "last, fused or an index is expected (0 is the finest map)")
+
+
+MapName = Annotated[Literal["last", "fused"] | int, PlainValidator(as_map)]
+
+
 class Contrast(Term):
     """InfoNCE or MSE between the view's features and the class prototypes of ``key``.
 
@@ -99,7 +109,7 @@ class Contrast(Term):
         reweight: Literal["dynamic", "none"] = "dynamic",
         beta: NotNegative = 0.5,
         reduction: Literal["base", "sum", "mean"] = "base",
-        map: Literal["last", "fused"] | int = "last",
+        map: MapName = "last",
         width: PositiveInt = 256,
         kernel: PositiveInt = 3,
         engine: Annotated[TranslationEngine, Default("fda")],
