@@ -59,7 +59,7 @@ class FDA(TranslationEngine):
         *,
         beta: Share = 0.01,
         scope: Literal["image", "crop"] = "image",
-        region: tuple[Times, Times] = (1, 2),
+        region: tuple[Times, Times] = (1.0, 2.0),
     ) -> None:
         self.normalise = context.normalise
         self.beta = beta
