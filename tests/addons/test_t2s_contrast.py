@@ -128,6 +128,10 @@ def test_reweighted_share_is_the_share_times_the_class_weight() -> None:
     weights = 2 * dynamic_weights(plain, 2, 0.5)
     assert found.weight[0, 0].tolist() == pytest.approx([0.5 * weights[0].item(), 0.5 * weights[1].item()])
     assert weights.mean().item() == pytest.approx(1.0) and weights[1] > weights[0]
+    two = torch.cat([logits, 9 * logits])  # all of the second image is sure
+    label, image = torch.zeros(2, 1, 2, dtype=torch.int64), torch.zeros(2, 3, 1, 2)
+    apart = ReweightedShare(context, share="image", beta=0)(two, step_of(Batch(image, label, image)))
+    assert apart.weight[:, 0, 0].tolist() == pytest.approx([0.5, 1.0])
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------
