@@ -7,7 +7,7 @@ decoder, wrapper, sampler, view, masker, engine, pseudo_labels, term and measure
 
 from __future__ import annotations
 
-from udaseg.component import Component, Default, Needs, Plan, SampleExtra, Settings, SourceCrop
+from udaseg.component import Component, Default, ImageCrop, Needs, Plan, SampleExtra, Settings
 from udaseg.core.augment import ColourAugment, colour_jitter, draw_jitter, gaussian_blur, kernel_size
 from udaseg.core.base import TARGET, Masker, PseudoLabelRule, Term, TranslationEngine, ViewBuilder
 from udaseg.core.context import (
@@ -41,7 +41,7 @@ from udaseg.data.sampling import (
     drawable_classes,
 )
 from udaseg.data.spec import walk as list_images
-from udaseg.data.transforms import resize_image
+from udaseg.data.transforms import Crop, cut, random_box, resize_image
 from udaseg.errors import UserError
 from udaseg.evaluation.features import Cells, Centres, FeatureMeasure
 from udaseg.files import user_path
