@@ -362,6 +362,12 @@ def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmar
     commands.recipes.validate(load(name, benchmark=benchmark, overrides=overrides or []))
 
 
+@recipe_app.command("assumptions")
+def recipe_assumptions() -> None:
+    """What the papers leave open: our reading, the keys that change it, what it rests on (Markdown)."""
+    commands.recipes.assumptions()
+
+
 @analyze_app.command("similarity")
 def analyze_similarity(
     run: Runs, out: CsvOut = None, benchmark: Benchmark = None, teacher: TeacherOption = False, limit: Limit = None

@@ -7,7 +7,7 @@ decoder, wrapper, sampler, view, masker, engine, pseudo_labels, term and measure
 
 from __future__ import annotations
 
-from udaseg.component import Component, Default, Needs, Plan, SampleExtra, Settings, SourceCrop
+from udaseg.component import Assumption, Component, Default, Needs, Plan, SampleExtra, Settings, SourceCrop
 from udaseg.core.augment import ColourAugment, colour_jitter, draw_jitter, gaussian_blur, kernel_size
 from udaseg.core.base import TARGET, Masker, PseudoLabelRule, Term, TranslationEngine, ViewBuilder
 from udaseg.core.context import (

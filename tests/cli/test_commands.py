@@ -19,7 +19,7 @@ HEAVY = ("torch", "torchvision", "numpy", "pydantic", "PIL")
 COMMANDS = (
     "demo", "prepare", "check", "train", "ablate", "evaluate", "import", "submit", "predict", "export", "profile",
     "models", "report", "plot", "doctor", "recipe", "analyze",
-    *(f"recipe {c}" for c in ("ls", "show", "cp", "validate")),
+    *(f"recipe {c}" for c in ("ls", "show", "cp", "validate", "assumptions")),
     *(f"analyze {c}" for c in ("similarity", "discriminability", "tsne")),
 )  # fmt: skip
 SMALL = (

@@ -1,4 +1,11 @@
-"""OMUDA (Ou et al.): context-aware (CAM), feature distillation (FDM) and class decoupling masking (CDM)."""
+"""OMUDA (Ou et al.): context-aware (CAM), feature distillation (FDM) and class decoupling masking (CDM).
+
+"OMUDA: Omni-level Masking for Unsupervised Domain Adaptation in Semantic Segmentation"; there is no public code.
+Components: the sampler and the masker `context_aware` (CAM), the term `relational_distillation` on the source view
+(FDM), and the term `class_decoupled_cross_entropy` (CDM).
+
+The two readings of beta are compared on generated scenes: [results.md](results.md#add-ons-on-generated-scenes).
+"""
 
 from __future__ import annotations
 
