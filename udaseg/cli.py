@@ -198,8 +198,12 @@ def plot(
     out: Annotated[Path | None, Option(help=f".png or .pdf; {FREE_NAME}")] = None,
     protocol: Annotated[str | None, Option(help="classes: which ones; default: the run's protocol.")] = None,
     images: Annotated[
-        int, Option(min=1, help="panels: how many; the most improved and most degraded from first to last run.")
-    ] = 6,
+        str,
+        Option(
+            metavar="N|NAME,...",
+            help="panels: how many, the most improved and most degraded from first to last run; or names of images.",
+        ),
+    ] = "6",
 ) -> None:
     """Figures of runs for papers and talks."""
     commands.plot.plot_runs(kind, runs, out=out, protocol=protocol, images=images)
