@@ -23,7 +23,7 @@ HELP = "Unsupervised domain-adaptive semantic segmentation. Start with: udaseg d
 app = Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 recipe_app = Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
-analyze_app = Typer(help="Features of runs, class by class: a CSV file and a picture.", no_args_is_help=True)
+analyze_app = Typer(help="Features and trainings of runs by class: a CSV file and a picture.", no_args_is_help=True)
 app.add_typer(analyze_app, name="analyze")
 
 RECIPE = "A recipe's name (udaseg recipe ls) or a path to a YAML file."
@@ -405,6 +405,19 @@ def analyze_tsne(
 ) -> None:
     """Features of source and target in the plane by t-SNE (needs the extra `analysis`)."""
     commands.analyze.tsne(run, out, pixels, seed, benchmark=benchmark, teacher=teacher, limit=limit)
+
+
+@analyze_app.command("training")
+def analyze_training(
+    measure: Annotated[str, Argument(help="What to follow; a wrong name lists what there is.")],
+    run: Annotated[list[Path], Argument(metavar="RUN...", help="Run folders.")],
+    out: CsvOut = None,
+    domain: Domain = "validation",
+    benchmark: Benchmark = None,
+    limit: Limit = None,
+) -> None:
+    """A number for each class over a training, from its log or the checkpoints it kept (runtime.keep_checkpoints)."""
+    commands.analyze.training(measure, run, out, domain=domain, benchmark=benchmark, limit=limit)
 
 
 def refuse_typos(name: str, benchmark: str | None = None, overrides: Sequence[str] | None = None) -> None:

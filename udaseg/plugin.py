@@ -2,7 +2,8 @@
 """All that a method may import: base classes, the nouns of a step, and the pieces that methods are made of.
 
 A method is a module with a table ``COMPONENTS``: kind of component -> name in recipes -> class. The kinds are encoder,
-decoder, wrapper, sampler, view, masker, engine, pseudo_labels, term and measure. `udaseg.addons` holds three of them.
+decoder, wrapper, sampler, view, masker, engine, pseudo_labels, term, measure and training_measure. `udaseg.addons`
+holds three of them.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from udaseg.data.spec import walk as list_images
 from udaseg.data.transforms import resize_image
 from udaseg.errors import UserError
 from udaseg.evaluation.features import Cells, Centres, FeatureMeasure
+from udaseg.evaluation.training import Track, Training, TrainingMeasure
 from udaseg.files import user_path
 from udaseg.models.blocks import ConvBNReLU, resize
 from udaseg.models.segmentor import (

@@ -12,6 +12,7 @@ from __future__ import annotations
 from udaseg.addons.omuda.class_decoupling import ClassDecoupledCrossEntropy
 from udaseg.addons.omuda.context_aware import ContextAwareMasker, ContextAwareSampler, FixedRatio, GridMasker
 from udaseg.addons.omuda.feature_distillation import RelationalDistillation
+from udaseg.addons.omuda.inconsistency import Drift, Fluctuation, PseudoLabelError
 
 COMPONENTS = {
     "sampler": {"context_aware": ContextAwareSampler, "fixed_ratio": FixedRatio},
@@ -20,4 +21,5 @@ COMPONENTS = {
         "class_decoupled_cross_entropy": ClassDecoupledCrossEntropy,
         "relational_distillation": RelationalDistillation,
     },
+    "training_measure": {"fluctuation": Fluctuation, "drift": Drift, "pseudo_label_error": PseudoLabelError},
 }
