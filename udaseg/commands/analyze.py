@@ -180,10 +180,13 @@ def training(kind: str, paths: Sequence[Path], target: Path | None, **options: A
         rows += [[name, share, run, str(t), text_of(value)] for run, values in lines.items()
                  for t, value in zip(tracks[run].iterations, values, strict=True)]  # fmt: skip
         ends.append([name, share, *(text_of(values[-1]) for values in lines.values())])
-        charts[f"{name}, {share} %"] = [
-            figures.Series(run, list(zip(tracks[run].iterations, values, strict=True)), colour)
-            for colour, (run, values) in enumerate(lines.items())
-        ]
+        if any(np.isfinite(values).any() for values in lines.values()):
+            charts[f"{name}, {share} %"] = [
+                figures.Series(run, list(zip(tracks[run].iterations, values, strict=True)), colour)
+                for colour, (run, values) in enumerate(lines.items())
+            ]
+    if not charts:
+        raise UserError(f"{kind}: no class has a value at any time")
     table(("class", "pixels, %", *tracks), ends, title=f"{method.label}; at the last iteration")
     write(place, rows, alike(figures.curves(charts), method.label))
 
