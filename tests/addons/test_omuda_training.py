@@ -147,7 +147,7 @@ def test_figure_1c_and_1d_from_the_checkpoints(trained: list[Path], streets: Pat
     assert column(rows_of(Path("c.csv")), "iteration", **road) == [2, 3, 4]
     assert run("analyze", "training", "pseudo_label_error", str(folder), "--out", "d.csv") == 0
     found = column(rows_of(Path("d.csv")), "pseudo_label_error", **road)
-    assert found == pytest.approx(wrong, abs=0.5, nan_ok=True) and np.isfinite(found).any()
+    assert found == pytest.approx(wrong, abs=1e-3, nan_ok=True) and np.isfinite(found).any()
 
 
 def test_wrong_inputs_are_messages(trained: list[Path], streets: Path, capfd: pytest.CaptureFixture[str]) -> None:
