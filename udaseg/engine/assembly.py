@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -104,7 +104,8 @@ def assemble(loaded: Loaded) -> Assembly:
         keep_checkpoints=recipe.runtime.keep_checkpoints,
     )
     texts = warnings(recipe, pairs, recipe.train.batch // ranks.world)
-    return Assembly(trainer, pairs, {**stamp, "precision": precision, "world": ranks.world}, texts)
+    stamp |= {"precision": precision, "world": ranks.world, "plugins": [asdict(p) for p in checks.plugins(recipe)]}
+    return Assembly(trainer, pairs, stamp, texts)
 
 
 def missing_prerequisites(recipe: Recipe) -> list[Problem]:
