@@ -9,7 +9,7 @@ What a component needs is known before it is built, so that a recipe can be refu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -42,12 +42,16 @@ class Assumption(NamedTuple):
     alternatives: str = ""
 
 
-class SourceCrop(NamedTuple):
-    """What the loader takes of one source image: its path below the root, the size (w, h) it counts as, and the box."""
+class ImageCrop(NamedTuple):
+    """What the loader takes of one image: its path below the root, the size (w, h) it counts as, and the crop's box.
+
+    ``pixels``: any box (data.transforms.Crop) of the image at that size -> (h, w, 3) uint8 RGB. It is decoded already.
+    """
 
     image: Path
     size: tuple[int, int]
-    box: Any  # data.transforms.Crop
+    box: Any
+    pixels: Callable[[Any], npt.NDArray[np.uint8]]
 
 
 class SampleExtra(Protocol):
@@ -57,8 +61,11 @@ class SampleExtra(Protocol):
         """(setting, message) of what is not there for these images of the data set; None if all is there."""
         ...
 
-    def __call__(self, crop: SourceCrop) -> npt.NDArray[np.uint8]:
-        """The crop's pixels (h, w, 3) uint8 RGB, not flipped, not padded: the loader does as with the source."""
+    def __call__(self, source: ImageCrop, target: ImageCrop | None, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """The source crop's pixels (h, w, 3) uint8 RGB, not flipped, not padded: the loader does as with the source.
+
+        ``target``: the sample's, None without a target domain. ``rng``: the extra's own, a function of the sample.
+        """
         ...
 
 

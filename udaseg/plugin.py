@@ -8,7 +8,7 @@ holds three of them.
 
 from __future__ import annotations
 
-from udaseg.component import Assumption, Component, Default, Needs, Plan, SampleExtra, Settings, SourceCrop
+from udaseg.component import Assumption, Component, Default, ImageCrop, Needs, Plan, SampleExtra, Settings
 from udaseg.core.augment import ColourAugment, colour_jitter, draw_jitter, gaussian_blur, kernel_size
 from udaseg.core.base import TARGET, Masker, PseudoLabelRule, Term, TranslationEngine, ViewBuilder
 from udaseg.core.context import (
@@ -42,7 +42,7 @@ from udaseg.data.sampling import (
     drawable_classes,
 )
 from udaseg.data.spec import walk as list_images
-from udaseg.data.transforms import resize_image
+from udaseg.data.transforms import Crop, cut, random_box, resize_image
 from udaseg.errors import UserError
 from udaseg.evaluation.features import Cells, Centres, FeatureMeasure
 from udaseg.evaluation.training import Track, Training, TrainingMeasure

@@ -50,6 +50,7 @@ TOTALS: dict[str, tuple[int, int, int, float, float]] = {
     "t2s_04_synthia_dlv2": (19, 18, 326, 16221.7, 2862508.3),
     "t2s_05_synthia_mit": (9, 18, 65, 4025.1, 137540.1),
     "t2s_06_dg": (9, 1, 9, 395.5, 2055.2),
+    "t2s_06_dg_synthia": (2, 1, 0, 0, 0),
     "t2s_07_terms": (8, 1, 16, 557.0, 4480.5),
     "t2s_08_sampling": (4, 1, 8, 278.3, 1119.6),
     "t2s_09_reweighting": (3, 2, 12, 398.3, 2200.1),
