@@ -27,6 +27,21 @@ class Default(NamedTuple):
     kind: str
 
 
+class Assumption(NamedTuple):
+    """A question that a paper leaves open, and how a component answers it (docs/assumptions.md is made of these).
+
+    ``keys``: settings of the component, or whole keys of a recipe, that change the ``reading``. Defaults and the other
+    values of a choice are read from the code; ``alternatives`` says what else there is. ``rests_on``: where the reading
+    comes from, "silent" if from us alone.
+    """
+
+    question: str
+    reading: str
+    rests_on: str
+    keys: tuple[str, ...] = ()
+    alternatives: str = ""
+
+
 class ImageCrop(NamedTuple):
     """What the loader takes of one image: its path below the root, the size (w, h) it counts as, and the crop's box.
 
@@ -100,6 +115,7 @@ class Component:
     """Base of everything that a recipe can name."""
 
     needs: ClassVar[Needs] = Needs()
+    assumptions: ClassVar[tuple[Assumption, ...]] = ()
 
     @classmethod
     def needs_with(cls, settings: Settings) -> Needs:

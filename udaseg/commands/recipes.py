@@ -106,3 +106,10 @@ def copy(name: str, target: Path) -> None:
 
 def validate(loaded: Loaded) -> None:
     out.print(f"{loaded.recipe.name}: valid, fingerprint {loaded.recipe.fingerprint()[:12]}")
+
+
+def assumptions() -> None:
+    """The page of assumptions, as Markdown."""
+    from udaseg.config.assumptions import assumptions_markdown
+
+    print(assumptions_markdown(), end="")

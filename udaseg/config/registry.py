@@ -26,6 +26,7 @@ from udaseg.core.components import COMPONENTS
 from udaseg.data.sampling import SAMPLERS, Sampler
 from udaseg.errors import UserError
 from udaseg.evaluation.features import FeatureMeasure
+from udaseg.evaluation.training import TrainingMeasure
 from udaseg.models.multires import WRAPPERS
 from udaseg.models.segmentor import Decoder, Encoder, Wrapper
 from udaseg.models.zoo import DECODERS, ENCODERS
@@ -102,6 +103,7 @@ REGISTRIES: dict[str, Registry] = {
     "engine": Registry("translation engine", TranslationEngine),
     "term": Registry("term", Term),
     "measure": Registry("feature measure", FeatureMeasure, supplied=()),
+    "training_measure": Registry("training measure", TrainingMeasure, supplied=()),
 }
 
 

@@ -176,7 +176,9 @@ def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
 
 
 def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weights_file.WeightsMetadata]:
-    """A segmentor from a weights file, or from a run folder: its final weights, else its newest checkpoint."""
+    """A segmentor from a weights file, a run's checkpoint, or a run folder: final weights, else newest checkpoint."""
+    if path.is_file() and checkpoint.NAME.fullmatch(path.name):
+        return from_checkpoint(path.resolve().parents[1], path, teacher)
     if path.is_file():
         if teacher:
             raise UserError(f"{path}: a weights file holds one network; give the run folder for --teacher")
@@ -187,18 +189,24 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weigh
         if weights_file.read_metadata(weights).plugins:
             read_recipe(path)  # names the plugins' places
         return load_weights(weights)
-    recipe = read_recipe(path).recipe
     newest = checkpoint.newest(path / "checkpoints")
     if newest is None:
+        read_recipe(path)  # a folder that is no run is told first
         raise UserError(f"{path}: no checkpoint yet; train it first: udaseg train --resume --out {path}")
+    return from_checkpoint(path, newest, teacher)
+
+
+def from_checkpoint(folder: Path, file: Path, teacher: bool = False) -> tuple[Segmentor, weights_file.WeightsMetadata]:
+    """The student or the teacher in a checkpoint of the run in ``folder``."""
+    recipe = read_recipe(folder).recipe
     try:
-        state = checkpoint.load(newest)
+        state = checkpoint.load(file)
     except checkpoint.Damaged as error:
-        raise UserError(f"{error}; the one before is used by udaseg train --resume --out {path}") from None
+        raise UserError(f"{error}; the one before is used by udaseg train --resume --out {folder}") from None
     if teacher and state["teacher"] is None:
-        raise UserError(f"{path}: recipe {recipe.name!r} has no teacher; leave out --teacher")
+        raise UserError(f"{folder}: recipe {recipe.name!r} has no teacher; leave out --teacher")
     module = segmentor_of(recipe)
     prefix, tensors = "segmentor.", state["teacher" if teacher else "learner"]
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    weights_file.restore(module, own, newest)
+    weights_file.restore(module, own, file)
     return module, weights_metadata(recipe, module)
