@@ -90,8 +90,8 @@ def components(recipe: Recipe) -> Iterator[tuple[KeyPath, str, Settings]]:
     """(key, kind, {kind, settings...}) of every view and term, the sampler and the pseudo-label rule."""
     for name, stage in recipe.views.items():
         yield ("views", name), "view", {"kind": name, **stage.options}
-        for term, settings in stage.terms.items():
-            yield ("views", name, "terms", term), "term", {"kind": term, **settings}
+        for term in stage.terms:
+            yield ("views", name, "terms", term), "term", {"kind": term, **recipe.term_settings(name, term)}
     yield ("data", "sampler"), "sampler", recipe.data.sampler
     yield ("pseudo_labels",), "pseudo_labels", recipe.pseudo_labels
 
