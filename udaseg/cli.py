@@ -47,6 +47,9 @@ CsvOut = Annotated[Path | None, Option("--out", help="The .csv file; the picture
 TeacherOption = Annotated[bool, Option("--teacher", help="The teacher instead of the student.")]
 Limit = Annotated[int | None, Option(min=1, help="Only the first N images of a domain.")]
 Seed = Annotated[int, Option(min=0, max=2**32 - 1)]
+Plugins = Annotated[
+    list[str] | None, Option("--plugin", metavar="FILE|MODULE", help="Components of your own. Repeatable.")
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -135,13 +138,14 @@ def train(
     out: Annotated[Path | None, Option(help="Run folder; default: runs/<recipe>-<benchmark>-seed<N>.")] = None,
     resume: Annotated[bool, Option("--resume", help="Insist on continuing a run that is there.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="3 real steps, 1 validation image; what a run costs.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train a recipe. The same command again continues an unfinished run and leaves a finished one alone."""
     if recipe is not None:
         refuse_typos(recipe, benchmark, overrides)
     from udaseg.engine.runs import choose_recipe
 
-    loaded = choose_recipe(recipe, benchmark, seed, overrides or [], out, resume)
+    loaded = choose_recipe(recipe, benchmark, seed, overrides or [], out, resume, plugin or [])
     if dry_run:
         commands.train.dry_run(loaded)
     else:
@@ -165,8 +169,10 @@ def evaluate(
         bool, Option("--per-condition", help="Also by fog, night, rain and snow, where folders tell (ACDC).")
     ] = False,
     json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """Per-class IoU and mIoU on labelled images at full label resolution."""
+    use(plugin)
     if benchmark is not None:
         from udaseg.config.layers import chain
 
@@ -186,8 +192,10 @@ def report(
     out: Annotated[Path | None, Option(help=f"File; {FREE_NAME}")] = None,
     runs: Annotated[Path, Option(help="Folder with the run folders, at any depth.")] = Path("runs"),
     benchmark: Benchmark = None,
+    plugin: Plugins = None,
 ) -> None:
     """Published and reproduced numbers of studies side by side; without a name, an overview of all runs."""
+    use(plugin)
     commands.report.make_report(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
 
 
@@ -231,8 +239,10 @@ def submit(
     out: Annotated[Path | None, Option(help="The zip; default: <benchmark>-<run>.zip.")] = None,
     teacher: TeacherOption = False,
     root: Root = None,
+    plugin: Plugins = None,
 ) -> None:
     """Predict a test split and pack the zip for its server. Stopped: the same command continues."""
+    use(plugin)
     commands.submit.submit(benchmark, run, target=out, teacher=teacher, root=root)
 
 
@@ -243,8 +253,10 @@ def predict(
     out: Annotated[Path | None, Option(help="Folder; default: predictions/<name of the weights>.")] = None,
     save: Annotated[list[str] | None, Option(metavar="index|color|overlay|probabilities", help=SAVE)] = None,
     teacher: TeacherOption = False,
+    plugin: Plugins = None,
 ) -> None:
     """Label maps for images of any size. The same command again goes on; nothing is overwritten."""
+    use(plugin)
     commands.predict.predict_files(weights, inputs, folder=out, save=save or [], teacher=teacher)
 
 
@@ -257,8 +269,10 @@ def export(
     out: Annotated[Path | None, Option(help="File; default: <name of the weights>.<suffix>.")] = None,
     size: Annotated[str | None, Option(metavar="WxH", help="Of the images; default: that of training.")] = None,
     teacher: TeacherOption = False,
+    plugin: Plugins = None,
 ) -> None:
     """One file that runs without udaseg: pixels in, logits out, compared with the network it was made from."""
+    use(plugin)
     commands.export.export_weights(weights, form=form, target=out, size=size, teacher=teacher)
 
 
@@ -307,20 +321,25 @@ def profile(
     benchmark: Benchmark = None,
     steps: Annotated[int, Option(min=1)] = 5,
     json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """Time, multiply-adds and memory of a step, by phase."""
     refuse_typos(recipe, benchmark, overrides)
     from udaseg.engine.runs import choose_recipe
 
-    commands.train.profile(choose_recipe(recipe, benchmark, overrides=overrides or []), steps, json)
+    commands.train.profile(
+        choose_recipe(recipe, benchmark, overrides=overrides or [], plugins=plugin or []), steps, json
+    )
 
 
 @app.command()
 def models(
     pattern: Annotated[str | None, Argument(help="Part of a name, or a pattern as in 'timm/*dinov2*'.")] = None,
     json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """Encoders and decoders: parameters, strides, image sizes, weights and their licences."""
+    use(plugin)
     commands.models.list_models(pattern, json)
 
 
@@ -337,12 +356,12 @@ def recipe_ls() -> None:
 
 
 @recipe_app.command("show")
-def recipe_show(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
+def recipe_show(name: Name, overrides: Overrides = None, benchmark: Benchmark = None, plugin: Plugins = None) -> None:
     """A recipe flattened, with the file each value came from, and the passes of a step."""
     refuse_typos(name, benchmark, overrides)
     from udaseg.config.load import load
 
-    commands.recipes.show(load(name, benchmark=benchmark, overrides=overrides or []))
+    commands.recipes.show(load(name, benchmark=benchmark, overrides=overrides or [], plugins=plugin or []))
 
 
 @recipe_app.command("cp")
@@ -352,21 +371,29 @@ def recipe_cp(name: Name, target: Annotated[Path, Argument(help="The new file; m
 
 
 @recipe_app.command("validate")
-def recipe_validate(name: Name, overrides: Overrides = None, benchmark: Benchmark = None) -> None:
+def recipe_validate(
+    name: Name, overrides: Overrides = None, benchmark: Benchmark = None, plugin: Plugins = None
+) -> None:
     """Check a recipe without touching data; everything that is wrong is listed at once."""
     from udaseg.config.layers import flatten
 
     flatten(name, benchmark=benchmark, overrides=overrides or [])  # no such file, no YAML: told without torch
     from udaseg.config.load import load
 
-    commands.recipes.validate(load(name, benchmark=benchmark, overrides=overrides or []))
+    commands.recipes.validate(load(name, benchmark=benchmark, overrides=overrides or [], plugins=plugin or []))
 
 
 @analyze_app.command("similarity")
 def analyze_similarity(
-    run: Runs, out: CsvOut = None, benchmark: Benchmark = None, teacher: TeacherOption = False, limit: Limit = None
+    run: Runs,
+    out: CsvOut = None,
+    benchmark: Benchmark = None,
+    teacher: TeacherOption = False,
+    limit: Limit = None,
+    plugin: Plugins = None,
 ) -> None:
     """How alike the mean features of a class are in source and target (cosine)."""
+    use(plugin)
     commands.analyze.similarity(run, out, benchmark=benchmark, teacher=teacher, limit=limit)
 
 
@@ -378,8 +405,10 @@ def analyze_discriminability(
     benchmark: Benchmark = None,
     teacher: TeacherOption = False,
     limit: Limit = None,
+    plugin: Plugins = None,
 ) -> None:
     """Class centre distance (CCD) and pixel-wise discrimination distance (PDD) of the features; less is better."""
+    use(plugin)
     commands.analyze.discriminability(run, out, domain, benchmark=benchmark, teacher=teacher, limit=limit)
 
 
@@ -392,9 +421,19 @@ def analyze_tsne(
     benchmark: Benchmark = None,
     teacher: TeacherOption = False,
     limit: Limit = None,
+    plugin: Plugins = None,
 ) -> None:
     """Features of source and target in the plane by t-SNE (needs the extra `analysis`)."""
+    use(plugin)
     commands.analyze.tsne(run, out, pixels, seed, benchmark=benchmark, teacher=teacher, limit=limit)
+
+
+def use(plugins: Sequence[str] | None) -> None:
+    """Load the plugins of the command line."""
+    if plugins:
+        from udaseg.config.plugins import load_named
+
+        load_named(plugins)
 
 
 def refuse_typos(name: str, benchmark: str | None = None, overrides: Sequence[str] | None = None) -> None:

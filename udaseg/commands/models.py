@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from udaseg.config.plugins import load_installed, provenance
 from udaseg.config.registry import REGISTRIES
 from udaseg.console import out, table
 from udaseg.errors import UserError
 from udaseg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from udaseg.models.weights import official_file
-from udaseg.models.zoo import DECODERS, ENCODERS, TIMM
+from udaseg.models.zoo import ENCODERS, TIMM
 from udaseg.problems import suggest
 
 MOST = 40  # networks whose parameters are counted; one takes about half a second
@@ -40,6 +41,7 @@ class Row:
 
 def list_models(pattern: str | None, as_json: bool) -> None:
     """Print the encoders that match, and without a pattern the decoders, too."""
+    load_installed()
     names = matching(pattern)
     rows = [encoder_row(name, made=len(names) <= MOST) for name in names]
     if as_json:
@@ -52,18 +54,19 @@ def list_models(pattern: str | None, as_json: bool) -> None:
         out.print(f"\n{len(names)} networks: parameters are counted for up to {MOST}; give a narrower pattern")
     if pattern is None:
         out.print()
-        table((f"decoder on {REFERENCE}", "M parameters"), decoder_rows())
+        table((f"decoder on {REFERENCE}", "M parameters", "plugin"), decoder_rows(), left=3)
         out.print(f"\nand {len(timm_names())} pretrained networks of timm: udaseg models 'timm/*dinov2*'")
 
 
 def matching(pattern: str | None) -> list[str]:
     """Names that match; our own if nothing is asked for. UserError with suggestions if there are none."""
-    if pattern is None or pattern in ENCODERS:
-        return list(ENCODERS) if pattern is None else [pattern]
+    known = REGISTRIES["encoder"].entries
+    if pattern is None or pattern in known:
+        return list(known) if pattern is None else [pattern]
     wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    if names := fnmatch.filter([*ENCODERS, *timm_names()], wanted):
+    if names := fnmatch.filter([*known, *timm_names()], wanted):
         return names
-    raise UserError(f"no encoder matches {pattern!r}; {suggest(pattern, ENCODERS.near(pattern))}")
+    raise UserError(f"no encoder matches {pattern!r}; {suggest(pattern, {*known, *ENCODERS.near(pattern)})}")
 
 
 def timm_names() -> list[str]:
@@ -77,6 +80,8 @@ def encoder_row(name: str, *, made: bool) -> Row:
     """``made``: also build the network; else the row has its weights only."""
     official = official_file(name)
     known = (official.file, official.source, official.licence) if official else ("none", "", "")
+    if plugin := provenance(REGISTRIES["encoder"].component(name)):
+        known = ("none", "", f"plugin {plugin}")
     if not made:
         return Row(name, None, None, "", "", *known)
     try:
@@ -97,7 +102,10 @@ def decoder_rows() -> list[list[str]]:
         encoder = REGISTRIES["encoder"].create({"kind": REFERENCE})
         given = encoder.channels, encoder.strides, 19
         create = REGISTRIES["decoder"].create
-        return [[name, f"{millions(create({'kind': name}, *given)):.1f}"] for name in DECODERS]
+        return [
+            [name, f"{millions(create({'kind': name}, *given)):.1f}", provenance(REGISTRIES["decoder"].component(name))]
+            for name in REGISTRIES["decoder"].entries
+        ]
 
 
 def millions(module: torch.nn.Module) -> float:

@@ -42,6 +42,8 @@ def show(loaded: Loaded) -> None:
         rows.append([".".join(path), str(value), origin])
     table(("key", "value", "from"), rows, left=3)
     out.print(f"\npasses per step: {passes(loaded)}")
+    for plugin in plugins(loaded):
+        out.print(f"plugin: {plugin}")
     out.print(f"fingerprint: {loaded.recipe.fingerprint()[:12]}")
 
 
@@ -56,6 +58,17 @@ def effective(loaded: Loaded) -> Tree:
         for name, stage in tree["views"].items()
     }
     return tree
+
+
+def plugins(loaded: Loaded) -> list[str]:
+    """Where the components that are not of this package come from."""
+    from udaseg.config import checks
+
+    return [
+        f"{p.name} {p.version or ''} (sha256 {p.sha256[:12]})"
+        for p in checks.plugins(loaded.recipe)
+        for plugin in checks.plugins(loaded.recipe)
+    ]
 
 
 def passes(loaded: Loaded) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from udaseg.component import Needs, Plan
+from udaseg.config.plugins import Plugin, plugins_of
 from udaseg.config.registry import REGISTRIES, Settings, needs_of, problems_of, walk
-from udaseg.config.schema import DomainSection, Recipe
+from udaseg.config.schema import DomainSection, ModelSection, Recipe
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import DATASETS, DataSetSpec, dataset_spec
 from udaseg.errors import UserError
@@ -94,6 +95,18 @@ def components(recipe: Recipe) -> Iterator[tuple[KeyPath, str, Settings]]:
             yield ("views", name, "terms", term), "term", {"kind": term, **recipe.term_settings(name, term)}
     yield ("data", "sampler"), "sampler", recipe.data.sampler
     yield ("pseudo_labels",), "pseudo_labels", recipe.pseudo_labels
+
+
+def network_parts(model: ModelSection) -> Iterator[tuple[str, Settings]]:
+    """(kind, {kind, settings...}) of what the network is made of."""
+    for kind in ("encoder", "decoder", "wrapper"):
+        if (part := getattr(model, kind)) is not None:
+            yield kind, part
+
+
+def plugins(recipe: Recipe) -> list[Plugin]:
+    """The plugins that any of the recipe's components come from."""
+    return plugins_of([*((kind, part) for _, kind, part in components(recipe)), *network_parts(recipe.model)])
 
 
 def plan(recipe: Recipe, images: int | None = None) -> Plan:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from udaseg.errors import UserError
+from udaseg.files import user_path
 from udaseg.problems import KeyPath, suggest
 from udaseg.yamls import parse_yaml, read_yaml
 
@@ -35,11 +36,16 @@ def flatten(
     benchmark: str | None = None,
     overrides: Iterable[str] = (),
     overlays: Iterable[tuple[str, Tree]] = (),
+    plugins: Iterable[str] = (),
 ) -> tuple[Tree, dict[KeyPath, str]]:
-    """All layers as one tree, and where each value came from. ``overlays`` lie between recipe and overrides."""
+    """All layers as one tree, and where each value came from. ``overlays`` lie between recipe and overrides.
+
+    Lists of ``plugins`` add up, unlike all other lists.
+    """
     layers = chain(name)
     parsed = [parse_override(text) for text in overrides]
     on_top = [*overlays, *((OVERRIDE, as_layer(path, value)) for path, value in parsed)]
+    on_top += [(OVERRIDE, {"plugins": plugin_places([*plugins], OVERRIDE)})] if plugins else []
     if benchmark is not None:
         on_top.append((OVERRIDE, {"benchmark": benchmark}))
     chosen = None
@@ -52,7 +58,26 @@ def flatten(
         merge(merged, normalise(layer), source, origin)
     if chosen is not None:
         merged["benchmark"] = Path(chosen).stem
+    lists = [layer["plugins"] for _, layer in [*layers, *on_top] if "plugins" in layer]
+    if lists and all(is_texts(named) for named in lists):
+        merged["plugins"] = list(dict.fromkeys(plugin for named in lists for plugin in named))
     return drop_nulls(merged), origin
+
+
+def is_texts(value: object) -> TypeGuard[list[str]]:
+    """A list of texts; anything else is for the schema to refuse."""
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+def plugin_places(plugins: list[str], source: str, folder: Path = Path()) -> list[str]:
+    """Files among the plugins that a layer names as absolute paths; UserError for one that is not there."""
+    places = []
+    for plugin in plugins:
+        path = (folder / user_path(plugin)).resolve()
+        if plugin.endswith(".py") and not path.is_file():
+            raise UserError(f"{source}: plugins: {plugin}: no such file ({path})")
+        places.append(str(path) if plugin.endswith(".py") else plugin)
+    return places
 
 
 def chain(name: str, folder: str = "") -> list[tuple[str, Tree]]:
@@ -65,6 +90,8 @@ def chain(name: str, folder: str = "") -> list[tuple[str, Tree]]:
             raise UserError(f"{path}: extends itself: {' <- '.join(p.name for p in [*seen, path])}")
         seen.append(path.resolve())
         tree = read_yaml(path)
+        if is_texts(tree.get("plugins")):
+            tree["plugins"] = plugin_places(tree["plugins"], label(path), path.parent)
         parent = one_name(tree.pop("extends", None), f"{path}: extends")
         below = None if folder else one_name(tree.get("benchmark"), f"{path}: benchmark")
         if below is not None:

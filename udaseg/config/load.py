@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from udaseg.config.checks import inconsistencies
-from udaseg.config.layers import chain, drop_nulls, flatten, merge, normalise
+from udaseg.config.layers import chain, drop_nulls, flatten, is_texts, merge, normalise
+from udaseg.config.plugins import BROKEN, load_installed, load_plugins
 from udaseg.config.schema import DataSection, Recipe, Tree
 from udaseg.errors import UserError
 from udaseg.problems import KeyPath, Problem, explain, listed
@@ -34,11 +36,20 @@ def load(name: str, **layers: Any) -> Loaded:
 
 
 def checked(tree: Tree, origin: dict[KeyPath, str], *, more: bool = True) -> Loaded:
-    """Check a flattened tree; ``more``: also what no single key shows (not of one read back from a run folder)."""
+    """Check a flattened tree; ``more``: also what no single key shows (not of one read back from a run folder).
+
+    A run's plugins may have gone since: that is a problem where a component is missing now.
+    """
+    plugins = named if is_texts(named := tree.get("plugins")) else []
+    gone = [name for name in plugins if name.endswith(".py") and not Path(name).is_file()]
+    load_installed()
+    load_plugins([name for name in plugins if name not in gone])
     recipe, problems = validated(tree)
     problems += inconsistencies(recipe) if recipe and more else []
     if problems or recipe is None:
-        raise UserError(f"recipe {tree.get('name')!r} has {len(problems)} problem(s):\n{listed(problems, origin)}")
+        missing = [f"plugin {name} is gone; put it back, or name its new place with --plugin" for name in gone]
+        lines = "\n".join([listed(problems, origin), *(f"  {text}" for text in [*missing, *BROKEN.values()])])
+        raise UserError(f"recipe {tree.get('name')!r} has {len(problems)} problem(s):\n{lines}")
     return Loaded(recipe, tree, origin)
 
 

@@ -12,9 +12,10 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, create_model
 
@@ -35,21 +36,32 @@ Settings = dict[str, Any]
 
 @dataclass
 class Registry:
-    """Components of one kind. ``noun`` names them in messages; ``near``: what to suggest for an unknown name."""
+    """Components of one kind. ``noun`` names them in messages; ``near``: what to suggest for an unknown name.
+
+    ``supplied``: the positional parameters of their constructors.
+    """
 
     noun: str
     base: type
     entries: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     near: Callable[[str], Iterable[str]] | None = None
+    supplied: tuple[str, ...] = ("context",)
 
     def add(self, entries: Mapping[str, type]) -> None:
-        """More components, of an add-on or plugin; UserError for a name that is taken or a class of another kind."""
-        for name, component in entries.items():
-            if name in self.entries:
-                raise UserError(f"{self.noun} {name!r} exists already; choose another name")
-            if not issubclass(component, self.base):
-                raise UserError(f"{self.noun} {name!r}: {component.__name__} is no {self.base.__name__}")
-        self.entries = {**self.entries, **entries}
+        """More components, of an add-on or plugin."""
+        self.entries = ChainMap({**entries}, cast(MutableMapping[str, Any], self.entries))
+
+    def flaw(self, name: str, component: object) -> str | None:
+        """Why a component cannot stand under that name; None if it can."""
+        if not str(name).isidentifier():
+            return "the name may have letters, digits and _ only"
+        if name in self.entries:
+            return f"exists already (in {self.component(name).__module__}); choose another name"
+        if not (inspect.isclass(component) and issubclass(component, self.base)):
+            return f"{getattr(component, '__name__', component)} is no {self.base.__name__}"
+        if lacking := sorted(getattr(component, "__abstractmethods__", ())):
+            return f"{component.__name__} lacks {', '.join(lacking)}, which every {self.base.__name__} has"
+        return None
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in self.entries
@@ -62,7 +74,7 @@ class Registry:
     def validate(self, name: object, settings: Mapping[str, Any]) -> Settings:
         """Settings completed with their defaults; pydantic's ValidationError says all that is wrong with them."""
         if not isinstance(name, str) or name not in self.entries:
-            known = self.near(str(name)) if self.near else self.entries
+            known = dict.fromkeys([*(self.near(str(name)) if self.near else ()), *self.entries])
             raise refuse(f"unknown {self.noun} {name!r}; {suggest(str(name), known)}")
         return checked(settings_model(self.entries[name]), dict(settings)).model_dump()
 
@@ -79,25 +91,34 @@ class Registry:
 
 
 REGISTRIES: dict[str, Registry] = {
-    "encoder": Registry("encoder", Encoder, ENCODERS, ENCODERS.near),
-    "decoder": Registry("decoder", Decoder, DECODERS),
-    "wrapper": Registry("segmentor wrapper", Wrapper, WRAPPERS),
-    "sampler": Registry("sampler", Sampler, SAMPLERS),
+    "encoder": Registry("encoder", Encoder, ENCODERS, ENCODERS.near, ()),
+    "decoder": Registry("decoder", Decoder, DECODERS, supplied=("channels", "strides", "classes")),
+    "wrapper": Registry("segmentor wrapper", Wrapper, WRAPPERS, supplied=("encoder", "decoder", "attention", "crop")),
+    "sampler": Registry("sampler", Sampler, SAMPLERS, supplied=("statistics",)),
     "pseudo_labels": Registry("weighting rule", PseudoLabelRule),
     "view": Registry("view", ViewBuilder),
     "masker": Registry("masker", Masker),
     "engine": Registry("translation engine", TranslationEngine),
     "term": Registry("term", Term),
-    "measure": Registry("feature measure", FeatureMeasure),
+    "measure": Registry("feature measure", FeatureMeasure, supplied=()),
 }
 
 
 def register(components: Mapping[str, Mapping[str, type]]) -> None:
-    """Put a table ``COMPONENTS`` (kind -> name -> class) into the registries."""
+    """Put a table ``COMPONENTS`` (kind -> name -> class) into the registries: all of it, or by a UserError nothing."""
+    refuse_flaws(components)
+    for kind, entries in components.items():
+        REGISTRIES[kind].add(entries)
+
+
+def refuse_flaws(components: Mapping[str, Mapping[str, type]]) -> None:
+    """UserError for unknown kinds, names that are taken, and classes of another kind."""
     for kind, entries in components.items():
         if kind not in REGISTRIES:
             raise UserError(f"COMPONENTS: unknown kind {kind!r}; {suggest(kind, REGISTRIES)}")
-        REGISTRIES[kind].add(entries)
+        for name, component in entries.items():
+            if flaw := REGISTRIES[kind].flaw(name, component):
+                raise UserError(f"{REGISTRIES[kind].noun} {name!r}: {flaw}")
 
 
 register(COMPONENTS)

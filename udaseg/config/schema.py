@@ -254,6 +254,7 @@ class Recipe(Strict):
 
     name: Annotated[str, AfterValidator(as_name)]
     benchmark: str | None = None
+    plugins: list[str] = Field([], description="files, relative to the recipe's, or modules with more components")
     seed: int = Field(0, ge=0, lt=2**63)
     data: DataSection
     model: ModelSection
@@ -271,6 +272,6 @@ class Recipe(Strict):
         return self.views[settings[SHARED]].terms[term] if SHARED in settings else settings
 
     def fingerprint(self) -> str:
-        """Identifies what is computed (in which order, too): equal where only name or ``runtime`` differ."""
-        text = json.dumps(self.model_dump(exclude={"name", "runtime"}))
+        """Identifies what is computed (in which order, too): equal where only name, plugins or ``runtime`` differ."""
+        text = json.dumps(self.model_dump(exclude={"name", "plugins", "runtime"}))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -103,7 +103,8 @@ def assemble(loaded: Loaded) -> Assembly:
         checkpoint_minutes=recipe.runtime.checkpoint_minutes,
     )
     texts = warnings(recipe, pairs, recipe.train.batch // ranks.world)
-    return Assembly(trainer, pairs, {**stamp, "precision": precision, "world": ranks.world}, texts)
+    stamp |= {"precision": precision, "world": ranks.world, "plugins": [asdict(p) for p in checks.plugins(recipe)]}
+    return Assembly(trainer, pairs, stamp, texts)
 
 
 def missing_prerequisites(recipe: Recipe) -> list[Problem]:

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from udaseg.config.checks import needs
+from udaseg.config.checks import needs, network_parts
+from udaseg.config.plugins import load_installed, plugins_of
 from udaseg.config.registry import REGISTRIES
 from udaseg.config.schema import DataSection, ModelSection, Recipe
 from udaseg.data.classes import PROTOCOLS
@@ -27,7 +28,7 @@ from udaseg.models.frozen import Frozen
 from udaseg.models.segmentor import Encoder, Segmentor
 from udaseg.models.weights import Official, load_encoder, official_file
 from udaseg.models.zoo import TIMM
-from udaseg.problems import suggest
+from udaseg.problems import first_problem, suggest
 
 
 def initial_networks(recipe: Recipe) -> tuple[Segmentor, Frozen | None, dict[str, Any]]:
@@ -81,9 +82,17 @@ def load_weights(path: Path) -> tuple[Segmentor, weights_file.WeightsMetadata]:
 
 def _components(metadata: weights_file.WeightsMetadata, path: Path) -> ModelSection:
     """The header's components, completed; UserError for one that is unknown, and for unknown settings or data."""
+    if metadata.plugins:
+        load_installed()
     try:
         parts = ModelSection(**{key: getattr(metadata, key) for key in ("encoder", "decoder", "wrapper")})
     except ValidationError as error:
+        if metadata.plugins:
+            needed = ", ".join(metadata.plugins)
+            advice = "give it with --plugin, or install its package"
+            raise UserError(
+                f"{path}: its network needs the plugin {needed}; {advice} ({first_problem(error)})"
+            ) from None
         raise weights_file.damaged(path, error) from None
     try:
         DataSection.model_validate({"source": {"dataset": ""}, **metadata.data, "crop": (1, 1)})
@@ -151,6 +160,7 @@ def weights_metadata(recipe: Recipe, module: Segmentor) -> weights_file.WeightsM
         wrapper=recipe.model.wrapper,
         crop=training_crop(recipe),
         inference=recipe.evaluation.mode,
+        plugins=tuple(plugin.short for plugin in plugins_of(network_parts(recipe.model))),
     )
 
 

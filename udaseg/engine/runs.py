@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udaseg.config import checks
 from udaseg.config.layers import difference
 from udaseg.config.load import Loaded, checked, load
+from udaseg.config.plugins import Plugin, changes, load_named
 from udaseg.console import Silent, Watching
 from udaseg.engine import checkpoint, distributed
 from udaseg.engine import result as result_file
 from udaseg.engine.assembly import Assembly, assemble
 from udaseg.engine.domains import class_set
 from udaseg.engine.networks import load_weights, segmentor_of, weights_metadata
-from udaseg.engine.runlog import BEFORE_A_RUN, OWN_FILES, RunFolder
+from udaseg.engine.runlog import BEFORE_A_RUN, OWN_FILES, RunFolder, read_stamps
 from udaseg.engine.trainer import Progress, Trainer
 from udaseg.errors import UserError
 from udaseg.files import is_leftover, write_json, write_text
@@ -40,17 +42,19 @@ def choose_recipe(
     overrides: Sequence[str] = (),
     folder: Path | None = None,
     resume: bool = False,
+    plugins: Sequence[str] = (),
 ) -> Loaded:
     """The recipe to train: the named one, or with ``resume`` the ``folder``'s own."""
     if name is not None:
         own_seed = [] if seed is None else [f"seed={seed}"]
-        return load(name, benchmark=benchmark, overrides=[*overrides, *own_seed])
+        return load(name, benchmark=benchmark, overrides=[*overrides, *own_seed], plugins=plugins)
     if not (resume and folder):
         raise UserError("which recipe? give --recipe NAME (udaseg recipe ls lists them), or --resume --out FOLDER")
     if overrides or benchmark or seed is not None:
         raise UserError(
             "--resume --out FOLDER continues the recipe in that folder; leave out benchmark, seed and overrides"
         )
+    load_named(plugins)
     return read_recipe(folder)
 
 
@@ -88,7 +92,7 @@ def claim(loaded: Loaded, folder: Path, resume: bool) -> None:
     if (folder / "recipe.yaml").is_file():
         before = read_recipe(folder)
         if before.recipe.fingerprint() != loaded.recipe.fingerprint():
-            hide = {"name", "runtime"}
+            hide = {"name", "plugins", "runtime"}
             changes = difference(before.recipe.model_dump(exclude=hide), loaded.recipe.model_dump(exclude=hide))
             advice = "Choose another folder with --out, or use the recipe it was started with."
             lines = [f"{folder} holds a run of another recipe:", *(f"  {change}" for change in changes), advice]
@@ -124,9 +128,10 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
             return Outcome(folder, True)
         if run.writes and not run.recipe.is_file():
             write_text(run.recipe, as_yaml(loaded.tree))
+        changed = changed_plugins(folder, checks.plugins(loaded.recipe))
         note = run.stamp(fingerprint=loaded.recipe.fingerprint(), **built.stamp)
         progress = watch(loaded) if run.writes else Silent()
-        for text in [*([note] if note else []), *built.warnings]:
+        for text in [*([note] if note else []), *changed, *built.warnings]:
             progress.note(f"warning: {text}")
             run.say(f"warning: {text}")
         built.trainer.fit(run, progress)
@@ -134,6 +139,15 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
     finally:
         run.unlock()
     return Outcome(folder, False)
+
+
+def changed_plugins(folder: Path, now: Sequence[Plugin]) -> list[str]:
+    """A sentence for each plugin whose code is another than when the run in ``folder`` went on last."""
+    try:
+        before = read_stamps(folder)[-1:]
+    except UserError:  # none yet, or damaged: ``stamp`` says so
+        return []
+    return changes(before[0].get("plugins", []) if before else [], now)
 
 
 def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
@@ -169,8 +183,10 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weigh
         return load_weights(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder or weights file")
-    if (path / "weights.safetensors").is_file() and not teacher:
-        return load_weights(path / "weights.safetensors")
+    if (weights := path / "weights.safetensors").is_file() and not teacher:
+        if weights_file.read_metadata(weights).plugins:
+            read_recipe(path)  # names the plugins' places
+        return load_weights(weights)
     recipe = read_recipe(path).recipe
     newest = checkpoint.newest(path / "checkpoints")
     if newest is None:

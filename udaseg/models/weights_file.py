@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +36,8 @@ class WeightsMetadata:
 
     ``size``: (width, height) images were resized into, None for native. ``crop``: (height, width) of a training crop;
     ``inference`` "slide" moves a window of that size over an image, "whole" passes it at once. ``origin``: of an
-    imported file, name and sha256 of the public checkpoint and which of its networks this is.
+    imported file, name and sha256 of the public checkpoint and which of its networks this is. ``plugins``: that the
+    network's components come from; they are named, and never imported because a file names them.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -57,6 +59,7 @@ class WeightsMetadata:
     crop: tuple[Side, Side] | None = None
     inference: Literal["whole", "slide"] = "whole"
     origin: dict[str, str] | None = None
+    plugins: tuple[str, ...] = ()
     format: Literal[1] = 1
 
     @model_validator(mode="after")
@@ -76,7 +79,8 @@ class WeightsMetadata:
 
 def save(path: Path, module: nn.Module, metadata: WeightsMetadata) -> None:
     """Write the module's tensors and the metadata, atomically."""
-    content = to_bytes(_tensors(module), metadata={"udaseg": json.dumps(asdict(metadata))})
+    header = {key: value for key, value in asdict(metadata).items() if key != "plugins" or value}
+    content = to_bytes(_tensors(module), metadata={"udaseg": json.dumps(header)})
     write_atomic(path, lambda file: file.write(content))
 
 
@@ -91,18 +95,31 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def read(path: Path) -> tuple[WeightsMetadata, Mapping[str, Tensor]]:
     """Header and tensors of a file that ``save`` wrote. UserError for any other."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("udaseg")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}). {PUBLIC}") from None
+    with opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    return read_metadata(path), tensors
+
+
+def read_metadata(path: Path) -> WeightsMetadata:
+    """The header of a file that ``save`` wrote. UserError for any other."""
+    with opened(path) as file:
+        header = (file.metadata() or {}).get("udaseg")
     if header is None:
         raise UserError(f"{path}: has no udaseg header; it is not a weights file written by `udaseg train`. {PUBLIC}")
     try:
-        return TypeAdapter(WeightsMetadata).validate_json(header), tensors
+        return TypeAdapter(WeightsMetadata).validate_json(header)
     except ValidationError as error:
         raise damaged(path, error) from None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; UserError if it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}). {PUBLIC}") from None
 
 
 def damaged(path: Path, error: ValidationError, key: str = "") -> UserError:
