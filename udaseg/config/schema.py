@@ -266,11 +266,6 @@ class Recipe(Strict):
     evaluation: EvaluationSection = EvaluationSection()
     runtime: RuntimeSection = RuntimeSection()
 
-    def term_settings(self, view: str, term: str) -> Tree:
-        """A term's settings, also of one that it shares with an earlier view."""
-        settings = self.views[view].terms[term]
-        return self.views[settings[SHARED]].terms[term] if SHARED in settings else settings
-
     def fingerprint(self) -> str:
         """Identifies what is computed (in which order, too): equal where only name, plugins or ``runtime`` differ."""
         text = json.dumps(self.model_dump(exclude={"name", "plugins", "runtime"}))
