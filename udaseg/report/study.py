@@ -45,7 +45,10 @@ class Source(Strict):
 
 
 class Row(Strict):
-    """One run. Without a recipe it is published only; ``published`` and ``std`` are in the order of the columns."""
+    """One run. Without a recipe it is published only; ``published`` and ``std`` are in the order of the columns.
+
+    ``recipe``: a name or a file, also relative to the study's.
+    """
 
     label: Name
     group: str = ""
@@ -99,7 +102,13 @@ def load_study(name: str) -> Study:
     if problems:
         lines = "\n".join(f"  {label(path)}: {readable(p.path, tree)}: {p.message}" for p in problems)
         raise UserError(f"study {path.stem!r} has {len(problems)} problem(s):\n{lines}")
-    return study
+    return study.model_copy(update={"rows": [beside(row, path) for row in study.rows]})
+
+
+def beside(row: Row, study: Path) -> Row:
+    """The row with the path of its recipe, if that is a file relative to the study's."""
+    file = study.parent / row.recipe if row.recipe and row.recipe.endswith((".yaml", ".yml")) else None
+    return row.model_copy(update={"recipe": str(file)}) if file and file.is_file() else row
 
 
 def find(name: str) -> Path:
