@@ -1,5 +1,5 @@
 # ruff: noqa: F401 - this file hands names on
-"""What components are built with and called with, without a recipe (``udaseg.testing.steps``), and what masks promise."""
+"""What components are built with and called with (``udaseg.testing.steps``), and what masks promise."""
 
 from __future__ import annotations
 

@@ -33,28 +33,24 @@ from collections.abc import Collection
 from typing import Any
 
 from udaseg.testing import toy
-from udaseg.testing.case import CONTRACTS, Case, Factory, has_described_settings
-from udaseg.testing.terms import (  # isort: skip - in the order in which `check` goes through them
-    gradients_reach_what_they_should,
-    learns_the_same_on_two_ranks,
-    returns_a_scalar_loss,
-    survives_a_batch_without_labels,
-)
-from udaseg.testing.parts import is_the_same_on_two_ranks, returns_what_it_says  # isort: skip
-from udaseg.testing.calls import draws_from_the_steps_numbers, stays_on_the_device  # isort: skip
-from udaseg.testing.data import (  # isort: skip
-    draws_from_the_given_generator,
-    draws_images_that_exist,
-    measures_every_class,
-)
-from udaseg.testing.networks import (  # isort: skip
+from udaseg.testing.calls import draws_from_the_steps_numbers, stays_on_the_device
+from udaseg.testing.case import Case, Contract, Factory, has_described_settings
+from udaseg.testing.data import draws_from_the_given_generator, draws_images_that_exist, measures_every_class
+from udaseg.testing.networks import (
     evaluates_images_one_by_one,
     has_the_maps_it_declares,
     returns_branches_and_predictions,
     returns_logits_of_the_maps_it_reads,
     trains_every_parameter,
 )
-from udaseg.testing.training import (  # isort: skip
+from udaseg.testing.parts import is_the_same_on_two_ranks, returns_what_it_says
+from udaseg.testing.terms import (
+    gradients_reach_what_they_should,
+    learns_the_same_on_two_ranks,
+    returns_a_scalar_loss,
+    survives_a_batch_without_labels,
+)
+from udaseg.testing.training import (
     require_exact_resume,
     require_steps,
     resumes_exactly,
@@ -64,47 +60,51 @@ from udaseg.testing.training import (  # isort: skip
     trains_without_a_target,
 )
 
-__all__ = [
-    "check",
-    "check_recipe",
-    "draws_from_the_given_generator",
-    "draws_from_the_steps_numbers",
-    "draws_images_that_exist",
-    "evaluates_images_one_by_one",
-    "gradients_reach_what_they_should",
-    "has_described_settings",
-    "has_the_maps_it_declares",
-    "is_the_same_on_two_ranks",
-    "learns_the_same_on_two_ranks",
-    "measures_every_class",
-    "resumes_exactly",
-    "returns_a_scalar_loss",
-    "returns_branches_and_predictions",
-    "returns_logits_of_the_maps_it_reads",
-    "returns_what_it_says",
-    "stays_on_the_device",
-    "survives_a_batch_without_labels",
-    "trains",
-    "trains_at_two_resolutions",
-    "trains_every_parameter",
-    "trains_in_bfloat16",
-    "trains_without_a_target",
-]
+CONTRACTS: tuple[Contract, ...] = (
+    has_described_settings,
+    has_the_maps_it_declares,
+    returns_logits_of_the_maps_it_reads,
+    returns_branches_and_predictions,
+    returns_a_scalar_loss,
+    returns_what_it_says,
+    measures_every_class,
+    draws_images_that_exist,
+    draws_from_the_given_generator,
+    stays_on_the_device,
+    draws_from_the_steps_numbers,
+    gradients_reach_what_they_should,
+    survives_a_batch_without_labels,
+    is_the_same_on_two_ranks,
+    learns_the_same_on_two_ranks,
+    evaluates_images_one_by_one,
+    trains_every_parameter,
+    trains,
+    trains_at_two_resolutions,
+    trains_without_a_target,
+    trains_in_bfloat16,
+    resumes_exactly,
+)
+"""In the order of ``check``: the cheapest, and those that say most, first."""
+
+
+def contracts(component: Factory) -> tuple[Contract, ...]:
+    """Those of the component's kind; AssertionError for a class that is no component."""
+    kind = Case(component, {}).kind
+    return tuple(contract for contract in CONTRACTS if kind in contract.kinds)
 
 
 def check(component: Factory, *, leave_out: Collection[str] = (), **settings: Any) -> None:
     """Hold a component to all contracts of its kind; AssertionError for the first that is broken.
 
-    ``settings``: as in a recipe, of a term also its ``weight``. ``leave_out``: names of contracts that it does not keep.
+    ``settings``: as in a recipe, of a term also its ``weight``. ``leave_out``: names of contracts it does not keep.
     """
-    contracts = CONTRACTS[Case(component, dict(settings)).kind]
-    unknown = set(leave_out) - {contract.__name__ for contract in contracts}
-    if unknown:
-        names = ", ".join(contract.__name__ for contract in contracts)
-        raise AssertionError(f"leave_out: no contract {', '.join(sorted(unknown))}; there are {names}")
-    for contract in contracts:
-        if contract.__name__ not in leave_out:
-            contract(component, **settings)
+    case = Case(component, settings)
+    promised = {contract.__name__: contract for contract in contracts(component)}
+    if unknown := set(leave_out) - promised.keys():
+        raise AssertionError(f"leave_out: no contract {', '.join(sorted(unknown))}; there are {', '.join(promised)}")
+    for name, contract in promised.items():
+        if name not in leave_out:
+            contract.hold(case)
 
 
 def check_recipe(name: str, *overrides: str) -> None:

@@ -23,7 +23,6 @@ from udaseg.testing import toy
 
 Factory = Callable[..., Any]
 """A component's class, or ``functools.partial`` of it as some encoders are registered."""
-Contract = Callable[..., None]
 NETWORK = {"model": {"encoder": "tiny", "decoder": "fpn"}}
 
 
@@ -35,7 +34,7 @@ class Case:
 
     def __init__(self, component: Factory, settings: dict[str, Any]) -> None:
         self.component = component
-        self.cls = component.func if isinstance(component, functools.partial) else component
+        self.cls: Any = component.func if isinstance(component, functools.partial) else component
         self.kind = kind_of(self.cls)
         registered = [name for name, entry in REGISTRIES[self.kind].entries.items() if entry is component]
         self.name = registered[0] if registered else self.cls.__name__
@@ -66,6 +65,11 @@ class Case:
         """Everything for a run of that recipe."""
         return assemble(self.recipe(*overrides, target=target)).trainer
 
+    @functools.cached_property
+    def still(self) -> Trainer:
+        """A trainer with four images of each domain that takes no step: for calls on a ``Scene``."""
+        return self.trainer("train.batch=4")
+
     def host(self, target: bool) -> Tree:
         """Where the component stands: a term on the source view and, beside a target, on the mixed one."""
         part = {"kind": self.name, **self.written}
@@ -81,7 +85,7 @@ class Case:
         return {places[self.kind]: {self.kind: part}} if self.kind in places else {self.kind: part}
 
 
-def kind_of(cls: type) -> str:
+def kind_of(cls: Any) -> str:
     """The kind of component that a class is."""
     for kind, registry in REGISTRIES.items():
         if inspect.isclass(cls) and issubclass(cls, registry.base):
@@ -113,35 +117,35 @@ def registered(case: Case) -> Iterator[None]:
         registry.entries = before
 
 
-CONTRACTS: dict[str, list[Contract]] = {kind: [] for kind in REGISTRIES}
-"""Kind of component -> what it promises, cheapest first."""
-
-
 def contract(*kinds: str) -> Callable[[Callable[[Case], None]], Contract]:
     """Makes a check of a ``Case`` a public function ``(component, **settings)`` for components of these kinds."""
 
     def public(check: Callable[[Case], None]) -> Contract:
-        @functools.wraps(check)
-        def run(component: Factory, **settings: Any) -> None:
-            case = Case(component, dict(settings))
-            if case.kind not in kinds:
-                raise AssertionError(f"{check.__name__} is for {', '.join(kinds)}; {case.cls.__name__}: {case.kind}")
-            with registered(case):
-                try:
-                    check(case)
-                except AssertionError as error:
-                    raise AssertionError(f"{case.cls.__name__}: {check.__name__}: {error}") from None
-
-        run.__signature__ = inspect.signature(called)  # type: ignore[attr-defined]
-        for kind in kinds:
-            CONTRACTS[kind].append(run)
-        return run
+        return Contract(check, kinds)
 
     return public
 
 
-def called(component: Factory, **settings: Any) -> None:
-    """How every contract is called."""
+class Contract:
+    """A promise of components of some ``kinds``, called with one and its settings; its docstring says what it is."""
+
+    def __init__(self, check: Callable[[Case], None], kinds: tuple[str, ...]) -> None:
+        self._check, self.kinds = check, kinds
+        self.__name__, self.__doc__ = check.__name__, check.__doc__
+
+    def __call__(self, component: Factory, **settings: Any) -> None:
+        """AssertionError that says what is wrong and what to do."""
+        self.hold(Case(component, settings))
+
+    def hold(self, case: Case) -> None:
+        """The same for a case that other contracts are held to, too."""
+        if case.kind not in self.kinds:
+            raise AssertionError(f"{self.__name__} is for {', '.join(self.kinds)}; {case.cls.__name__} is: {case.kind}")
+        with registered(case):
+            try:
+                self._check(case)
+            except AssertionError as error:
+                raise AssertionError(f"{case.cls.__name__}: {self.__name__}: {error}") from None
 
 
 def require(condition: object, sentence: str) -> None:
@@ -167,14 +171,18 @@ ALL = tuple(REGISTRIES)
 def has_described_settings(case: Case) -> None:
     """Settings are keyword-only, each with a type and a default of that type (or given here); the class says what it
     does in a docstring of its own."""
-    require(vars(case.cls).get("__doc__"), "it has no docstring; say in a sentence what it does and what its settings mean")
+    require(
+        vars(case.cls).get("__doc__"), "it has no docstring; say in a sentence what it does and what its settings mean"
+    )
     own = parameters(case.cls)
     supplied = [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
     loose = [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty]
     require(not loose, f"{', '.join(loose)}: settings are keyword-only; put them behind a bare * in the constructor")
     base = [p.name for p in parameters(REGISTRIES[case.kind].base)]
     expected = SUPPLIED.get(case.kind, base)
-    require(len(supplied) == len(expected), f"the program supplies ({', '.join(expected)}), not ({', '.join(supplied)})")
+    require(
+        len(supplied) == len(expected), f"the program supplies ({', '.join(expected)}), not ({', '.join(supplied)})"
+    )
     hints = typing.get_type_hints(case.cls.__init__, include_extras=True)
     bare = [p.name for p in own if p.kind is p.KEYWORD_ONLY and p.name not in hints]
     require(not bare, f"{', '.join(bare)}: without a type no recipe can be checked; annotate the setting")
@@ -190,11 +198,9 @@ SUPPLIED = {"decoder": ["channels", "strides", "classes"]}
 """Where the base class has no constructor that says it."""
 
 
-def parameters(cls: type) -> list[inspect.Parameter]:
+def parameters(cls: Any) -> list[inspect.Parameter]:
     """Of the constructor, without self."""
-    if cls.__init__ is object.__init__:  # type: ignore[misc]
+    if cls.__init__ is object.__init__:
         return []
     wanted = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p for p in list(inspect.signature(cls.__init__).parameters.values())[1:] if p.kind not in wanted]
-
-

@@ -28,7 +28,9 @@ def draws_images_that_exist(case: Case) -> None:
     images, classes = known.counts.shape
     for i in range(DRAWS):
         choice = sampler.draw(np.random.default_rng(i))
-        require(isinstance(choice, Choice), f"draw returns {type(choice).__name__}, not Choice(image, wanted, min_pixels)")
+        require(
+            isinstance(choice, Choice), f"draw returns {type(choice).__name__}, not Choice(image, wanted, min_pixels)"
+        )
         require(0 <= choice.image < images, f"image {choice.image} of {images}")
         require(choice.wanted is None or 0 <= choice.wanted < classes, f"class {choice.wanted} of {classes}")
 
@@ -51,9 +53,7 @@ def draws_from_the_given_generator(case: Case) -> None:
 def measures_every_class(case: Case) -> None:
     """(K,) numbers from streamed features, the same when they are streamed again."""
     generator = torch.Generator().manual_seed(0)
-    images = [
-        (torch.randn(40, 8, generator=generator), torch.randint(4, (40,), generator=generator)) for _ in range(3)
-    ]
+    images = [(torch.randn(40, 8, generator=generator), torch.randint(4, (40,), generator=generator)) for _ in range(3)]
     known = centres(images, 5)  # the fifth class does not occur
     found = case.create()(lambda: iter(images), known)
     require(found.shape == (5,), f"the shape is {tuple(found.shape)}; one number a class, (5,), is expected")

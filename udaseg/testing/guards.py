@@ -17,14 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-FACTORIES = {
-    getattr(torch, name)
-    for name in (
-        "arange as_tensor empty eye from_numpy full linspace ones rand randint randn randperm tensor tril_indices "
-        "triu_indices zeros"
-    ).split()
-}
-COPIES = {Tensor.cpu: "cpu", Tensor.numpy: "numpy", Tensor.tolist: "tolist"}
+NAMES = "arange empty eye full linspace ones rand randint randn randperm tensor tril_indices triu_indices zeros"
+FACTORIES = {getattr(torch, name): name for name in NAMES.split()}
+READING = {Tensor.cpu: "cpu", Tensor.numpy: "numpy", Tensor.tolist: "tolist"}
+MOVING = (Tensor.to, Tensor.copy_, Tensor.__getitem__, Tensor.__setitem__)
+"""What may have a tensor of the CPU beside one of a GPU."""
 
 
 class NoReading(TorchDispatchMode):
@@ -53,24 +50,44 @@ class NoReading(TorchDispatchMode):
 
 
 class OnDevice(TorchFunctionMode):
-    """Refuses tensors that are made on the CPU by default or brought there; single numbers may be."""
+    """Refuses to bring the step's tensors to the CPU, and to combine them with tensors that torch makes there because
+    no device was named; single numbers may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[Tensor, str]] = {}
+        """On the CPU, by whom; kept, so that an id stays its own."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
-        if function in COPIES:
+        given = list(tensors((arguments, keywords)))
+        makers = [self.made[id(x)][1] for x in given if id(x) in self.made]
+        if function in READING and not makers:
             raise AssertionError(
-                f".{COPIES[function]}() reads the device inside the step, so that a GPU stands still: compute with the "
-                "tensor where it is"
+                f".{READING[function]}() reads the device inside the step, so that a GPU stands still: compute with "
+                "the tensor where it is"
+            )
+        if makers and len(makers) < len(given) and function not in MOVING:
+            raise AssertionError(
+                f"torch.{makers[0]} makes a tensor on the CPU, which cannot be combined with one on a GPU: give it "
+                "device=view.image.device, make it a buffer, or (random numbers) use context.rng"
             )
         result = function(*arguments, **keywords)
-        if function in FACTORIES and keywords.get("device") is None and result.dim():
-            if function in (torch.as_tensor, torch.tensor) and isinstance(arguments[0], Tensor):
-                return result
-            raise AssertionError(
-                f"torch.{function.__name__} makes a tensor on the CPU, which cannot be combined with one on a GPU: "
-                "give it device=view.image.device, make it a buffer, or (random numbers) use context.rng"
-            )
+        if function in FACTORIES and keywords.get("device") is None and not given:
+            makers = [FACTORIES[function]]
+        if makers and len(makers) >= len(given) and function is not Tensor.to:
+            self.made |= {id(x): (x, makers[0]) for x in tensors(result)}
         return result
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All in nested lists, tuples and maps, but for single numbers."""
+    if isinstance(value, Tensor):
+        if value.ndim:
+            yield value
+    elif isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors(part)
 
 
 @contextmanager

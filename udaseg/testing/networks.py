@@ -117,7 +117,9 @@ def evaluates_images_one_by_one(case: Case) -> None:
     twin, image = copy.deepcopy(network), picture()
     with torch.no_grad():
         logits = network.logits(image)
-        require(torch.equal(logits, network.logits(image)), "two calls in eval mode differ: is something drawn or kept?")
+        require(
+            torch.equal(logits, network.logits(image)), "two calls in eval mode differ: is something drawn or kept?"
+        )
         torch.manual_seed(1)
         alone = torch.cat([network.logits(one[None]) for one in image])
         close = torch.allclose(alone, logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max()))

@@ -42,8 +42,8 @@ class Part:
     """A component that is ready to be called on a scene."""
 
     def __init__(self, case: Case) -> None:
-        self.trainer = case.trainer("train.batch=4")
-        self.scene, self.case = Scene(self.trainer), case
+        self.trainer, self.case = case.still, case
+        self.scene = Scene(self.trainer)
         recipe = case.recipe("train.batch=4").recipe
         self.context = build_context(recipe, self.trainer.normalise, self.trainer.learner.segmentor)
 

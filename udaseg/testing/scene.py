@@ -24,7 +24,8 @@ class Scene:
         self.trainer, self.iteration = trainer, iteration
         self.learner, self.teacher = trainer.learner, trainer.teacher
         quiet(self.learner, self.teacher)
-        move_on(self.learner.segmentor)
+        if self.teacher is not None:
+            move_on(self.learner.segmentor, self.teacher.segmentor)
         self.batch = trainer.make_batch(next(trainer.batches(iteration, iteration + 1)))
         self.logits, self.pseudo = None, None
         if self.teacher is not None:
@@ -67,12 +68,12 @@ class Scene:
 
 
 @torch.no_grad()
-def move_on(student: nn.Module) -> None:
+def move_on(student: nn.Module, teacher: nn.Module) -> None:
     """As after a while of training: the student is no longer what its teacher and the pretrained encoder are."""
     generator = torch.Generator().manual_seed(0)
-    for parameter in student.parameters():
-        size = parameter.abs().mean()
-        parameter.add_(0.1 * size * torch.randn(parameter.shape, generator=generator))
+    for parameter, start in zip(student.parameters(), teacher.parameters(), strict=True):
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(start + 0.1 * start.abs().mean() * noise)
 
 
 def told(pseudo: PseudoLabels) -> Callable[[Tensor, StepContext], PseudoLabels]:
@@ -100,7 +101,9 @@ def cut(batch: Batch, part: slice) -> Batch:
 def cut_output(output: Output, part: slice) -> Output:
     """The student's output for some images, as leaves of a graph of their own."""
     return Output(
-        tuple(replace(b, features=tuple(leaf(x[part]) for x in b.features), image=b.image[part]) for b in output.branches),
+        tuple(
+            replace(b, features=tuple(leaf(x[part]) for x in b.features), image=b.image[part]) for b in output.branches
+        ),
         tuple(replace(p, logits=leaf(p.logits[part])) for p in output.predictions),
     )
 

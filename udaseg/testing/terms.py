@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class OnView(NamedTuple):
 
 def on_views(case: Case) -> list[OnView]:
     """The term on each view of the host, in the first iteration in which it has something to measure on all."""
-    trainer = case.trainer("train.batch=4", "train.iterations=8", target=True)
+    trainer = case.still
     found: list[OnView] = []
     for t in range(SEARCHED):
         scene = Scene(trainer, t)
@@ -82,7 +83,10 @@ def check_loss(loss: object, where: str) -> None:
     require(isinstance(loss, Loss), f"{where}forward returns {type(loss).__name__}, not Loss(value, present)")
     assert isinstance(loss, Loss)
     value, present = loss
-    require(isinstance(value, Tensor) and value.shape == (), f"{where}value has the shape {shape(value)}, not (): take a mean")
+    require(
+        isinstance(value, Tensor) and value.shape == (),
+        f"{where}value has the shape {shape(value)}, not (): take a mean",
+    )
     require(value.dtype == torch.float32, f"{where}value is {value.dtype}; compute the loss in float32 (.float())")
     require(value.isfinite(), f"{where}value is {value.detach()}; keep logarithms, roots and divisions away from 0")
     require(value.requires_grad, f"{where}value has no graph: nothing would learn from it")
@@ -152,7 +156,10 @@ def survives_a_batch_without_labels(case: Case) -> None:
         require(all(bool(g.isfinite().all()) for g in known), "with every label ignored, gradients are not finite")
         if loss.present is not None and not bool(loss.present):
             still = float(loss.value.detach()) == 0 and not any(bool(g.any()) for g in known)
-            require(still, "`present` is False but the value or its gradient is not 0: multiply by the weights, so that it is")
+            require(
+                still,
+                "`present` is False but the value or its gradient is not 0: multiply by the weights, so that it is",
+            )
 
 
 @contract("term")
@@ -161,7 +168,7 @@ def learns_the_same_on_two_ranks(case: Case) -> None:
     for one in on_views(case):
         terms = [copy.deepcopy(one.term) for _ in range(3)]
         together = numbers(one, terms[2])
-        parts = TwoRanks(lambda rank, reduce, one=one, terms=terms: numbers(one, terms[rank], rank, 2, reduce)).results
+        parts = TwoRanks(partial(of_rank, one, terms)).results
         value = torch.stack([part[0] for part in parts]).mean()
         require(torch.allclose(value, together[0], rtol=1e-3, atol=1e-5), f"the loss: {OTHER_ON_RANKS}")
         for i, whole in enumerate(together[1]):
@@ -189,6 +196,10 @@ def numbers(one: OnView, term: Term, rank: int = 0, world: int = 1, reduce: Redu
     found = torch.autograd.grad(value, wanted, allow_unused=True)
     filled = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True)]
     return Numbers(value.detach(), filled[: len(filled) - len(own)], filled[len(filled) - len(own) :])
+
+
+def of_rank(one: OnView, terms: list[Term], rank: int, reduce: Reduce) -> Numbers:
+    return numbers(one, terms[rank], rank, 2, reduce)
 
 
 def near(a: Tensor, b: Tensor) -> bool:
