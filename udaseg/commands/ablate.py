@@ -18,7 +18,7 @@ from udaseg.console import Bar, Counting, duration, out, table
 from udaseg.engine import checkpoint
 from udaseg.engine.measure import measure
 from udaseg.engine.result import write_evaluation
-from udaseg.engine.runs import watching
+from udaseg.engine.runs import changed_plugins, watching
 from udaseg.errors import UserError
 from udaseg.files import refuse_no_folder
 from udaseg.report.executors import Executor, Inline, Local, Slurm, interrupting_signals, slurm_executor, train_cells
@@ -105,6 +105,9 @@ def print_notes(study: Study, grid: Grid) -> None:
         out.print(f"left out: {name}: {why}", style="yellow")
     for override, rows in grid.left_alone.items():
         out.print(f"not changed by {override}, which they lack: {'; '.join(rows)}")
+    for cell in grid.runs():
+        for text in changed_plugins(cell.folder, cell.loaded.recipe):
+            out.print(f"{cell.name}: {text}; to train it anew, delete {cell.folder}", style="yellow")
     if published := sum(row.recipe is None for row in study.rows):
         out.print(f"{published} of {len(study.rows)} rows are published numbers only")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from udaseg.config.load import Loaded, load
+from udaseg.config.plugins import load_named
 from udaseg.config.schema import Recipe
 from udaseg.engine.domains import training_crop
 from udaseg.engine.result import read_result
@@ -72,6 +73,7 @@ def lay_out(
     only: str | None = None,
     benchmark: str | None = None,
     overrides: Sequence[str] = (),
+    plugins: Sequence[str] = (),
     empty: bool = False,
 ) -> Grid:
     """The cells of a study, row by row; overrides lie on top of the rows' (``report.reach``: which ones get them).
@@ -82,6 +84,7 @@ def lay_out(
     for text in overrides:
         if option := own_option(text):
             raise UserError(f"override {text!r}: a grid has {option} for that")
+    load_named(plugins)
     target, chosen_seeds = benchmark or study.benchmark, study.seeds if seeds is None else seeds
     rows = [row for row in rows_named(study.rows, only) if row.recipe is not None]
     reached = reach(overrides, study.rows, target, {row.name for row in rows})
@@ -89,7 +92,8 @@ def lay_out(
     unfit: dict[str, str] = {}
     for row in rows:
         try:
-            grid.cells.extend([cell_of(row, seed, out, target, reached.of[row.name]) for seed in chosen_seeds])
+            own = reached.of[row.name]
+            grid.cells.extend([cell_of(row, seed, out, target, own, plugins) for seed in chosen_seeds])
         except UserError as error:
             blame = unfit if overrides and runs_without(row, target) else grid.left_out
             blame[row.name] = str(error)
@@ -124,13 +128,16 @@ def rows_named(rows: Sequence[Row], only: str | None) -> list[Row]:
     return matching
 
 
-def cell_of(row: Row, seed: int, out: Path, benchmark: str, overrides: Sequence[str]) -> Cell:
+def cell_of(
+    row: Row, seed: int, out: Path, benchmark: str, overrides: Sequence[str], plugins: Sequence[str] = ()
+) -> Cell:
     """A row with a seed; UserError for what is wrong with its recipe."""
     assert row.recipe is not None
     settings = [*row.overrides, *overrides]
-    loaded = load(row.recipe, benchmark=benchmark, overrides=[*settings, f"seed={seed}"])
+    loaded = load(row.recipe, benchmark=benchmark, overrides=[*settings, f"seed={seed}"], plugins=plugins)
     folder = folder_of(loaded.recipe, out)
-    options = ("--recipe", row.recipe, "--benchmark", benchmark, "--seed", str(seed), "--out", str(folder))
+    options = ["--recipe", row.recipe, "--benchmark", benchmark, "--seed", str(seed), "--out", str(folder)]
+    options += [word for plugin in plugins for word in ("--plugin", plugin)]
     return Cell(row, seed, loaded, folder, ("train", *options, *settings))
 
 

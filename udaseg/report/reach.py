@@ -14,7 +14,7 @@ from typing import Any
 
 from udaseg.config.checks import components
 from udaseg.config.layers import COMPONENT_KEYS, flatten, parse_override
-from udaseg.config.load import validated
+from udaseg.config.load import use_plugins, validated
 from udaseg.config.registry import walk
 from udaseg.config.schema import Recipe
 from udaseg.errors import UserError
@@ -56,7 +56,9 @@ def recipe_of(row: Row, benchmark: str, overrides: Sequence[str]) -> Recipe | No
     if row.recipe is None:
         return None
     try:
-        return validated(flatten(row.recipe, benchmark=benchmark, overrides=[*row.overrides, *overrides])[0])[0]
+        tree, _ = flatten(row.recipe, benchmark=benchmark, overrides=[*row.overrides, *overrides])
+        use_plugins(tree)
+        return validated(tree)[0]
     except UserError:
         return None
 
