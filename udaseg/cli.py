@@ -195,8 +195,9 @@ def report(
     plugin: Plugins = None,
 ) -> None:
     """Published and reproduced numbers of studies side by side; without a name, an overview of all runs."""
-    use(plugin)
-    commands.report.make_report(studies or [], form=form, out=out, folder=runs, benchmark=benchmark)
+    commands.report.make_report(
+        studies or [], form=form, out=out, folder=runs, benchmark=benchmark, plugins=plugin or []
+    )
 
 
 @app.command()

@@ -143,7 +143,7 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
 
 
 def changed_plugins(folder: Path, recipe: Recipe) -> list[str]:
-    """A sentence for each of the recipe's plugins whose code is another than when the run in ``folder`` went on last."""
+    """A sentence for each of the recipe's plugins whose code is another than when the run went on last."""
     try:
         before = read_stamps(folder)[-1:]
     except UserError:  # none yet, or damaged: ``stamp`` says so
