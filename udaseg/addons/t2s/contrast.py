@@ -316,7 +316,7 @@ class Contrast(Term):
         Assumption(
             "Unreliable cells",
             "confidence below the percentile 100 alpha of all cells of the batch on this rank",
-            '"per image or batch": silent',
+            "of which cells: silent",
             ("alpha",),
             "Table 15",
         ),
@@ -331,7 +331,7 @@ class Contrast(Term):
         Assumption(
             "HRDA and MIC",
             "the context branch only; the stylised view has no detail and no decoder",
-            '"low-resolution"',
+            '"on the LR branch of HRDA"',
         ),
         Assumption("Table 17, which images of GTA5", "all", "silent", ("data.validation",)),
     )

@@ -63,7 +63,8 @@ class Stylised(ViewBuilder):
             '"CE: p. target" in Tables 3, 5, 7, 11',
             "**instead of** the source's cross-entropy; the source images keep their feature distance and are pasted "
             "as before",
-            'the column says "where the cross-entropy loss should be applied", and the other rows say "source"',
+            'section 4.3: "where the (3) cross-entropy loss should be applied", where other rows say "source"; Table '
+            '11: it "is applied on the pseudo-target domain"',
             ("views.source.terms.cross_entropy",),
             "besides it: `views.source.terms.cross_entropy={}`",
         ),
