@@ -298,6 +298,7 @@ def ablate(
     dry_run: Annotated[bool, Option("--dry-run", help="Only list the runs with hours and disk.")] = False,
     names: Annotated[bool, Option("--list", help="List all studies.")] = False,
     out: Annotated[Path | None, Option(help="Folder for the runs of all studies; default: runs/cells.")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Train all rows of a study with all seeds. The same command again goes on; nothing is trained twice."""
     if names:
@@ -308,7 +309,8 @@ def ablate(
 
     load_study(study)  # what is wrong with it is told before torch is imported
     grid = commands.ablate.choose(
-        study, seeds=seeds, only=only, benchmark=benchmark, overrides=overrides or [], folder=out
+        study, seeds=seeds, only=only, benchmark=benchmark, overrides=overrides or [], folder=out,
+        plugins=plugin or [],
     )  # fmt: skip
     if status:
         commands.ablate.status(*grid)

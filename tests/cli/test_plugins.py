@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 import toy
 
 from udaseg.config import plugins
-from udaseg.config.registry import REGISTRIES
 from udaseg.models import weights_file
 
 TERM = '''
@@ -60,33 +58,9 @@ COMPONENTS = {"encoder": {"wide": Wide}}
 SMALL = [*toy.SIZES, "train.batch=2", "runtime.workers=0", "runtime.threads=1", "model.start=null"]
 
 
-SHIPPED = {kind: registry.entries for kind, registry in REGISTRIES.items()}
-
-
 @pytest.fixture(autouse=True)
-def as_new(streets: Path) -> Iterator[None]:
+def as_new(fresh_registries: None) -> None:
     """Every test begins and ends without plugins."""
-    path = [*sys.path]
-    forget()
-    yield
-    forget()
-    sys.path[:] = path
-
-
-def forget() -> None:
-    """As a new process begins."""
-    for kind, registry in REGISTRIES.items():
-        registry.entries = SHIPPED[kind]
-    plugins.LOADED.clear()
-    plugins.BROKEN.clear()
-    for name in [name for name, module in sys.modules.items() if is_here(module)]:
-        del sys.modules[name]
-
-
-def is_here(module: object) -> bool:
-    """Does a module lie in the working folder?"""
-    file = getattr(module, "__file__", None)
-    return file is not None and Path(file).is_relative_to(Path.cwd())
 
 
 def write(name: str, text: str, place: Path = Path()) -> Path:
@@ -134,7 +108,7 @@ def test_a_run_stamps_its_plugin_and_says_when_it_changed(streets: Path, capsys:
     assert "mixed/flat" in Path("run/metrics.jsonl").read_text()
     Path("run/result.json").unlink()  # as if it had been stopped before its end
     write("flat_method.py", TERM + "\n# a change\n")
-    forget()
+    toy.forget_plugins()
     capsys.readouterr()
     assert toy.run(*command, "train.iterations=2", "evaluation.every=2") == 0
     assert "flat_method.py was changed since this run used it" in capsys.readouterr().out.replace("\n", " ")
@@ -149,7 +123,7 @@ def test_a_run_whose_plugin_is_gone_goes_on_with_its_new_place(
     Path("run/result.json").unlink()
     Path("elsewhere").mkdir()
     Path("flat_method.py").rename("elsewhere/flat_method.py")
-    forget()
+    toy.forget_plugins()
     capsys.readouterr()
     assert toy.run("train", "--resume", "--out", "run") == 2
     message = capsys.readouterr().err.replace("\n", " ")
@@ -223,7 +197,7 @@ def test_a_weights_file_imports_no_plugin_unless_its_network_needs_it(
     assert weights_file.read_metadata(Path("loss/weights.safetensors")).plugins == ()
     assert weights_file.read_metadata(Path("net/weights.safetensors")).plugins == ("wide_net.py",)
     picture = next(Path(os.environ["UDASEG_DATA"]).rglob("*.png"))
-    forget()
+    toy.forget_plugins()
     Path("flat_method.py").unlink()  # only the training needed it
     assert toy.run("predict", "loss", str(picture), "--out", "p1") == 0
     assert "flat_method" not in sys.modules
@@ -231,7 +205,7 @@ def test_a_weights_file_imports_no_plugin_unless_its_network_needs_it(
     assert toy.run("predict", "net/weights.safetensors", str(picture), "--out", "p2") == 2
     assert "needs the plugin wide_net.py; give it with --plugin" in " ".join(capsys.readouterr().err.split())
     assert toy.run("predict", "net/weights.safetensors", str(picture), "--out", "p3", "--plugin", "wide_net.py") == 0
-    forget()
+    toy.forget_plugins()
     assert toy.run("evaluate", "net") == 0  # a run folder knows where its plugins are
 
 

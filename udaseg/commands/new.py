@@ -18,7 +18,7 @@ from udaseg.problems import suggest
 KINDS = ("term", "view", "masker", "sampler", "engine", "encoder", "decoder")
 FILES = {
     "recipe.yaml": "{name}.yaml",
-    "small.yaml": "small.yaml",
+    "small.yaml": "{name}_small.yaml",
     "study.yaml": "study.yaml",
     "test.py": "test_{name}.py",
 }

@@ -65,8 +65,7 @@ def plugins(loaded: Loaded) -> list[str]:
     from udaseg.config import checks
 
     return [
-        f"{p.name} {p.version or ''} (sha256 {p.sha256[:12]})"
-        for p in checks.plugins(loaded.recipe)
+        f"{plugin.name}{f' {plugin.version}' if plugin.version else ''} (sha256 {plugin.sha256[:12]})"
         for plugin in checks.plugins(loaded.recipe)
     ]
 

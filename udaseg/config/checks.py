@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from udaseg.component import Needs, Plan
 from udaseg.config.plugins import Plugin, plugins_of
 from udaseg.config.registry import REGISTRIES, Settings, needs_of, problems_of, walk
-from udaseg.config.schema import DomainSection, ModelSection, Recipe
+from udaseg.config.schema import SHARED, DomainSection, ModelSection, Recipe
 from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import DATASETS, DataSetSpec, dataset_spec
 from udaseg.errors import UserError
@@ -88,11 +88,15 @@ def domains(recipe: Recipe) -> dict[str, DomainSection]:
 
 
 def components(recipe: Recipe) -> Iterator[tuple[KeyPath, str, Settings]]:
-    """(key, kind, {kind, settings...}) of every view and term, the sampler and the pseudo-label rule."""
+    """(key, kind, {kind, settings...}) of every view and term, the sampler and the pseudo-label rule.
+
+    A term on several views comes once, with the view that has its settings.
+    """
     for name, stage in recipe.views.items():
         yield ("views", name), "view", {"kind": name, **stage.options}
         for term, settings in stage.terms.items():
-            yield ("views", name, "terms", term), "term", {"kind": term, **settings}
+            if SHARED not in settings:
+                yield ("views", name, "terms", term), "term", {"kind": term, **settings}
     yield ("data", "sampler"), "sampler", recipe.data.sampler
     yield ("pseudo_labels",), "pseudo_labels", recipe.pseudo_labels
 

@@ -179,8 +179,15 @@ class RuntimeSection(Strict):
     tensorboard: bool = False
 
 
+SHARED = "shared_with"
+"""The key of a term that stands on several views: the view that has its settings."""
+
+
 class StageSection(Strict):
-    """A view: its own settings, and those and the weight of each of its terms."""
+    """A view: its own settings, and those and the weight of each of its terms.
+
+    A term that an earlier view has, too, may be that very term, with its parameters and buffers: {shared_with: view}.
+    """
 
     options: dict[str, Any] = Field({})
     terms: dict[str, dict[str, Any]] = Field({})
@@ -196,13 +203,17 @@ def as_stages(views: object, info: ValidationInfo) -> Tree:
     if not isinstance(views, dict) or not views:
         raise refuse(f"a recipe needs at least one view; {suggest('', REGISTRIES['view'].entries)}")
     problems: list[Problem] = []
-    stages = {name: as_stage(name, view, REGISTRIES, problems) for name, view in views.items()}
+    stages: Tree = {}
+    for name, view in views.items():
+        stages[name] = as_stage(name, view, REGISTRIES, problems, stages)
     if problems:
         raise combined(problems)
     return stages
 
 
-def as_stage(name: str, view: object, registries: Mapping[str, Registry], problems: list[Problem]) -> Tree:
+def as_stage(
+    name: str, view: object, registries: Mapping[str, Registry], problems: list[Problem], earlier: Tree
+) -> Tree:
     if not isinstance(view, dict):
         problems.append(Problem((name,), f"{view!r} is not allowed: {MAP}"))
         return {}
@@ -224,8 +235,19 @@ def as_stage(name: str, view: object, registries: Mapping[str, Registry], proble
             problems.append(Problem((*path, "weight"), f"{weight!r} is not allowed: a number from 0 on is expected"))
         with collecting(problems, path):
             own = {key: value for key, value in term.items() if key != "weight"}
-            stage["terms"][key] = registries["term"].validate(key, own)
+            stage["terms"][key] = shared(key, own, earlier) if SHARED in own else registries["term"].validate(key, own)
     return stage
+
+
+def shared(term: str, settings: Tree, earlier: Tree) -> Tree:
+    """{shared_with: view}, checked: an earlier view with a term of that name and its settings; there are no others."""
+    view = settings[SHARED]
+    owners = [name for name, stage in earlier.items() if SHARED not in stage.get("terms", {}).get(term, {SHARED: None})]
+    if view not in owners:
+        raise refuse(f"{SHARED}={view!r} is not allowed: {suggest(str(view), owners)} (an earlier view with {term})")
+    if others := [key for key in settings if key != SHARED]:
+        raise refuse(f"{', '.join(others)}: a term with {SHARED} has the settings of views.{view}.terms.{term}")
+    return {SHARED: view}
 
 
 class Recipe(Strict):

@@ -115,9 +115,9 @@ class Learner(nn.Module):
             yield name, stage
 
     def terms(self) -> Iterator[Term]:
-        for _, stage in self.named_stages():
-            for _, term in stage.named_terms():
-                yield term
+        """Every term once, also one that stands on several views."""
+        everywhere = (term for _, stage in self.named_stages() for _, term in stage.named_terms())
+        yield from dict.fromkeys(everywhere)
 
     def ema_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """(average, student) of terms with a network that follows as the teacher does."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from udaseg.config import checks
 from udaseg.config.load import Loaded, refuse
 from udaseg.config.registry import REGISTRIES
-from udaseg.config.schema import Recipe
-from udaseg.core.base import PseudoLabelRule
+from udaseg.config.schema import SHARED, Recipe
+from udaseg.core.base import PseudoLabelRule, Term
 from udaseg.core.context import BuildContext
 from udaseg.core.step import Learner, Stage
 from udaseg.core.teacher import Teacher
@@ -163,19 +163,20 @@ def build_context(recipe: Recipe, normalise: Normalise, student: Segmentor) -> B
 
 
 def stages(recipe: Recipe, context: BuildContext) -> dict[str, Stage]:
-    """The recipe's views with their terms, in its order."""
+    """The recipe's views with their terms, in its order. A term shared with an earlier view is that view's object."""
 
     def create(kind: str, name: str, settings: dict[str, Any]) -> Any:
         return REGISTRIES[kind].create({"kind": name, **settings}, context)
 
-    return {
-        name: Stage(
-            create("view", name, section.options),
-            {key: create("term", key, settings) for key, settings in section.terms.items()},
-            section.weights,
-        )
-        for name, section in recipe.views.items()
-    }
+    built: dict[str, Stage] = {}
+    terms: dict[str, dict[str, Term]] = {}
+    for name, section in recipe.views.items():
+        view, terms[name] = create("view", name, section.options), {}
+        for key, settings in section.terms.items():
+            owner = settings.get(SHARED)
+            terms[name][key] = terms[owner][key] if owner else create("term", key, settings)
+        built[name] = Stage(view, terms[name], section.weights)
+    return built
 
 
 def pseudo_label_rule(recipe: Recipe, context: BuildContext) -> PseudoLabelRule:

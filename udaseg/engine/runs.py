@@ -11,7 +11,8 @@ from typing import Any
 from udaseg.config import checks
 from udaseg.config.layers import difference
 from udaseg.config.load import Loaded, checked, load
-from udaseg.config.plugins import Plugin, changes, load_named
+from udaseg.config.plugins import changes, load_named
+from udaseg.config.schema import Recipe
 from udaseg.console import Silent, Watching
 from udaseg.engine import checkpoint, distributed
 from udaseg.engine import result as result_file
@@ -128,7 +129,7 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
             return Outcome(folder, True)
         if run.writes and not run.recipe.is_file():
             write_text(run.recipe, as_yaml(loaded.tree))
-        changed = changed_plugins(folder, checks.plugins(loaded.recipe))
+        changed = changed_plugins(folder, loaded.recipe)
         note = run.stamp(fingerprint=loaded.recipe.fingerprint(), **built.stamp)
         progress = watch(loaded) if run.writes else Silent()
         for text in [*([note] if note else []), *changed, *built.warnings]:
@@ -141,13 +142,13 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
     return Outcome(folder, False)
 
 
-def changed_plugins(folder: Path, now: Sequence[Plugin]) -> list[str]:
-    """A sentence for each plugin whose code is another than when the run in ``folder`` went on last."""
+def changed_plugins(folder: Path, recipe: Recipe) -> list[str]:
+    """A sentence for each of the recipe's plugins whose code is another than when the run in ``folder`` went on last."""
     try:
         before = read_stamps(folder)[-1:]
     except UserError:  # none yet, or damaged: ``stamp`` says so
         return []
-    return changes(before[0].get("plugins", []) if before else [], now)
+    return changes(before[0].get("plugins", []) if before else [], checks.plugins(recipe))
 
 
 def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
