@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,7 @@ class OnView(NamedTuple):
         return term(view, output, context)
 
 
+@lru_cache(maxsize=1)
 def on_views(case: Case) -> list[OnView]:
     """The term on each view of the host, in the first iteration in which it has something to measure on all."""
     trainer = case.still
