@@ -23,7 +23,7 @@ HELP = "Unsupervised domain-adaptive semantic segmentation. Start with: udaseg d
 app = Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 recipe_app = Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
-analyze_app = Typer(help="Features of runs, class by class: a CSV file and a picture.", no_args_is_help=True)
+analyze_app = Typer(help="Features and trainings of runs by class: a CSV file and a picture.", no_args_is_help=True)
 app.add_typer(analyze_app, name="analyze")
 
 RECIPE = "A recipe's name (udaseg recipe ls) or a path to a YAML file."
@@ -206,8 +206,12 @@ def plot(
     out: Annotated[Path | None, Option(help=f".png or .pdf; {FREE_NAME}")] = None,
     protocol: Annotated[str | None, Option(help="classes: which ones; default: the run's protocol.")] = None,
     images: Annotated[
-        int, Option(min=1, help="panels: how many; the most improved and most degraded from first to last run.")
-    ] = 6,
+        str,
+        Option(
+            metavar="N|NAME,...",
+            help="panels: how many, the most improved and most degraded from first to last run; or names of images.",
+        ),
+    ] = "6",
 ) -> None:
     """Figures of runs for papers and talks."""
     commands.plot.plot_runs(kind, runs, out=out, protocol=protocol, images=images)
@@ -294,6 +298,7 @@ def ablate(
     dry_run: Annotated[bool, Option("--dry-run", help="Only list the runs with hours and disk.")] = False,
     names: Annotated[bool, Option("--list", help="List all studies.")] = False,
     out: Annotated[Path | None, Option(help="Folder for the runs of all studies; default: runs/cells.")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Train all rows of a study with all seeds. The same command again goes on; nothing is trained twice."""
     if names:
@@ -304,7 +309,8 @@ def ablate(
 
     load_study(study)  # what is wrong with it is told before torch is imported
     grid = commands.ablate.choose(
-        study, seeds=seeds, only=only, benchmark=benchmark, overrides=overrides or [], folder=out
+        study, seeds=seeds, only=only, benchmark=benchmark, overrides=overrides or [], folder=out,
+        plugins=plugin or [],
     )  # fmt: skip
     if status:
         commands.ablate.status(*grid)
@@ -341,6 +347,15 @@ def models(
     """Encoders and decoders: parameters, strides, image sizes, weights and their licences."""
     use(plugin)
     commands.models.list_models(pattern, json)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, Argument(help="term, view, masker, sampler, engine, encoder or decoder.")],
+    name: Annotated[str, Argument(help="Of the component, its file and its folder: my_loss.")],
+) -> None:
+    """A component of your own in a new folder: working code, recipe, study and test. No fork is needed."""
+    commands.new.make(kind, name)
 
 
 @app.command()
@@ -381,6 +396,13 @@ def recipe_validate(
     from udaseg.config.load import load
 
     commands.recipes.validate(load(name, benchmark=benchmark, overrides=overrides or [], plugins=plugin or []))
+
+
+@recipe_app.command("assumptions")
+def recipe_assumptions(plugin: Plugins = None) -> None:
+    """What the papers leave open: our reading, the keys that change it, what it rests on (Markdown)."""
+    use(plugin)
+    commands.recipes.assumptions()
 
 
 @analyze_app.command("similarity")
@@ -426,6 +448,21 @@ def analyze_tsne(
     """Features of source and target in the plane by t-SNE (needs the extra `analysis`)."""
     use(plugin)
     commands.analyze.tsne(run, out, pixels, seed, benchmark=benchmark, teacher=teacher, limit=limit)
+
+
+@analyze_app.command("training")
+def analyze_training(
+    measure: Annotated[str, Argument(help="What to follow; a wrong name lists what there is.")],
+    run: Annotated[list[Path], Argument(metavar="RUN...", help="Run folders.")],
+    out: CsvOut = None,
+    domain: Domain = "validation",
+    benchmark: Benchmark = None,
+    limit: Limit = None,
+    plugin: Plugins = None,
+) -> None:
+    """A number for each class over a training, from its log or the checkpoints it kept (runtime.keep_checkpoints)."""
+    use(plugin)
+    commands.analyze.training(measure, run, out, domain=domain, benchmark=benchmark, limit=limit)
 
 
 def use(plugins: Sequence[str] | None) -> None:

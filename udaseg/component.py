@@ -9,7 +9,7 @@ What a component needs is known before it is built, so that a recipe can be refu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -27,12 +27,31 @@ class Default(NamedTuple):
     kind: str
 
 
-class SourceCrop(NamedTuple):
-    """What the loader takes of one source image: its path below the root, the size (w, h) it counts as, and the box."""
+class Assumption(NamedTuple):
+    """A question that a paper leaves open, and how a component answers it (docs/assumptions.md is made of these).
+
+    ``keys``: settings of the component, or whole keys of a recipe, that change the ``reading``. Defaults and the other
+    values of a choice are read from the code; ``alternatives`` says what else there is. ``rests_on``: where the reading
+    comes from, "silent" if from us alone.
+    """
+
+    question: str
+    reading: str
+    rests_on: str
+    keys: tuple[str, ...] = ()
+    alternatives: str = ""
+
+
+class ImageCrop(NamedTuple):
+    """What the loader takes of one image: its path below the root, the size (w, h) it counts as, and the crop's box.
+
+    ``pixels``: any box (data.transforms.Crop) of the image at that size -> (h, w, 3) uint8 RGB. It is decoded already.
+    """
 
     image: Path
     size: tuple[int, int]
-    box: Any  # data.transforms.Crop
+    box: Any
+    pixels: Callable[[Any], npt.NDArray[np.uint8]]
 
 
 class SampleExtra(Protocol):
@@ -42,8 +61,11 @@ class SampleExtra(Protocol):
         """(setting, message) of what is not there for these images of the data set; None if all is there."""
         ...
 
-    def __call__(self, crop: SourceCrop) -> npt.NDArray[np.uint8]:
-        """The crop's pixels (h, w, 3) uint8 RGB, not flipped, not padded: the loader does as with the source."""
+    def __call__(self, source: ImageCrop, target: ImageCrop | None, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """The source crop's pixels (h, w, 3) uint8 RGB, not flipped, not padded: the loader does as with the source.
+
+        ``target``: the sample's, None without a target domain. ``rng``: the extra's own, a function of the sample.
+        """
         ...
 
 
@@ -93,6 +115,7 @@ class Component:
     """Base of everything that a recipe can name."""
 
     needs: ClassVar[Needs] = Needs()
+    assumptions: ClassVar[tuple[Assumption, ...]] = ()
 
     @classmethod
     def needs_with(cls, settings: Settings) -> Needs:

@@ -2,12 +2,13 @@
 """All that a method may import: base classes, the nouns of a step, and the pieces that methods are made of.
 
 A method is a module with a table ``COMPONENTS``: kind of component -> name in recipes -> class. The kinds are encoder,
-decoder, wrapper, sampler, view, masker, engine, pseudo_labels, term and measure. `udaseg.addons` holds three of them.
+decoder, wrapper, sampler, view, masker, engine, pseudo_labels, term, measure and training_measure. `udaseg.addons`
+holds three of them.
 """
 
 from __future__ import annotations
 
-from udaseg.component import Component, Default, Needs, Plan, SampleExtra, Settings, SourceCrop
+from udaseg.component import Assumption, Component, Default, ImageCrop, Needs, Plan, SampleExtra, Settings
 from udaseg.core.augment import ColourAugment, colour_jitter, draw_jitter, gaussian_blur, kernel_size
 from udaseg.core.base import TARGET, Masker, PseudoLabelRule, Term, TranslationEngine, ViewBuilder
 from udaseg.core.context import (
@@ -41,9 +42,10 @@ from udaseg.data.sampling import (
     drawable_classes,
 )
 from udaseg.data.spec import walk as list_images
-from udaseg.data.transforms import resize_image
+from udaseg.data.transforms import Crop, cut, random_box, resize_image
 from udaseg.errors import UserError
 from udaseg.evaluation.features import Cells, Centres, FeatureMeasure
+from udaseg.evaluation.training import Track, Training, TrainingMeasure
 from udaseg.files import user_path
 from udaseg.models.blocks import ConvBNReLU, resize
 from udaseg.models.segmentor import (

@@ -15,8 +15,9 @@ from udaseg.config.schema import Recipe
 from udaseg.data.classes import CITYSCAPES, PROTOCOLS
 from udaseg.errors import UserError
 from udaseg.report import pages
+from udaseg.report.grid import lay_out
 from udaseg.report.study import Row, Study, find, load_study, studies
-from udaseg.report.summary import summarise
+from udaseg.report.summary import study_table, summarise
 from udaseg.report.tables import comma_separated, latex, markdown
 
 ALL = {name: load_study(name) for name in studies()}
@@ -50,6 +51,7 @@ TOTALS: dict[str, tuple[int, int, int, float, float]] = {
     "t2s_04_synthia_dlv2": (19, 18, 326, 16221.7, 2862508.3),
     "t2s_05_synthia_mit": (9, 18, 65, 4025.1, 137540.1),
     "t2s_06_dg": (9, 1, 9, 395.5, 2055.2),
+    "t2s_06_dg_synthia": (2, 1, 0, 0, 0),
     "t2s_07_terms": (8, 1, 16, 557.0, 4480.5),
     "t2s_08_sampling": (4, 1, 8, 278.3, 1119.6),
     "t2s_09_reweighting": (3, 2, 12, 398.3, 2200.1),
@@ -279,6 +281,33 @@ def test_every_planned_recipe_is_compared_with_something() -> None:
 def test_our_own_say_how_they_are_run(name: str) -> None:
     assert all(r.published is None for r in ALL[name].rows)
     assert f"#   udaseg ablate {name.replace('_', '-')} " in studies()[name].read_text(encoding="utf-8")
+
+
+# --- overrides -----------------------------------------------------------------------------------------------------
+
+
+def test_a_setting_of_the_contrast_reaches_all_rows_of_table_7_or_none() -> None:
+    """Table 7 puts the term on three views."""
+    study, text = SHIPPED["t2s_07_terms"], "contrast.reduction=sum"
+    cells = lay_out(study, seeds=[0], overrides=[f"terms.{text}"]).cells
+    found = [term.get("reduction") for cell in cells for stage in cell.loaded.recipe.views.values()
+             for name, term in stage.terms.items() if name == "contrast"]  # fmt: skip
+    assert len(found) == 6 and set(found) == {"sum"} and len(cells) == 8
+    with pytest.raises(UserError, match="changes 2 rows of the study and misses 4") as error:
+        summarise("t2s_07_terms", [], overrides=[f"views.stylised.terms.{text}"])
+    assert f"give terms.{text} " in str(error.value)
+    assert "target → source; CE source, q target, k+ source: views.target.terms.contrast.reduction" in str(error.value)
+
+
+def test_looks_given_to_table_6_leave_the_baseline_in_it() -> None:
+    text = "views.stylised.engine.use=[A]"
+    laid = lay_out(SHIPPED["t2s_06_dg"], seeds=[0], overrides=[text])
+    baseline = laid.cells[0].loaded.recipe
+    assert not laid.left_out and "stylised" not in baseline.views
+    assert {tuple(c.loaded.recipe.views["stylised"].options["engine"]["use"]) for c in laid.cells[1:]} == {("A",)}
+    assert laid.left_alone[text][0] == laid.cells[0].row.name
+    summary = summarise("t2s_06_dg", [], overrides=[text])
+    assert any(note.startswith(f"Not changed by {text}") for note in study_table(summary).notes)
 
 
 # --- files of one's own ------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from udaseg.core.weighting import ConfidenceShare
 from udaseg.engine.assembly import assemble
 from udaseg.engine.profile import Passes
 from udaseg.engine.trainer import Trainer
+from udaseg.errors import UserError
 from udaseg.models.segmentor import Encoded, FeatureMaps, Output
 
 T, F = True, False
@@ -127,6 +128,10 @@ def test_reweighted_share_is_the_share_times_the_class_weight() -> None:
     weights = 2 * dynamic_weights(plain, 2, 0.5)
     assert found.weight[0, 0].tolist() == pytest.approx([0.5 * weights[0].item(), 0.5 * weights[1].item()])
     assert weights.mean().item() == pytest.approx(1.0) and weights[1] > weights[0]
+    two = torch.cat([logits, 9 * logits])  # all of the second image is sure
+    label, image = torch.zeros(2, 1, 2, dtype=torch.int64), torch.zeros(2, 3, 1, 2)
+    apart = ReweightedShare(context, share="image", beta=0)(two, step_of(Batch(image, label, image)))
+    assert apart.weight[:, 0, 0].tolist() == pytest.approx([0.5, 1.0])
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------
@@ -213,10 +218,29 @@ def test_eq_5_by_hand() -> None:
     view, output = View(torch.zeros(1, 2, 1, 2), label), output_of(features((1, 0), (1, 0)))
     first = -math.log(math.e**5 / (math.e**5 + 3))
     second = -math.log(1 / (1 + 3 * math.e**5))
-    for reduction, factor in (("mean", 1), ("sum", 2)):
+    for reduction, factor in (("mean", 1), ("base", 1), ("sum", 2)):
         loss = a_term(reduction=reduction)(view, output, a_step(label, features((1, 0), (0, 1))))
         assert loss.value.item() == pytest.approx(factor * 0.5 * (0.5 * first + 0.5 * second), rel=1e-5)
     assert loss.present is not None and loss.present.item()
+
+
+@pytest.mark.parametrize(("sampling", "queries"), [("cbqs", (3, 1)), ("ceqs", (2, 2))])
+def test_reductions_of_unequal_classes(sampling: str, queries: tuple[int, int]) -> None:
+    """n = 2, K = 2, p = (3/4, 1/4): ceil(3) and ceil(1) queries, or n of each; squared distances 0.8 and 2."""
+    label = torch.tensor([[[0, 0, 0, 1]]])
+    output = output_of(features((3, 4), (3, 4), (3, 4), (1, 0)))
+    step = a_step(label, features((1, 0), (1, 0), (1, 0), (0, 1)))
+    expected = {
+        "sum": queries[0] * 0.8 + queries[1] * 2,
+        "base": (queries[0] * 0.8 + queries[1] * 2) / 2,
+        "mean": 0.8 + 2,
+    }
+    for reduction, value in expected.items():
+        term = a_term(objective="mse", query_sampling=sampling, reduction=reduction)
+        loss = term(View(torch.zeros(1, 2, 1, 4), label), output, step)
+        assert loss.value.item() == pytest.approx(0.5 * 0.5 * value, rel=1e-5), reduction
+    default = a_term(objective="mse", query_sampling=sampling)(View(torch.zeros(1, 2, 1, 4), label), output, step)
+    assert default.value.item() == pytest.approx(0.5 * 0.5 * expected["base"], rel=1e-5)
 
 
 def test_mse_by_hand() -> None:
@@ -242,6 +266,8 @@ def test_weights_of_classes_are_those_of_the_target() -> None:
 def test_negatives_of_both_domains_by_hand() -> None:
     """Class 0 only; the source has one other cell (0, 1), the target one doubtful other cell (-1, 0), m = 4.
 
+    p = 1 makes K n queries, so the sum divided by n is K = 2 times the mean.
+
     DENPS: two of each: -log(e^5 / (e^5 + 2 e^0 + 2 e^-5)). Doubtful: confidence 0.1 < median of (0.1, 0.9).
     """
     label, queried = torch.tensor([[[0, 1]]]), torch.tensor([[[0, IGNORE]]])
@@ -250,12 +276,12 @@ def test_negatives_of_both_domains_by_hand() -> None:
     view, output = View(torch.zeros(1, 2, 1, 2), queried), output_of(features((1, 0), (1, 0)))
     loss = a_term(negative_sampling="denps", m=4)(view, output, step)
     expected = -math.log(math.e**5 / (math.e**5 + 2 + 2 * math.e**-5))
-    assert loss.value.item() == pytest.approx(0.5 * 0.5 * expected, rel=1e-4)
+    assert loss.value.item() == pytest.approx(2 * 0.5 * 0.5 * expected, rel=1e-4)
     only_source = a_term(m=4)(view, output, step)
-    assert only_source.value.item() == pytest.approx(0.25 * -math.log(math.e**5 / (math.e**5 + 4)), rel=1e-4)
+    assert only_source.value.item() == pytest.approx(2 * 0.25 * -math.log(math.e**5 / (math.e**5 + 4)), rel=1e-4)
     together = a_term(negative_sampling="sps", m=2)(view, output, step)  # both cells of the union, each once
     expected = -math.log(math.e**5 / (math.e**5 + 1 + math.e**-5))
-    assert together.value.item() == pytest.approx(0.25 * expected, rel=1e-4)
+    assert together.value.item() == pytest.approx(2 * 0.25 * expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("key", ["source", "stylised", "target"])
@@ -422,6 +448,65 @@ def test_the_context_is_all_that_is_seen(streets: Path, name: str) -> None:
     assert stage.context_only  # type: ignore[union-attr]
     output = trainer.learner.segmentor(stage.build_view(step).image, context_only=True)  # type: ignore[union-attr]
     assert output.branches[0].image.shape[-1] == 64 and output.predictions == () and len(output.branches) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "which", "channels", "side"),
+    [
+        *(("daformer_t2s", which, *size) for which, size in {"last": (256, 2), "0": (32, 16), "-2": (160, 4)}.items()),
+        *(("daformer_t2s", "fused", 32, 16), ("hrda_t2s", "fused", 32, 16)),
+    ],
+)
+def test_the_map_that_is_read(streets: Path, name: str, which: str, channels: int, side: int) -> None:
+    """Of mit_b0 at 64 pixels, by student and teacher: queries, keys, the target's negatives; passes stay the same."""
+    trainer = trainer_of(name, f"views.stylised.terms.contrast.map={which}")
+    term: Any = trainer.learner.stages["stylised"].terms["contrast"]  # type: ignore[union-attr]
+    assert term.projector[0].conv.in_channels == channels
+    raw = next(trainer.batches(0, 1))
+    step = step_of(
+        trainer.make_batch(raw), segmentor=trainer.learner.segmentor, teacher=trainer.teacher,
+        pseudo_label_rule=trainer.pseudo_label_rule,
+    )  # fmt: skip
+    view = trainer.learner.stages["stylised"].build_view(step)  # type: ignore[union-attr]
+    output = trainer.learner.segmentor(view.image, context_only=True)
+    assert term.student_map(output, step).shape == (2, channels, side, side)
+    assert all(len(cells.label) == 2 * side**2 for cells in (term.keys(step), term.target_cells(step)))
+    assert term(view, output, step).value > 0
+    passes = Passes(trainer)
+    losses, _ = trainer.step(raw, 0)
+    assert losses["stylised/contrast"].value.isfinite()
+    assert len(passes.close()["teacher"]) == len(trainer_passes(name))
+
+
+def trainer_passes(name: str) -> list[int]:
+    """Of the teacher, by the recipe as it is."""
+    trainer = trainer_of(name)
+    passes = Passes(trainer)
+    trainer.step(next(trainer.batches(0, 1)), 0)
+    return passes.close()["teacher"]
+
+
+def test_the_teachers_fused_map_is_its_decoders_and_made_once(streets: Path) -> None:
+    trainer = trainer_of("daformer_t2s")
+    assert trainer.teacher is not None
+    step = step_of(trainer.make_batch(next(trainer.batches(0, 1))), teacher=trainer.teacher)
+    image = step.batch.source_image
+    segmentor = trainer.teacher.segmentor
+    with torch.no_grad():
+        expected = segmentor.decoder.fused(segmentor.encoder(image))
+        torch.nn.init.normal_(trainer.learner.segmentor.decoder.embed.linears[0].weight)  # the student's is another
+    found = step.teacher_fused(image)
+    torch.testing.assert_close(found, expected)
+    assert step.teacher_fused(image) is found and not found.requires_grad
+
+
+def test_maps_that_are_not_there_are_refused(streets: Path) -> None:
+    with pytest.raises(UserError, match=r"contrast.map: the decoder fuses no maps; allowed: last, an index, or .*fpn"):
+        toy.load("dacs_t2s_dlv2", "views.stylised.terms.contrast.map=fused", base=toy.SMALL)
+    with pytest.raises(UserError, match=r"map 4: the encoder has maps 0 \(finest\) to 3"):
+        trainer_of("daformer_t2s", "views.stylised.terms.contrast.map=4")
+    with pytest.raises(UserError, match=r"contrast.map: 'first' is not allowed: last, fused or an index"):
+        toy.load("daformer_t2s", "views.stylised.terms.contrast.map=first")
 
 
 def test_a_view_with_a_cross_entropy_is_decoded(streets: Path) -> None:

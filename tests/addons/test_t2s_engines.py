@@ -15,11 +15,14 @@ from steps import step as step_of
 from torch import Tensor
 
 from udaseg.addons.t2s import style_networks, styles
-from udaseg.addons.t2s.engines import FDA, ColorJitter, GaussianBlur, Untranslated, swap_amplitude
+from udaseg.addons.t2s.engines import ColorJitter, GaussianBlur, Untranslated
+from udaseg.addons.t2s.fourier import FDA, TranslatedRegion, around, swap_amplitude, with_amplitude
 from udaseg.config.load import Loaded, load
 from udaseg.core.context import Batch, StepContext
+from udaseg.data import dataset
+from udaseg.data.dataset import TrainingPairs
 from udaseg.data.images import read_image
-from udaseg.data.transforms import resize_image
+from udaseg.data.transforms import Crop, resize_image
 from udaseg.engine.assembly import assemble
 from udaseg.engine.domains import index_of, training_pairs
 from udaseg.errors import UserError
@@ -66,12 +69,121 @@ def test_fda_is_the_float64_reference(size: tuple[int, int], beta: float) -> Non
 
 def test_fda_swaps_with_its_own_partner_and_stays_in_range() -> None:
     context = step()
-    image = NORMALISE.undo(FDA(CONTEXT, beta=0.1)(context))
+    image = NORMALISE.undo(FDA(CONTEXT, beta=0.1, scope="crop")(context))
     source, target = NORMALISE.undo(context.batch.source_image), NORMALISE.undo(context.batch.target)
     assert image.min() >= -1e-6 and image.max() <= 1 + 1e-6
     torch.testing.assert_close(image, swap_amplitude(source, target, 0.1).clamp(0, 1), atol=1e-5, rtol=0)
-    means = FDA(CONTEXT, beta=0.0)(context).mean((2, 3))  # frequency 0 is the mean colour
+    means = FDA(CONTEXT, beta=0.0, scope="crop")(context).mean((2, 3))  # frequency 0 is the mean colour
     torch.testing.assert_close(means, context.batch.target.mean((2, 3)), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (31, 40), (40, 33), (64, 64)])
+@pytest.mark.parametrize("beta", [0.0, 0.01, 0.1, 0.3, 0.6, 1.0])
+def test_the_loaders_fda_is_the_float64_reference_in_8_bits(size: tuple[int, int], beta: float) -> None:
+    source, style = np.random.default_rng(1).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    ours = with_amplitude(source, style, beta)
+    tensors = (torch.from_numpy(image.transpose(2, 0, 1).copy() / 255)[None] for image in (source, style))
+    by_torch = swap_amplitude(*tensors, beta).clamp(0, 1)[0].numpy() * 255  # type: ignore[misc]
+    assert ours.dtype == np.uint8
+    for channel in range(3):
+        np.testing.assert_allclose(ours[..., channel], by_torch[channel], atol=0.501)
+        if beta < 0.5:  # a window within the spectrum
+            expected = reference(source[..., channel].astype(float), style[..., channel].astype(float), beta)
+            np.testing.assert_allclose(ours[..., channel], expected.clip(0, 255), atol=0.501)
+
+
+# --- before the images are cropped -------------------------------------------------------------------------------
+
+EXTRA = "extra/" + TranslatedRegion(0.01, (1, 2)).name
+
+
+def loaded(*overrides: str) -> TrainingPairs:
+    return training_pairs(toy.load("daformer_t2s", "train.iterations=8", *overrides, base=toy.MIT).recipe)
+
+
+def placed(crop: Tensor, images: list[np.ndarray]) -> tuple[int, int, int, bool]:
+    """(image, row, column, flipped) of a crop (3, h, w) of one of the images."""
+    pixels = crop.permute(1, 2, 0).numpy()
+    for i, image in enumerate(images):
+        for flipped, wanted in ((False, pixels), (True, pixels[:, ::-1])):
+            windows = np.lib.stride_tricks.sliding_window_view(image, wanted.shape)[:, :, 0]
+            for y, x in np.argwhere((windows[:, :, 0, 0] == wanted[0, 0]).all(-1)):
+                if np.array_equal(windows[y, x], wanted):
+                    return i, int(y), int(x), flipped
+    raise AssertionError("the crop is of none of the images")
+
+
+def test_fda_is_done_on_whole_images_and_then_cropped_and_flipped(streets: Path) -> None:
+    """64 x 64 crops of 64 x 128 images: the region is the image. Against numpy's whole spectrum."""
+    pairs = loaded("data.cat_max_ratio=1")
+    assert pairs.target is not None
+    sources, targets = ([domain.load(i)[0] for i in range(len(domain))] for domain in (pairs.source, pairs.target))
+    flips = set()
+    for k in range(8):
+        sample = pairs[k]
+        i, y, x, flipped = placed(sample["source_image"], sources)
+        style = targets[placed(sample["target_image"], targets)[0]]
+        for channel in range(3):
+            whole = reference(sources[i][..., channel].astype(float), style[..., channel].astype(float), 0.01)
+            expected = whole.clip(0, 255)[y : y + 64, x : x + 64]
+            found = sample[EXTRA][channel].numpy()
+            np.testing.assert_allclose(found[:, ::-1] if flipped else found, expected, atol=0.501)
+        flips.add(flipped)
+    assert flips == {True, False}
+
+
+def test_the_region_lies_around_the_crop_anywhere() -> None:
+    """A box of 20 x 30 at (10, 50) in 40 x 100: regions of 30 x 60 begin in rows 0..10 and columns 20..40."""
+    rng, box = np.random.default_rng(0), Crop(10, 30, 50, 80)
+    found = [around(box, (1.5, 2), (100, 40), rng) for _ in range(4000)]
+    assert all((r.y2 - r.y1, r.x2 - r.x1) == (30, 60) for r in found)
+    rows, columns = (np.bincount(values) for values in np.array([(r.y1, r.x1) for r in found]).T)
+    assert len(rows) == 11 and rows.min() > 280 and len(columns) == 41 and columns[20:].min() > 130
+    assert columns[:20].sum() == 0
+    assert around(box, (9, 9), (100, 40), rng) == Crop(0, 40, 0, 100)  # clipped to the image
+    assert around(box, (1, 1), (100, 40), rng) == box
+
+
+def test_a_region_within_larger_images(streets: Path) -> None:
+    """The same numbers of the same sample, and a target that is smaller than the region is resized."""
+    pairs = loaded("data.source.size=[256,128]", "data.target.size=[96,48]", "data.cat_max_ratio=1")
+    assert pairs.target is not None
+    sources = [pairs.source.load(i)[0] for i in range(len(pairs.source))]
+    targets = [resize_image(pairs.target.load(i)[0], (128, 64)) for i in range(len(pairs.target))]
+    for k in range(4):
+        i, y, x, flipped = placed(pairs[k]["source_image"], sources)
+        rng = np.random.default_rng([pairs.seed, k, 2])
+        region = around(Crop(y, y + 64, x, x + 64), (1, 2), (256, 128), rng)
+        found = pairs[k][EXTRA].permute(1, 2, 0).numpy()
+        source = sources[i][region.y1 : region.y2, region.x1 : region.x2]
+        made = [with_amplitude(source, style, 0.01) for style in targets]
+        top, left = y - region.y1, x - region.x1
+        crops = [image[top : top + 64, left : left + 64] for image in made]
+        assert any(np.array_equal(found[:, ::-1] if flipped else found, crop) for crop in crops)
+
+
+def test_fda_changes_no_crop_and_decodes_nothing_twice(streets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+    original = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", lambda path: reads.append(path) or original(path))
+    ours, plain = loaded()[5], training_pairs(toy.load("daformer", "train.iterations=8", base=toy.MIT).recipe)[5]
+    assert len(reads) == 4 and set(ours) - set(plain) == {EXTRA}
+    assert all(torch.equal(ours[key], value) for key, value in plain.items())
+    assert torch.equal(loaded()[5][EXTRA], ours[EXTRA])
+    changed = (ours[EXTRA].float() - ours["source_image"].float()).abs().mean()
+    assert 1 < changed < 128
+
+
+def test_the_loaders_image_is_the_view_and_the_crop_scope_needs_none(streets: Path) -> None:
+    trainer = assemble(toy.load("daformer_t2s", base=toy.MIT)).trainer
+    raw = next(trainer.batches(0, 1))
+    view = trainer.learner.stages["stylised"].build_view(step_of(trainer.make_batch(raw)))  # type: ignore[union-attr, operator]
+    assert torch.equal(view.image, trainer.normalise(raw[EXTRA]))
+    assert EXTRA not in loaded("views.stylised.engine.scope=crop")[0]
+    two = loaded("views.stylised.engine.region=[1.5,3]", "views.source.terms.contrast={key: stylised}")[0]
+    assert {EXTRA, EXTRA.replace("1x2", "1.5x3")} <= set(two)
+    with pytest.raises(UserError, match=r"engine.region.1: 0.5 is not allowed: .*greater than or equal to 1"):
+        loaded("views.stylised.engine.region=[1,0.5]")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +253,7 @@ def test_a_translated_image_has_the_crop_and_flip_of_its_source(translated: Path
         sample = pairs[k]
         inverse = 255 - sample[f"extra/{translated}"].float()
         assert torch.equal(inverse, sample["source_image"].float())
-        plain = training_pairs(toy.load("daformer_t2s", "train.iterations=3", base=toy.MIT).recipe)[k]
+        plain = training_pairs(toy.load("daformer", "train.iterations=3", base=toy.MIT).recipe)[k]
         assert all(torch.equal(plain[key], sample[key]) for key in plain)
 
 
@@ -158,6 +270,11 @@ def test_missing_translations_are_counted_and_the_first_named(translated: Path) 
     message = rf"(?s)views.stylised.engine.folder: 1 of 24 images of streets_source have no.*{gone.name}"
     with pytest.raises(UserError, match=message):
         assemble(offline(translated))
+
+
+def test_a_missing_folder_is_said(streets: Path) -> None:
+    with pytest.raises(UserError, match=r"views.stylised.engine.folder: no such folder: .*nowhere; .* streets_source"):
+        assemble(offline(streets / "nowhere"))
 
 
 def test_two_folders_are_both_read(translated: Path) -> None:

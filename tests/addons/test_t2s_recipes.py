@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from udaseg.commands.demo import load_adaptation
 from udaseg.config.checks import needs
 from udaseg.config.load import load
+from udaseg.config.schema import Recipe
 from udaseg.errors import UserError
 from udaseg.report.study import load_study, studies
 
 STUDIES = [name for name in studies() if name.startswith("t2s_")]
+FDA = {"kind": "fda", "beta": 0.01, "scope": "image", "region": (1.0, 2.0)}
 HOSTS = {"daformer_t2s": "daformer", "dacs_t2s_dlv2": "daformer_dlv2", "hrda_t2s": "hrda", "mic_t2s": "mic"}
 
 
@@ -38,9 +41,35 @@ def test_a_recipe_is_its_host_and_the_same_contrast(name: str, host: str) -> Non
     assert stylised.weights == {"contrast": 0.1}
     assert stylised.terms["contrast"] == {
         **{"key": "source", "objective": "infonce", "temperature": 0.2, "n": 128, "m": 1024, "alpha": 0.5, "beta": 0.5},
-        **{"query_sampling": "cbqs", "negative_sampling": "denps", "reweight": "dynamic", "reduction": "mean"},
-        **{"width": 256, "kernel": 3, "engine": {"kind": "fda", "beta": 0.01}},
+        **{"query_sampling": "cbqs", "negative_sampling": "denps", "reweight": "dynamic", "reduction": "base"},
+        **{"map": "last", "width": 256, "kernel": 3, "engine": FDA},
     }
+    assert stylised.options == {"engine": FDA}
+
+
+def terms(recipe: Recipe) -> dict[str, list[str]]:
+    return {view: list(stage.terms) for view, stage in recipe.views.items()}
+
+
+def test_cross_entropy_on_the_pseudo_target_takes_the_place_of_the_sources() -> None:
+    """Tables 3, 5, 7 and 11; the other reading is one override."""
+    daformer, ours = load("daformer").recipe, load("daformer_fda").recipe
+    assert terms(ours) == {"source": ["feature_distance"], "mixed": ["cross_entropy"], "stylised": ["cross_entropy"]}
+    both = load("daformer_fda", overrides=["views.source.terms.cross_entropy={}"]).recipe
+    views = dict(both.views)
+    assert views.pop("stylised").options == {"engine": FDA} and views == daformer.views
+    (row,) = (r for r in load_study("t2s_07_terms").rows if r.label.startswith("p. target"))
+    pulled = load("daformer_t2s", overrides=row.overrides).recipe
+    assert terms(pulled) == {**terms(ours), "stylised": ["contrast", "cross_entropy"]}
+    for row in load_study("t2s_11_engine").rows:
+        if row.group == "without L_pull" and row.recipe != "daformer":
+            assert terms(load(str(row.recipe), overrides=row.overrides).recipe) == terms(ours), row.label
+
+
+def test_the_demo_takes_a_recipe_without_cross_entropy_on_the_source() -> None:
+    """Without an ImageNet encoder nothing is left on its source view."""
+    recipe = load_adaptation("daformer_fda", []).recipe
+    assert terms(recipe) == {"mixed": ["cross_entropy"], "stylised": ["cross_entropy"]}
 
 
 @pytest.mark.parametrize("name", ["dg_source_only", "dg_t2s"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,43 @@ def test_a_folder_in_which_somebody_trains_is_told_by_the_exit_code(streets: Pat
     assert "another process is training" in capsys.readouterr().err
     run_folder.unlock()
     assert run(*command, "train.iterations=1") == 0
+
+
+def test_a_study_on_the_source_shares_the_runs_and_evaluates_them(whole: Path, streets: Path, capsys: Any) -> None:
+    """`udaseg evaluate --domain source` says the same; nothing is trained or evaluated twice."""
+    out = streets / "shared"
+    shutil.copytree(whole, out)
+    study = write_study(streets, STUDY.replace("title: toy", "title: on the source\ndomain: source"))
+    report = ("report", str(study), "--runs", str(out), "-f", "csv", *SIZE)
+    assert run(*ablate(study, str(out), "--dry-run")) == 0
+    told = capsys.readouterr().out
+    assert "to do: 0 of 2 runs" in told and "to evaluate on data.source after training: 2 of 2 runs" in told
+    assert run(*ablate(study, str(out), "--status")) == 0 and "trained, not evaluated" in capsys.readouterr().out
+    assert run(*report) == 0 and "reproduced,1" not in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert run(*ablate(study, str(out), "--executor", "inline")) == 0
+    assert re.search(r"^plain +\d+\.\d\d *$", capsys.readouterr().out, re.MULTILINE)
+    new = {path for path in out.rglob("*") if path.is_file()} - before.keys()
+    assert {path.name for path in new} == {"evaluation-source.json"} and len(new) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert run("evaluate", str(cell(out, "source_only")), "--domain", "source", "--json") == 0
+    miou = json.loads(capsys.readouterr().out.splitlines()[-1])["miou"]
+    assert run(*report) == 0
+    found = re.search(r"^plain,reproduced,1,([\d.]+)$", capsys.readouterr().out, re.MULTILINE)
+    assert found and float(found[1]) == pytest.approx(miou, abs=1e-3)
+    times = {path: path.stat().st_mtime_ns for path in new}
+    assert run(*ablate(study, str(out))) == 0 and times == {path: path.stat().st_mtime_ns for path in new}
+
+    path = cell(out, "source_only") / "evaluation-source.json"
+    evaluation = json.loads(path.read_text())
+    path.write_text(json.dumps({**evaluation, "finished": "of an earlier result"}))
+    assert run(*ablate(study, str(out))) == 0 and json.loads(path.read_text()) == evaluation
+    path.write_text(json.dumps({**evaluation, "confusion": [[1]]}))
+    capsys.readouterr()
+    assert run(*ablate(study, str(out))) == 1
+    assert "damaged: evaluation-source.json: confusion: counts that are not 19 x 19; delete it" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_looking_changes_nothing(whole: Path, streets: Path, capsys: Any) -> None:

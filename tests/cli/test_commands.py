@@ -19,8 +19,8 @@ HEAVY = ("torch", "torchvision", "numpy", "pydantic", "PIL")
 COMMANDS = (
     "demo", "prepare", "check", "train", "ablate", "evaluate", "import", "submit", "predict", "export", "profile",
     "models", "report", "plot", "doctor", "recipe", "analyze",
-    *(f"recipe {c}" for c in ("ls", "show", "cp", "validate")),
-    *(f"analyze {c}" for c in ("similarity", "discriminability", "tsne")),
+    *(f"recipe {c}" for c in ("ls", "show", "cp", "validate", "assumptions")),
+    *(f"analyze {c}" for c in ("similarity", "discriminability", "tsne", "training")),
 )  # fmt: skip
 SMALL = (
     "data.source.size=[64,32]", "data.target.size=[64,32]", "data.validation.size=[64,32]", "data.crop=[32,32]",

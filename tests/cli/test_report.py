@@ -15,6 +15,7 @@ from toy import run
 
 from udaseg.console import Silent
 from udaseg.engine import runs
+from udaseg.report import figures
 from udaseg.report.grid import lay_out
 from udaseg.report.study import load_study
 
@@ -141,7 +142,9 @@ def test_wrong_plots(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     refused(capfd, ["plot", "panels", "runs/stopped"], "problem(s)")
 
 
-def test_panels_pick_the_most_improved_and_the_most_degraded(streets: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_panels_pick_the_most_improved_and_the_most_degraded_or_the_named(
+    streets: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from udaseg.commands.plot import ranked
 
     assert ranked({0: 1.0, 1: 5.0, 2: -3.0, 3: 2.0, 4: float("nan")}, 2) == [1, 2]
@@ -154,6 +157,23 @@ def test_panels_pick_the_most_improved_and_the_most_degraded(streets: Path, capf
     assert "picture r1/panels.png" in capfd.readouterr().out
     with Image.open("r1/panels.png") as picture:
         assert picture.width > picture.height > 200
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(figures, "panels", lambda rows, *_: drawn.append([row[0][0] for row in rows]) or figures.curves(
+        {"": [figures.Series("", [(0, 0)], 0)]}
+    ))  # fmt: skip
+    names = "blockville_000004, val/blockville/blockville_000001_000019_leftImg8bit.png,blockville_000004"
+    assert run("plot", "panels", "r0", "r1", "--images", names) == 0
+    assert run("plot", "panels", "r0", "--images", "blockville_000002_000019_leftImg8bit") == 0
+    ending = "000019_leftImg8bit.png"
+    assert drawn == [[f"blockville_000004_{ending}", f"blockville_000001_{ending}"], [f"blockville_000002_{ending}"]]
+    for names, words in (
+        ("blockvile_000004_000019_leftImg8bit", "did you mean blockville_000004_000019_leftImg8bit or"),
+        ("lindau", "no such validation image; they are called blockville_000000_000019_leftImg8bit, "),
+        ("blockville", "6 validation images fit (leftImg8bit/val/blockville/blockville_000000"),
+        (",", "a number, or names of validation images"),
+        ("0", "at least 1 is needed"),
+    ):
+        refused(capfd, ["plot", "panels", "r0", "--images", names], "--images", words)
     shutil.rmtree("r0/checkpoints")
     Path("r0/weights.safetensors").unlink()
     refused(capfd, ["plot", "panels", "r0", "r1"], "r0: no checkpoint yet")

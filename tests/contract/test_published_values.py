@@ -229,7 +229,7 @@ def test_protocols_leave_out_what_synthia_does_not_have() -> None:
 
 
 DEFAULTS = [
-    ("pseudo_labels", "confidence_share", {"threshold": 0.968}),
+    ("pseudo_labels", "confidence_share", {"threshold": 0.968, "share": "batch"}),
     ("view", "mixed", {"jitter": 0.2, "jitter_probability": 0.8, "blur_probability": 0.5}),
     ("view", "masked", {"jitter": 0.2, "jitter_probability": 0.8, "blur_probability": 0.5, "images": "auto"}),
     ("masker", "blocks", {"block": 64 / 1024, "ratio": 0.7}),

@@ -1,4 +1,4 @@
-"""The step: gradients, passes, memory, and the guard against reading the device (used in ``contract/test_recipes``)."""
+"""The step: gradients, passes, memory, and the guard against reading the device (``udaseg.testing.guards``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 import toy
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from udaseg.core.context import Loss, StepContext, StepRng
 from udaseg.core.step import Learner, total
@@ -19,6 +18,7 @@ from udaseg.core.teacher import Teacher
 from udaseg.engine.assembly import assemble
 from udaseg.engine.profile import Passes
 from udaseg.engine.trainer import Meter, Trainer
+from udaseg.testing.guards import NoReading, OnDevice, quiet
 
 CPU = torch.device("cpu")
 
@@ -45,13 +45,6 @@ def first_context(trainer: Trainer, learner: Learner, teacher: Teacher) -> StepC
 
 def gradients(learner: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
-
-
-def quiet(learner: Learner) -> None:
-    """Without dropout and drop path two orders of the same passes see the same network."""
-    for module in learner.modules():
-        if isinstance(module, nn.Dropout2d) or type(module).__name__ == "DropPath":
-            module.eval()
 
 
 def test_gradients_of_staged_views_are_those_of_the_summed_losses(streets: Path) -> None:
@@ -153,33 +146,25 @@ def test_peak_memory_is_the_largest_views_not_the_sum(streets: Path, recipe: str
 # --- no host synchronisation ---------------------------------------------------------------------------------------
 
 
-class NoReading(TorchDispatchMode):
-    """Refuses every operation that would make the host wait for a GPU, on the CPU too."""
-
-    FORBIDDEN = (
-        "_local_scalar_dense",
-        "nonzero",
-        "_unique",
-        "unique",
-        "bincount",
-        "masked_select",
-        "equal",
-        "is_nonzero",
-    )
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        name = function.__name__.split(".")[0]
-        boolean = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in arguments[1])
-        if boolean or any(name.startswith(word) for word in self.FORBIDDEN):
-            raise AssertionError(f"{name} reads the device inside the step")
-        return function(*arguments, **(keywords or {}))
-
-
 def test_the_guard_itself_notices() -> None:
     value = torch.ones(3)
     for reading in (lambda: value.sum().item(), lambda: bool(value[0] > 0), lambda: value[value > 0], value.unique):
         with NoReading(), pytest.raises(AssertionError, match="reads the device"):
             reading()
+
+
+def test_neither_may_the_steps_tensors_be_brought_to_the_cpu_or_combined_with_some_from_there() -> None:
+    value = torch.ones(3)
+    for reading in (value.tolist, value.numpy, value.cpu):
+        with OnDevice(), pytest.raises(AssertionError, match="reads the device"):
+            reading()
+    for mixing in (lambda: value * torch.zeros(3), lambda: torch.stack([value, torch.rand(6)[:3]])):
+        with OnDevice(), pytest.raises(AssertionError, match=r"torch\.(zeros|rand) makes a tensor on the CPU"):
+            mixing()
+    with OnDevice():  # all of it runs beside a GPU
+        places = torch.arange(2)
+        moved = torch.eye(3).to(value.device) * value + torch.tensor(2.0) + torch.ones(3, device=value.device)
+        assert places.tolist() == [0, 1] and moved[places].shape == (2, 3)
 
 
 # --- random numbers ------------------------------------------------------------------------------------------------

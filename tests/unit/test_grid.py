@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy
 
-from udaseg.commands.ablate import GridProgress, parse_seeds, status
+from udaseg.commands.ablate import GridProgress, parse_seeds, status, train_study
 from udaseg.config.load import load
 from udaseg.config.schema import Recipe
 from udaseg.engine.domains import class_set
@@ -239,7 +241,7 @@ def test_one_failure_never_stops_the_rest(tmp_path: Path) -> None:
 def test_an_error_of_several_runs_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     laid = lay_out(STUDY, out=tmp_path, overrides=toy.TINY, only="plain")
     played = Played(*[(2, "error: cannot run:\n  the data is not prepared")] * 2)
-    train_cells(laid.cells, played, GridProgress(laid.cells))
+    train_cells(laid.cells, played, GridProgress(laid.cells, STUDY))
     assert "plain, seed 1: failed: error: cannot run: the data is not prepared\n" in capsys.readouterr().out
     status(STUDY, laid)
     told = capsys.readouterr().out
@@ -257,6 +259,30 @@ def test_failed_runs_wait_for_retry_and_only_their_last_words_count(tmp_path: Pa
     assert (failure(runs[0]).kind, failure(runs[0]).message) == ("crash", "second")
     train_cells(runs, again, told := Told(), retry=True)
     assert told.states == ["finished"] * 2 and not (runs[0].folder / "failure.json").exists()
+
+
+@pytest.mark.parametrize(("published", "code"), [(["OOM"], 0), ([50.0], 1), (None, 1)])
+def test_out_of_memory_where_it_was_published_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], published: Any, code: int
+) -> None:
+    rows = [Row(label="large", recipe="dacs", published=published), Row(label="plain", recipe="source_only")]
+    study = Study(title="t", benchmark="streets", seeds=[0], rows=rows)
+    laid = lay_out(study, out=tmp_path, overrides=toy.TINY)
+    played = Played((2, "error: out of memory in phase 'mixed' of iteration 3"))
+    monkeypatch.setattr("udaseg.commands.ablate.executor_for", lambda *_: played)
+
+    def ablate(retry: bool = False) -> int:
+        try:
+            train_study(study, laid, executor="", jobs=None, retry=retry, folder=tmp_path)
+        except SystemExit as stop:
+            return int(str(stop.code))
+        return 0
+
+    assert ablate() == code and len(played.began) == 2
+    shown = capsys.readouterr().out
+    assert re.search(r"^large +OOM *$", shown, re.MULTILINE) and ("\nlarge, seed 0: out of" in shown) == bool(code)
+    assert ablate() == code and len(played.began) == 2
+    assert ablate(retry=True) == 0 and len(played.began) == 3
 
 
 def test_what_failed_since_is_not_tried_again(tmp_path: Path) -> None:
@@ -365,7 +391,7 @@ def test_the_time_left_is_told_from_iterations(tmp_path: Path, monkeypatch: pyte
     one, two = cells(tmp_path, only="plain")
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    watch = GridProgress([one, two])
+    watch = GridProgress([one, two], STUDY)
     assert watch.left() == ""
     clock[0] = 600.0
     watch.ended(one, Run(one.folder, "finished", reached=one.iterations))
@@ -384,6 +410,80 @@ def test_settings_of_a_term_leave_rows_without_it_alone(tmp_path: Path) -> None:
     assert method.views["source"].terms["feature_distance"]["min_ratio"] == 0.5
     for recipe in (control, method):  # a term that no row has is meant to be added
         assert recipe.views["mixed"].weights["feature_distance"] == 0.1
+
+
+ELSEWHERE = "views.mixed.terms.feature_distance={weight: 0.1}"
+ROWS = [
+    Row(label="control", recipe="dacs"),
+    Row(label="method", recipe="daformer"),
+    Row(label="elsewhere", recipe="dacs", overrides=(ELSEWHERE,)),
+    Row(label="no target", recipe="source_only", overrides=("data.target=null",)),
+]
+METHOD = Study(title="where a term stands", benchmark="streets", seeds=[0], rows=ROWS)
+
+
+def laid_out(out: Path, *overrides: str, **options: object) -> grid.Grid:
+    size = [text for text in toy.TINY if not text.startswith("data.target")]
+    return lay_out(METHOD, out=out, overrides=[*size, *overrides], **options)  # type: ignore[arg-type]
+
+
+def test_an_override_that_misses_rows_is_refused_with_the_keys_that_reach_them(tmp_path: Path) -> None:
+    text = "views.source.terms.feature_distance.min_ratio=0.5"
+    with pytest.raises(UserError) as error:
+        laid_out(tmp_path, text)
+    assert f"override '{text}' changes 1 rows of the study and misses 1" in str(error.value)
+    assert "  elsewhere: views.mixed.terms.feature_distance.min_ratio\n" in str(error.value)
+    assert "give terms.feature_distance.min_ratio=0.5" in str(error.value)
+    assert len(laid_out(tmp_path, text, only="method").cells) == 1
+    both = laid_out(tmp_path, text, "views.mixed.terms.feature_distance.min_ratio=0.6").cells
+    assert both[1].loaded.recipe.views["source"].terms["feature_distance"]["min_ratio"] == 0.5
+    assert both[2].loaded.recipe.views["mixed"].terms["feature_distance"]["min_ratio"] == 0.6
+    # what all rows have on the same other view as those that are reached is not meant
+    assert len(laid_out(tmp_path, "views.mixed.terms.cross_entropy.weight=0.5").cells) == 4
+
+
+def test_a_term_without_a_view_is_every_view_with_the_term(tmp_path: Path) -> None:
+    laid = laid_out(tmp_path, "terms.feature_distance.min_ratio=0.5")
+    (control, method, elsewhere, alone) = (cell.loaded.recipe for cell in laid.cells)
+    assert method.views["source"].terms["feature_distance"]["min_ratio"] == 0.5
+    assert elsewhere.views["mixed"].terms["feature_distance"]["min_ratio"] == 0.5
+    assert all("feature_distance" not in stage.terms for r in (control, alone) for stage in r.views.values())
+    assert laid.left_alone == {"terms.feature_distance.min_ratio=0.5": ["control", "no target"]}
+    weights = [stage.weights["cross_entropy"] for cell in laid_out(tmp_path, "terms.cross_entropy.weight=2").cells
+               for stage in cell.loaded.recipe.views.values()]  # fmt: skip
+    assert weights == [2.0] * 7
+    for text, words in (
+        ("terms.feature_distance.min_ration=1", "did you mean 'min_ratio'"),
+        ("terms.feature_distence.min_ratio=1", "did you mean 'feature_distance'"),
+        ("terms=1", "no row has it"),
+    ):
+        with pytest.raises(UserError, match=words):
+            laid_out(tmp_path, text)
+
+
+def test_no_row_is_dropped_for_a_part_that_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    laid = laid_out(tmp_path, "data.target.size=[128,64]", "data.sampler.temperature=0.5")
+    assert len(laid.cells) == 4 and not laid.left_out
+    recipes = {cell.row.label: cell.loaded.recipe for cell in laid.cells}
+    assert recipes["no target"].data.target is None and recipes["control"].data.target.size == (128, 64)  # type: ignore[union-attr]
+    assert recipes["method"].data.sampler["temperature"] == 0.5 and recipes["control"].data.sampler == {
+        "kind": "uniform"
+    }
+    status(METHOD, laid)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "not changed by data.target.size=[128,64], which they lack: no target" in told
+    changed = laid_out(tmp_path, "data.sampler=rare_class", "data.sampler.temperature=0.5").cells
+    assert {cell.loaded.recipe.data.sampler["temperature"] for cell in changed} == {0.5}
+
+
+def test_an_override_that_does_not_fit_a_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"do not fit these rows[^\n]*\n  method: [^\n]*\n[^\n]*min_ration") as error:
+        laid_out(tmp_path, "views.source.terms.feature_distance.min_ration=0.5")
+    assert "control" not in str(error.value)
+    with pytest.raises(
+        UserError, match=r"--only:\n  plain: [^\n]*\n[^\n]*train\.bach"
+    ):  # "wrong" is wrong without it, too
+        lay_out(STUDY, out=tmp_path, overrides=["train.bach=3"])
 
 
 def test_a_job_that_the_cluster_refuses(tmp_path: Path) -> None:

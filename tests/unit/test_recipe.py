@@ -524,7 +524,7 @@ def test_the_flattened_tree_is_a_recipe_again() -> None:
 
 def test_parts_are_stored_complete() -> None:
     recipe = load("daformer").recipe
-    assert recipe.pseudo_labels == {"kind": "confidence_share", "threshold": 0.968}
+    assert recipe.pseudo_labels == {"kind": "confidence_share", "threshold": 0.968, "share": "batch"}
     assert set(recipe.views["mixed"].options) >= {"jitter", "jitter_probability", "blur_probability"}
 
 

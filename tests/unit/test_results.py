@@ -36,7 +36,7 @@ from udaseg.report.summary import (
     study_table,
     summarise,
 )  # fmt: skip
-from udaseg.report.tables import Cell, Table, blocks, clean, comma_separated, latex, markdown
+from udaseg.report.tables import Cell, Table, blocks, clean, comma_separated, latex, markdown, terminal
 from udaseg.yamls import as_yaml
 
 STUDY = """
@@ -331,6 +331,23 @@ def test_runs_with_other_seeds_than_the_studys_count(place: Path) -> None:
     assert table.commands[0].endswith("--only one --seeds 1,2")
 
 
+def test_notes_of_a_study_go_with_its_table_in_every_format(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = STUDY + "notes: [Read 100 % of this_note., 'Second, too.']\n"
+    (place / "mine.yaml").write_text(text, encoding="utf-8")
+    part = pages.study_part(summarise("mine.yaml", []), runs=Path("runs"))
+    terminal(part.table)
+    page = pages.render_page(title="", lead="", cards=[], parts=[part], footer="")
+    for shown in (capsys.readouterr().out, page):
+        assert "Read 100 % of this_note." in shown and "Second, too." in shown
+    assert "\n- Read 100 % of this\\_note.\n- Second, too.\n- Missing" in markdown(part.table)
+    inside = latex(part.table).split("\\end{table}")[0]
+    assert "Read 100 \\% of this\\_note." in inside and "Second, too." in inside and "Missing" not in inside
+    assert comma_separated(part.table).endswith('# Read 100 % of this_note.\n"# Second, too."\n')
+    with pytest.raises(UserError, match=r"notes\.0: 3 is not allowed"):
+        (place / "mine.yaml").write_text(STUDY + "notes: [3]\n", encoding="utf-8")
+        load_study("mine.yaml")
+
+
 def test_a_study_that_cannot_run_says_why(place: Path) -> None:
     Path("wrong.yaml").write_text(STUDY.replace("recipe: demo", "recipe: dmeo").replace("recipe: oracle, ", ""))
     assert "Cannot be run (no recipe 'dmeo'" in study_table(summarise("wrong.yaml", [])).notes[0]
@@ -368,6 +385,35 @@ def test_of_equal_runs_the_newest_counts_and_damaged_ones_never(place: Path) -> 
     assert table_of(summarise("mine.yaml", scan(Path("runs"))))["one", "reproduced"]["road"].number() == "60.0"
     (new / "recipe.yaml").unlink()
     assert table_of(summarise("mine.yaml", scan(Path("runs"))))["one", "reproduced"]["road"].number() == "50.0"
+
+
+def test_out_of_memory_is_a_result_in_every_format(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run anywhere below runs/, or of one that a grid keeps, even if it failed before it wrote its recipe."""
+    (first, second, _) = lay_out(load_study("mine.yaml"), only="three").cells
+    folder = Path("runs/by hand")
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(as_yaml(first.loaded.tree), encoding="utf-8")
+    for where in (folder, second.folder):
+        where.mkdir(parents=True, exist_ok=True)
+        (where / "failure.json").write_text(json.dumps({"kind": "out of memory", "message": "x"}), encoding="utf-8")
+    train("two", 0, (50, 30))
+    lost = lay_out(load_study("mine.yaml"), only="two", seeds=[1]).cells[0].folder
+    lost.mkdir(parents=True)
+    (lost / "failure.json").write_text('{"kind": "out of memory"}', encoding="utf-8")
+    summary = summarise("mine.yaml", scan(Path("runs")))
+    table, cells = study_table(summary), table_of(summary)
+    assert [cell.text for cell in cells["three", "reproduced"].values()][1:] == ["OOM"] * 5
+    assert cells["three", "reproduced"]["seeds"].value == 2 and cells["two", "reproduced"]["seeds"].value == 1
+    assert "Out of memory (seeds 0, 1): three." in table.notes and "Out of memory (seed 1): two." in table.notes
+    assert "Missing (seed 2): two; three." in table.notes and "--retry" not in " ".join(table.commands)
+    terminal(table)
+    page = pages.render_page(title="", lead="", cards=[], parts=[pages.study_part(summary, runs=Path())], footer="")
+    for text in (capsys.readouterr().out, page, markdown(table), latex(table), comma_separated(table)):
+        assert text.count("OOM") == 5
+    train("three", 0, (50, 30))
+    assert table_of(summarise("mine.yaml", scan(Path("runs"))))["three", "reproduced"]["road"].value == pytest.approx(
+        50
+    )
 
 
 def test_over_seeds() -> None:

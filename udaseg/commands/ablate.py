@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 
-from udaseg.console import Bar, duration, out, table
+from udaseg.console import Bar, Counting, duration, out, table
 from udaseg.engine import checkpoint
-from udaseg.engine.runs import watching
+from udaseg.engine.measure import measure
+from udaseg.engine.result import write_evaluation
+from udaseg.engine.runs import changed_plugins, watching
 from udaseg.errors import UserError
 from udaseg.files import refuse_no_folder
-from udaseg.report.executors import Executor, Inline, Local, Slurm, slurm_executor, train_cells
+from udaseg.report.executors import Executor, Inline, Local, Slurm, interrupting_signals, slurm_executor, train_cells
 from udaseg.report.grid import CELLS, Cell, Grid, costs, lay_out, run_of
-from udaseg.report.results import Run
-from udaseg.report.study import Study, load_study, studies
+from udaseg.report.results import Run, on
+from udaseg.report.study import OUT_OF_MEMORY, Study, load_study, studies
 
 EXECUTORS = ("inline", "local", "slurm")
 BEAT = 5.0  # seconds between two looks at the logs for the bar
@@ -63,12 +65,15 @@ def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
     for cell in cells:
         cost, run = known.get(cell.folder), run_of(cell)
         price = [f"{cost.hours:.2f}", f"{cost.gigabytes:.2f}"] if cost else ["unknown", "unknown"]
-        rows.append([cell.name, str(cell.folder), in_words(run, cell, study.protocol), *price])
+        rows.append([cell.name, str(cell.folder), in_words(run, cell, study), *price])
         if run.state != "finished":
             todo.append(cell)
             hours += cost.hours * (1 - run.reached / cell.iterations) if cost else 0.0
             size += cost.gigabytes if cost else 0.0
     table(("run", "folder", "state", "hours", "GB"), rows, left=2)
+    if study.domain != "validation":
+        due = sum(on(run_of(cell), study.domain).counts is None for cell in cells)
+        out.print(f"to evaluate on data.{study.domain} after training: {due} of {len(cells)} runs")
     unknown = [cell for cell in todo if cell.folder not in known]
     free = shutil.disk_usage(next(there for there in (place, *place.parents) if there.exists())).free / 1e9
     out.print(f"to do: {len(todo)} of {len(cells)} runs")
@@ -82,12 +87,15 @@ def dry_run(study: Study, grid: Grid, folder: Path | None) -> None:
     print_notes(study, grid)
 
 
-def in_words(run: Run, cell: Cell, protocol: str | None) -> str:
-    """A run in one cell of a table: its mIoU over the classes of the protocol (None: its own), or how far it is."""
+def in_words(run: Run, cell: Cell, study: Study) -> str:
+    """A run in one cell of a table: its mIoU over the classes of the study's protocol (None: its own) on the study's
+    domain, or how far it is."""
+    run = on(run, study.domain)
     if run.state == "finished":
-        return "finished" if run.counts is None else f"{run.scores(protocol).miou:.2f}"
+        nothing = "finished" if study.domain == "validation" else "trained, not evaluated"
+        return nothing if run.counts is None else f"{run.scores(study.protocol).miou:.2f}"
     if run.failure:
-        return f"failed: {run.failure.kind}"
+        return OUT_OF_MEMORY if run.out_of_memory else f"failed: {run.failure.kind}"
     return f"{run.state} {run.reached}/{cell.iterations}" if run.state in ("running", "interrupted") else run.state
 
 
@@ -95,39 +103,73 @@ def print_notes(study: Study, grid: Grid) -> None:
     """Say which rows are not run."""
     for name, why in grid.left_out.items():
         out.print(f"left out: {name}: {why}", style="yellow")
+    for override, rows in grid.left_alone.items():
+        out.print(f"not changed by {override}, which they lack: {'; '.join(rows)}")
+    for cell in grid.runs():
+        for text in changed_plugins(cell.folder, cell.loaded.recipe):
+            out.print(f"{cell.name}: {text}; to train it anew, delete {cell.folder}", style="yellow")
     if published := sum(row.recipe is None for row in study.rows):
         out.print(f"{published} of {len(study.rows)} rows are published numbers only")
 
 
 def train_study(study: Study, grid: Grid, *, executor: str, jobs: int | None, retry: bool, folder: Path | None) -> None:
-    """Train what is not finished and say what came of it; exit code 1 if something failed or could not begin."""
+    """Train what is not finished, evaluate it on the study's domain and say what came of it; exit code 1 if something
+    failed or could not begin."""
     cells = grid.runs()
-    progress = GridProgress(cells, study.protocol)
+    progress = GridProgress(cells, study)
     with closing(progress.bar):
         train_cells(cells, executor_for(executor, cells, jobs, folder or CELLS), progress, retry=retry)
+    wrong = evaluate_runs(study, cells)
     runs = status(study, grid)
-    if grid.left_out or any(run.state in ("failed", "damaged") for run in runs.values()):
+    for text in wrong:
+        out.print(text, style="red")
+    if grid.left_out or wrong or any(run.state in ("failed", "damaged") for run in unexpected(grid, runs).values()):
         sys.exit(1)
+
+
+def evaluate_runs(study: Study, cells: Sequence[Cell]) -> list[str]:
+    """Evaluate finished runs on the study's domain, one after the other in this process, and keep the counts in their
+    folders; return what went wrong."""
+    wrong = []
+    for cell in cells:
+        run = on(run_of(cell), study.domain)
+        if run.state != "finished" or run.counts is not None or study.domain == "validation":
+            continue
+        try:
+            with interrupting_signals(), Counting(f"{cell.name} on data.{study.domain}") as progress:
+                measured = measure(cell.folder, domain=study.domain, protocol="all", progress=progress)
+            write_evaluation(cell.folder, study.domain, measured.title, measured.counts["all"].long().tolist())
+        except UserError as error:
+            wrong.append(f"{cell.name}: not evaluated: {error}")
+    return wrong
 
 
 def status(study: Study, grid: Grid) -> dict[Path, Run]:
     """Print a table, rows by seeds; then the errors. Return the runs by their folders."""
-    runs = {cell.folder: run_of(cell) for cell in grid.runs()}
+    runs = {cell.folder: on(run_of(cell), study.domain) for cell in grid.runs()}
     seeds = list(dict.fromkeys(cell.seed for cell in grid.cells))
     rows: dict[str, list[str]] = {}
     for cell in grid.cells:  # row by row, each with the same seeds
-        rows.setdefault(cell.row.name, [cell.row.name]).append(in_words(runs[cell.folder], cell, study.protocol))
+        rows.setdefault(cell.row.name, [cell.row.name]).append(in_words(runs[cell.folder], cell, study))
     table(("row", *(f"seed {seed}" for seed in seeds)), list(rows.values()), title=study.title)
-    print_failures(grid.runs(), runs)
+    print_failures(grid.runs(), unexpected(grid, runs))
     print_notes(study, grid)
     return runs
+
+
+def unexpected(grid: Grid, runs: Mapping[Path, Run]) -> dict[Path, Run]:
+    """The runs without those that went out of memory in a row whose published cell says so: that is its result."""
+    printed = {cell.folder for cell in grid.cells if OUT_OF_MEMORY in (cell.row.published or ())}
+    return {folder: run for folder, run in runs.items() if not (run.out_of_memory and folder in printed)}
 
 
 def print_failures(cells: Sequence[Cell], runs: Mapping[Path, Run]) -> None:
     """Everything that is known of the errors; one that several runs have once, with the place of the first."""
     same: dict[str, list[Cell]] = {}
     for cell in cells:
-        run = runs[cell.folder]
+        run = runs.get(cell.folder)
+        if run is None:
+            continue
         if text := f"{run.failure}" if run.failure else f"damaged: {run.problem}" if run.problem else "":
             same.setdefault(text, []).append(cell)
     for text, having in same.items():
@@ -139,8 +181,8 @@ def print_failures(cells: Sequence[Cell], runs: Mapping[Path, Run]) -> None:
 class GridProgress:
     """A line for every run that starts or ends; between them a bar, or without a terminal a line at times."""
 
-    def __init__(self, cells: Sequence[Cell], protocol: str | None = None) -> None:
-        self.cells, self.protocol = cells, protocol
+    def __init__(self, cells: Sequence[Cell], study: Study) -> None:
+        self.cells, self.study = cells, study
         self.reached = {cell.folder: run_of(cell).reached for cell in cells}
         self.first = sum(self.reached.values())
         self.over: set[Path] = set()
@@ -156,7 +198,7 @@ class GridProgress:
         self.over.add(cell.folder)
         self.reached[cell.folder] = run.reached
         self.bar.update(sum(self.reached.values()) - self.bar.n)
-        text = f"failed: {run.failure}" if run.failure else in_words(run, cell, self.protocol)
+        text = f"failed: {run.failure}" if run.failure else in_words(run, cell, self.study)
         head = " ".join(line.strip() for line in text.splitlines()[:2])  # a list's title alone says nothing
         self.say(f"{cell.name}: {head}{' elsewhere' if run.state == 'running' else ''}")
 

@@ -1,4 +1,4 @@
-"""`udaseg analyze`: features of runs, class by class; each analysis is a CSV file and a picture beside it."""
+"""`udaseg analyze`: features and trainings of runs, class by class; a CSV file and a picture beside it each."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from udaseg.config.registry import REGISTRIES
 from udaseg.console import Counting, out, table
 from udaseg.data.loading import Normalise
-from udaseg.engine import runs
+from udaseg.engine import checkpoint, runs
 from udaseg.engine.device import autocast, choose_device, choose_precision, set_up
-from udaseg.engine.domains import images_of
-from udaseg.engine.measure import data_section, domain_section, reporting
+from udaseg.engine.domains import class_set, images_of
+from udaseg.engine.measure import data_section, domain_section, measure, reporting
+from udaseg.engine.runlog import parse_row
 from udaseg.errors import UserError
 from udaseg.evaluation import features as analysis
-from udaseg.files import write_atomic, write_text
+from udaseg.files import read_bytes, write_atomic, write_text
 from udaseg.models.segmentor import Segmentor
 from udaseg.models.weights_file import WeightsMetadata
+from udaseg.problems import suggest
 from udaseg.report import figures
 
 
@@ -82,8 +85,8 @@ def discriminability(paths: Sequence[Path], target: Path | None, domain: str, **
     measures = {name: REGISTRIES["measure"].create({"kind": name}) for name in REGISTRIES["measure"].entries}
     for subject in networks:
         centres = subject.centres(domain)
-        for name, measure in measures.items():
-            values[f"{subject.name} {name}"] = measure(lambda s=subject: s.cells(domain), centres).tolist()
+        for name, distance in measures.items():
+            values[f"{subject.name} {name}"] = distance(lambda s=subject: s.cells(domain), centres).tolist()
     report(place, networks[0].metadata.classes, values, f"discriminability of {domain} features (less is better)")
 
 
@@ -108,17 +111,110 @@ def tsne(paths: Sequence[Path], target: Path | None, pixels: int, seed: int, **o
     write(place, rows, figures.scatter(clouds, names, palette))
 
 
+class Recorded(NamedTuple):
+    """What a run's training left (``evaluation.training.Training``), looked at on images of a domain."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    domain: str
+    benchmark: str | None
+    limit: int | None
+
+    def validations(self) -> Iterator[tuple[int, Tensor]]:
+        path, sizes = self.folder / "metrics.jsonl", [len(self.classes)] * len(self.classes)
+        for row in filter(None, map(parse_row, read_bytes(path).splitlines() if path.is_file() else [])):
+            if [len(line) for line in row.get("validation", [])] == sizes:
+                yield row["iteration"], torch.tensor(row["validation"])
+
+    def centres(self) -> Iterator[tuple[int, analysis.Centres]]:
+        for path in self.checkpoints():
+            (subject,) = subjects([path], teacher=False, benchmark=self.benchmark, limit=self.limit)
+            yield checkpoint.step(path), subject.centres(self.domain)
+
+    def pseudo_labels(self) -> Iterator[tuple[int, Tensor]]:
+        for path in self.checkpoints():
+            with Counting(f"{self.folder.name}, {path.stem}") as progress:
+                found = measure(
+                    path,
+                    teacher=True,
+                    domain=self.domain,
+                    benchmark=self.benchmark,
+                    limit=self.limit,
+                    progress=progress,
+                )
+            yield checkpoint.step(path), found.counts["all"]
+
+    def checkpoints(self) -> list[Path]:
+        """UserError if there is none."""
+        found = checkpoint.listed(self.folder / "checkpoints")
+        if not found:
+            raise UserError(f"{self.folder}: no checkpoint in its folder checkpoints")
+        return found
+
+    def shares(self) -> npt.NDArray[np.float64]:
+        """(K,): percent of the validation images' pixels that are of a class, by the last validation."""
+        counts = [counts for _, counts in self.validations()]
+        if not counts:
+            raise UserError(f"{self.folder}: nothing has been validated yet (evaluation.every); train it further")
+        pixels = counts[-1].sum(dim=1).numpy()
+        return 100 * pixels / pixels.sum()
+
+
+def training(kind: str, paths: Sequence[Path], target: Path | None, **options: Any) -> None:
+    """A registered measure of trainings over the iterations, class by class; those with most pixels first."""
+    measures = REGISTRIES["training_measure"]
+    if kind not in measures:
+        raise UserError(f"no measure of a training is called {kind!r}; {suggest(kind, measures.entries)}")
+    place, method = files(target, kind), measures.create({"kind": kind})
+    recorded = {str(path): Recorded(path, class_set(runs.read_recipe(path).recipe).names, **options) for path in paths}
+    names = recorded[str(paths[0])].classes
+    if any(run.classes != names for run in recorded.values()):
+        raise UserError(f"{paths[0]} and others have other classes; only runs with the same can be compared")
+    shares = recorded[str(paths[0])].shares()
+    order = [int(c) for c in np.argsort(-shares, kind="stable") if shares[c] > 0]
+    tracks = method(recorded)
+    rows, charts, ends = [["class", "pixels, %", "run", "iteration", kind]], {}, []
+    for c in order:
+        name, share = names[c], f"{shares[c]:.3f}"
+        lines = {run: track.values[:, c].tolist() for run, track in tracks.items()}
+        rows += [[name, share, run, str(t), text_of(value)] for run, values in lines.items()
+                 for t, value in zip(tracks[run].iterations, values, strict=True)]  # fmt: skip
+        ends.append([name, share, *(text_of(values[-1]) for values in lines.values())])
+        if any(np.isfinite(values).any() for values in lines.values()):
+            charts[f"{name}, {share} %"] = [
+                figures.Series(run, list(zip(tracks[run].iterations, values, strict=True)), colour)
+                for colour, (run, values) in enumerate(lines.items())
+            ]
+    if not charts:
+        raise UserError(f"{kind}: no class has a value at any time")
+    table(("class", "pixels, %", *tracks), ends, title=f"{method.label}; at the last iteration")
+    write(place, rows, alike(figures.curves(charts), method.label))
+
+
+def alike(picture: figures.Figure, title: str) -> figures.Figure:
+    """The charts of a picture with one vertical axis, under a title."""
+    limits = [axes.get_ylim() for axes in picture.axes]
+    for axes in picture.axes:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    picture.suptitle(title, fontsize=10)
+    return picture
+
+
 def report(place: tuple[Path, Path], names: Sequence[str], values: dict[str, list[float]], title: str) -> None:
     """Table on screen, CSV and bars: one row a class, one column a value; then the mean over classes that have one."""
     numbers = np.array(list(values.values()), dtype=float)  # (columns, K)
     finite = [column[np.isfinite(column)] for column in numbers]
     numbers = np.c_[numbers, [column.mean() if len(column) else np.nan for column in finite]]
     labels = [*names, "mean"]
-    rows = [[name, *(f"{v:.4f}" if np.isfinite(v) else "" for v in column)]
-            for name, column in zip(labels, numbers.T, strict=True)]  # fmt: skip
+    rows = [[name, *map(text_of, column)] for name, column in zip(labels, numbers.T, strict=True)]
     table(("class", *values), rows, title=title)
     bars = [figures.Bars(name, column, i) for i, (name, column) in enumerate(zip(values, numbers, strict=True))]
     write(place, [["class", *values], *rows], figures.class_bars(labels, bars, label=title, limits=None, digits=2))
+
+
+def text_of(value: float) -> str:
+    """Empty where the value is undefined."""
+    return f"{value:.4f}" if np.isfinite(value) else ""
 
 
 def files(target: Path | None, kind: str) -> tuple[Path, Path]:

@@ -107,11 +107,17 @@ def prepare_streets() -> None:
 
 
 def load_adaptation(name: str | None, overrides: Sequence[str]) -> Loaded:
-    """The demo's own recipe, or any other at the demo's size: its own keys on top of that recipe."""
+    """The demo's own recipe, or any other at the demo's size: its own keys on top of that recipe.
+
+    A view goes with the last of its terms.
+    """
     if name is None:
         return load("demo", overrides=overrides)
     source, own = chain("demo")[-1]
-    loaded = load(name, overlays=[(source, own)], benchmark="streets", overrides=overrides)
+    views = load(name, benchmark="streets").recipe.views
+    removed = {view: (own["views"].get(view) or {}).get("terms", {}) for view in views}
+    gone = {"views": {view: None for view, stage in views.items() if stage.terms.keys() <= removed[view].keys()}}
+    loaded = load(name, overlays=[(source, own), (source, gone)], benchmark="streets", overrides=overrides)
     if loaded.recipe.data.target is None:
         raise UserError(f"recipe {name!r} has no target domain; the demo adapts to one")
     return loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ KINDS = ("curves", "classes", "confusion", "panels")
 FORMS = {".png": "png", ".pdf": "pdf"}
 
 
-def plot_runs(kind: str, folders: Sequence[Path], *, out: Path | None, protocol: str | None, images: int) -> None:
+def plot_runs(kind: str, folders: Sequence[Path], *, out: Path | None, protocol: str | None, images: str) -> None:
     """Check everything, draw, write under a free name."""
     if kind not in KINDS:
         raise UserError(f"plot {kind!r}: {suggest(kind, KINDS)}")
     if protocol is not None and (kind != "classes" or protocol not in PROTOCOLS):
         raise UserError(f"--protocol {protocol!r}: only for classes; {suggest(protocol, PROTOCOLS)}")
+    if images.isdecimal() and not int(images):
+        raise UserError("--images 0: at least 1 is needed")
     path = out or (folders[-1] / "panels.png" if kind == "panels" else Path(f"{kind}.png"))
     if path.suffix.lower() not in FORMS:
         raise UserError(f"--out {path}: the ending must be .png or .pdf")
@@ -58,7 +61,7 @@ def usable(folder: Path, *, validated: bool) -> Run:
     return run
 
 
-def draw(kind: str, chosen: Sequence[Run], protocol: str | None, images: int) -> Figure:
+def draw(kind: str, chosen: Sequence[Run], protocol: str | None, images: str) -> Figure:
     """One of KINDS; UserError for runs that cannot share a figure."""
     if kind == "panels":
         return draw_panels(chosen, images)
@@ -104,20 +107,27 @@ def names_of(chosen: Sequence[Run]) -> list[str]:
 # --- panels --------------------------------------------------------------------------------------------------------
 
 
-def draw_panels(chosen: Sequence[Run], images: int) -> Figure:
-    """The images that the last run improves most on the first, and those that it degrades most (one run: its best and
-    worst), by the mIoU of each image, most improved first: image, truth, predictions."""
+def draw_panels(chosen: Sequence[Run], images: str) -> Figure:
+    """Image, truth, predictions of the named images, in that order; of a number, the images that the last run improves
+    most on the first and those that it degrades most (one run: its best and worst), by the mIoU of each image, most
+    improved first."""
     recipe = runs.read_recipe(chosen[-1].folder).recipe
     classes, only = class_set(recipe), PROTOCOLS[recipe.data.protocol]
     if recipe.data.validation is None:
         raise UserError(f"{chosen[-1].folder}: its recipe has no validation images to show")
     items = images_of(recipe.data.validation, recipe.data.scale, classes.names)
 
-    def mious(run: Run) -> dict[int, float]:
-        return {i: value for i, _, value in predictions(run, items, range(len(items)), classes, only)}
+    def mious(run: Run, which: Sequence[int]) -> dict[int, float]:
+        return {i: value for i, _, value in predictions(run, items, which, classes, only)}
 
-    last, first = mious(chosen[-1]), mious(chosen[0]) if len(chosen) > 1 else {}
-    order = ranked({i: value - first.get(i, 0.0) for i, value in last.items()}, images)
+    if images.isdecimal():
+        everything = range(len(items))
+        last = mious(chosen[-1], everything)
+        first = mious(chosen[0], everything) if len(chosen) > 1 else {}
+        order = ranked({i: value - first.get(i, 0.0) for i, value in last.items()}, int(images))
+    else:
+        order = named(images, [pair.image for pair in items.dataset.domain.index.pairs])  # type: ignore[attr-defined]
+        first = mious(chosen[0], order) if len(chosen) > 1 else {}
     rows: dict[int, list[tuple[str, Pixels]]] = {}
     for i in order:
         item = items[i]
@@ -130,6 +140,26 @@ def draw_panels(chosen: Sequence[Run], images: int) -> Figure:
     shown = sorted({int(c) for i in order for c in np.unique(items[i]["label"]) if c < len(classes)})
     names, palette = [classes.names[c] for c in shown], [classes.palette[c] for c in shown]
     return figures.panels(list(rows.values()), names, palette)
+
+
+def named(names: str, paths: Sequence[Path]) -> list[int]:
+    """Places of the images named, apart by commas: the name of a file, with or without ending, or part of its path."""
+    found = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        fits = [i for i, path in enumerate(paths) if name in (path.name, path.stem)]
+        fits = fits or [i for i, path in enumerate(paths) if name in path.as_posix()]
+        if len(fits) > 1:
+            few = ", ".join(paths[i].as_posix() for i in fits[:3])
+            raise UserError(f"--images {name}: {len(fits)} validation images fit ({few}, ...); give more of the name")
+        if not fits:
+            stems = [path.stem for path in paths]
+            near = difflib.get_close_matches(name, stems, 3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"they are called {', '.join(stems[:3])}, ..."
+            raise UserError(f"--images {name}: no such validation image; {hint}")
+        found += fits
+    if not found:
+        raise UserError(f"--images {names!r}: a number, or names of validation images with commas between them")
+    return list(dict.fromkeys(found))
 
 
 def ranked(gains: dict[int, float], images: int) -> list[int]:

@@ -49,7 +49,7 @@ def show(loaded: Loaded) -> None:
 
 def effective(loaded: Loaded) -> Tree:
     """The checked recipe with its defaults, in the shape recipes are written in."""
-    tree = loaded.recipe.model_dump()
+    tree = loaded.recipe.model_dump(exclude={"plugins"})
     tree["views"] = {
         name: {
             **stage["options"],
@@ -65,8 +65,7 @@ def plugins(loaded: Loaded) -> list[str]:
     from udaseg.config import checks
 
     return [
-        f"{p.name} {p.version or ''} (sha256 {p.sha256[:12]})"
-        for p in checks.plugins(loaded.recipe)
+        f"{plugin.name}{f' {plugin.version}' if plugin.version else ''} (sha256 {plugin.sha256[:12]})"
         for plugin in checks.plugins(loaded.recipe)
     ]
 
@@ -106,3 +105,10 @@ def copy(name: str, target: Path) -> None:
 
 def validate(loaded: Loaded) -> None:
     out.print(f"{loaded.recipe.name}: valid, fingerprint {loaded.recipe.fingerprint()[:12]}")
+
+
+def assumptions() -> None:
+    """The page of assumptions, as Markdown."""
+    from udaseg.config.assumptions import assumptions_markdown
+
+    print(assumptions_markdown(), end="")

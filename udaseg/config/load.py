@@ -40,10 +40,7 @@ def checked(tree: Tree, origin: dict[KeyPath, str], *, more: bool = True) -> Loa
 
     A run's plugins may have gone since: that is a problem where a component is missing now.
     """
-    plugins = named if is_texts(named := tree.get("plugins")) else []
-    gone = [name for name in plugins if name.endswith(".py") and not Path(name).is_file()]
-    load_installed()
-    load_plugins([name for name in plugins if name not in gone])
+    gone = use_plugins(tree)
     recipe, problems = validated(tree)
     problems += inconsistencies(recipe) if recipe and more else []
     if problems or recipe is None:
@@ -51,6 +48,15 @@ def checked(tree: Tree, origin: dict[KeyPath, str], *, more: bool = True) -> Loa
         lines = "\n".join([listed(problems, origin), *(f"  {text}" for text in [*missing, *BROKEN.values()])])
         raise UserError(f"recipe {tree.get('name')!r} has {len(problems)} problem(s):\n{lines}")
     return Loaded(recipe, tree, origin)
+
+
+def use_plugins(tree: Tree) -> list[str]:
+    """Load the installed plugins and those of a flattened tree; the files among them that are gone."""
+    plugins = named if is_texts(named := tree.get("plugins")) else []
+    gone = [name for name in plugins if name.endswith(".py") and not Path(name).is_file()]
+    load_installed()
+    load_plugins(name for name in plugins if name not in gone)
+    return gone
 
 
 def validated(tree: Tree) -> tuple[Recipe | None, list[Problem]]:

@@ -26,6 +26,7 @@ from udaseg.core.components import COMPONENTS
 from udaseg.data.sampling import SAMPLERS, Sampler
 from udaseg.errors import UserError
 from udaseg.evaluation.features import FeatureMeasure
+from udaseg.evaluation.training import TrainingMeasure
 from udaseg.models.multires import WRAPPERS
 from udaseg.models.segmentor import Decoder, Encoder, Wrapper
 from udaseg.models.zoo import DECODERS, ENCODERS
@@ -59,7 +60,8 @@ class Registry:
             return f"exists already (in {self.component(name).__module__}); choose another name"
         if not (inspect.isclass(component) and issubclass(component, self.base)):
             return f"{getattr(component, '__name__', component)} is no {self.base.__name__}"
-        if lacking := sorted(getattr(component, "__abstractmethods__", ())):
+        methods = {key: getattr(component, key, None) for key in dir(component)}
+        if lacking := [key for key, method in methods.items() if getattr(method, "__isabstractmethod__", False)]:
             return f"{component.__name__} lacks {', '.join(lacking)}, which every {self.base.__name__} has"
         return None
 
@@ -101,6 +103,7 @@ REGISTRIES: dict[str, Registry] = {
     "engine": Registry("translation engine", TranslationEngine),
     "term": Registry("term", Term),
     "measure": Registry("feature measure", FeatureMeasure, supplied=()),
+    "training_measure": Registry("training measure", TrainingMeasure, supplied=()),
 }
 
 

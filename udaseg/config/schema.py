@@ -174,6 +174,7 @@ class RuntimeSection(Strict):
     threads: int | None = Field(None, gt=0, le=1024)
     cache_gb: float = Field(0.0, ge=0, description="decoded images each loading process may keep in memory")
     checkpoint_minutes: float = Field(10.0, ge=0)
+    keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 50
     tensorboard: bool = False
 

@@ -149,11 +149,13 @@ class StepRng:
 
 
 class TeacherNetwork(Protocol):
-    """The teacher, as a step uses it: an inference pass, and the encoder's maps, finest first."""
+    """The teacher, as a step uses it: an inference pass; the encoder's maps, finest first; what its decoder fuses."""
 
     def infer(self, image: Tensor) -> InferencePass: ...
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]: ...
+
+    def fuse(self, features: tuple[Tensor, ...]) -> Tensor: ...
 
 
 @dataclass
@@ -187,6 +189,17 @@ class StepContext:
         if image is self.batch.target_image:
             return self._labelling[1].features
         return self.features("teacher", self.once("context", image, self.segmentor.context))
+
+    def teacher_fused(self, image: Tensor) -> Tensor:
+        """``teacher_features`` as the teacher's decoder fuses them into one map (B, C, h, w); the decoder must fuse.
+
+        The decoder's BatchNorm counts this pass, too.
+        """
+        features = self.teacher_features(image)
+        assert self.teacher is not None, "it has made the features"
+        fuse = self.teacher.fuse
+        with self.phase("teacher"):
+            return self.once("fused", image, lambda _: fuse(features))
 
     def features(self, network: str, image: Tensor) -> tuple[Tensor, ...]:
         """Maps (B, C, h, w) of exactly these pixels, finest first, by the "teacher" or the "pretrained" encoder.

@@ -53,6 +53,11 @@ class Teacher(nn.Module):
         """The encoder's maps of the image (B, 3, H, W), finest first."""
         return tuple(self.segmentor.encoder(image))
 
+    @torch.no_grad()
+    def fuse(self, features: tuple[Tensor, ...]) -> Tensor:
+        """The single map (B, C, h, w) that its decoder makes of the encoder's; the decoder must fuse."""
+        return self.segmentor.decoder.fused(features)
+
     def train(self, mode: bool = True) -> Teacher:
         super().train(mode)
         for module in self.modules():

@@ -10,7 +10,7 @@ H, W native size, h, w crop size. Images (H,W,3) uint8 RGB, labels (H,W) uint8 t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from udaseg.component import SampleExtra, SourceCrop
+from udaseg.component import ImageCrop, SampleExtra
 from udaseg.data import cache
 from udaseg.data.classes import IGNORE
 from udaseg.data.images import Bytes, read_image, read_label
@@ -41,6 +41,7 @@ from udaseg.data.transforms import (
 )
 from udaseg.errors import UserError
 
+Turn = Callable[[Bytes], Bytes]
 TRIES = 10  # checked crops, of a wanted class; the next one is used unchecked
 
 
@@ -119,6 +120,10 @@ class Domain:
         native = (image.shape[1], image.shape[0])
         return Decoded(image, native if self.size is None else keep_ratio_size(native, self.size), None)
 
+    def taken(self, i: int, decoded: Decoded, box: Crop) -> ImageCrop:
+        """A box of image i, as extras of a sample get it."""
+        return ImageCrop(self.index.pairs[i].image, decoded.size, box, decoded.patch)
+
     def native_label(self, i: int) -> Bytes:
         """(H,W) train ids at the size of the label file."""
         return self.lut[self._raw_label(i)]
@@ -156,7 +161,8 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
     ) -> None:
         """`crop` (h, w); `photometric` distorts the colours of the source (source-only and oracle runs).
 
-        `extras`: name -> one more image of every source crop, for one component.
+        `extras`: name -> one more image of every source crop, for one component. Each has a generator of its own, so
+        that none of them changes a crop or another extra.
         """
         self.source, self.target, self.sampler = source, target, sampler
         self.crop, self.seed, self.length = crop, seed, length
@@ -171,30 +177,31 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         (1 = reliable), and `extra/NAME` (3,h,w) for every extra; all uint8."""
         if not 0 <= k < self.length:
             raise IndexError(k)
-        sample = self._source(np.random.default_rng([self.seed, k, 0]))
+        sample, source, turn = self._source(np.random.default_rng([self.seed, k, 0]))
+        target = None
         if self.target is not None:
-            sample |= self._target(self.target, np.random.default_rng([self.seed, k, 1]))
+            more, target = self._target(self.target, np.random.default_rng([self.seed, k, 1]))
+            sample |= more
+        for name, extra in self.extras.items():
+            image = turn(extra(source, target, np.random.default_rng([self.seed, k, 2])))
+            sample[f"extra/{name}"] = _channels_first(pad(image, self.crop, MEAN_COLOUR))
         return sample
 
-    def _source(self, rng: np.random.Generator) -> dict[str, Tensor]:
+    def _source(self, rng: np.random.Generator) -> tuple[dict[str, Tensor], ImageCrop, Turn]:
+        """The tensors, what was taken, and how it was turned."""
         choice = self.sampler.draw(rng)
         decoded = self.source.decode(choice.image)
         assert decoded.label is not None, "a source domain has labels"
         box, flipped = self._choose(decoded.size, decoded.label, choice, rng)
-        image, label = decoded.patch(box), cut(decoded.label, box)
-        if flipped:
-            image, label = flip(image), flip(label)
+        turn = flip if flipped else np.asarray
+        image, label = turn(decoded.patch(box)), turn(cut(decoded.label, box))
         if self.photometric:
             image = photometric_distortion(image, rng)
         sample = {
             "source_image": _channels_first(pad(image, self.crop, MEAN_COLOUR)),
             "source_label": _tensor(pad(label, self.crop, IGNORE)),
         }
-        crop = SourceCrop(self.source.index.pairs[choice.image].image, decoded.size, box)
-        for name, extra in self.extras.items():
-            image = flip(extra(crop)) if flipped else extra(crop)
-            sample[f"extra/{name}"] = _channels_first(pad(image, self.crop, MEAN_COLOUR))
-        return sample
+        return sample, self.source.taken(choice.image, decoded, box), turn
 
     def _choose(self, size: Size, label: Bytes, choice: Choice, rng: np.random.Generator) -> tuple[Crop, bool]:
         """A box and a flip; both are drawn again, at most TRIES times, until the wanted class fills enough of it."""
@@ -208,14 +215,16 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         box = draw_crop(size, self.crop, rng, label=label, cat_max_ratio=self.cat_max_ratio)
         return box, bool(rng.random() < 0.5)
 
-    def _target(self, target: Domain, rng: np.random.Generator) -> dict[str, Tensor]:
-        decoded = target.decode(int(rng.integers(len(target))))
+    def _target(self, target: Domain, rng: np.random.Generator) -> tuple[dict[str, Tensor], ImageCrop]:
+        """The tensors, and what was taken."""
+        i = int(rng.integers(len(target)))
+        decoded = target.decode(i)
         box = draw_crop(decoded.size, self.crop, rng)
         turn = flip if rng.random() < 0.5 else np.asarray
         sample = {"target_image": _channels_first(pad(turn(decoded.patch(box)), self.crop, MEAN_COLOUR))}
         if self.margins is not None:
             sample["target_valid"] = _tensor(pad(turn(self.margins.valid(decoded.size, box)), self.crop, 0))
-        return sample
+        return sample, target.taken(i, decoded, box)
 
 
 class EvaluationImages(Dataset[dict[str, Tensor | str]]):

@@ -101,6 +101,7 @@ def assemble(loaded: Loaded) -> Assembly:
         log_every=recipe.runtime.log_every,
         validate_every=recipe.evaluation.every,
         checkpoint_minutes=recipe.runtime.checkpoint_minutes,
+        keep_checkpoints=recipe.runtime.keep_checkpoints,
     )
     texts = warnings(recipe, pairs, recipe.train.batch // ranks.world)
     stamp |= {"precision": precision, "world": ranks.world, "plugins": [asdict(p) for p in checks.plugins(recipe)]}

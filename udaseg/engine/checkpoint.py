@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to continue exactly.
 
 Only tensors and plain values, so that loading runs no pickled code (``weights_only=True``). Written atomically; the
-last two are kept. Random numbers and the sampler's position need no state: both are functions of (seed, iteration).
+last ``runtime.keep_checkpoints`` are kept. Random numbers and the sampler's position need no state: both are functions
+of (seed, iteration).
 """
 
 from __future__ import annotations

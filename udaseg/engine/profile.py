@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from udaseg.config.schema import Recipe
+from udaseg.core.context import Batch, StepContext, StepRng, View
+from udaseg.engine.assembly import build_context, stages
+from udaseg.engine.domains import training_crop
+from udaseg.engine.networks import normalisation, segmentor_of
 from udaseg.engine.phases import Phases
 from udaseg.engine.trainer import Trainer, memory_gb
+from udaseg.errors import UserError
 
 Shape: TypeAlias = Sequence[int]
 
@@ -74,6 +81,42 @@ def profile(trainer: Trainer, *, batch: int, precision: str, steps: int = 5, war
     result.images_per_second = batch / result.seconds_per_step
     result.peak_memory_gb = memory_gb(trainer.device)
     return result
+
+
+class Shapes(StepRng):
+    """Random numbers of which only the shape is known."""
+
+    def __init__(self) -> None:
+        self.rank, self.world, self.host = 0, 1, random.Random(0)
+
+    def per_image(self, images: int, *shape: int) -> Tensor:
+        return torch.empty((images, *shape), device="meta")
+
+
+def target_cost(recipe: Recipe) -> float | None:
+    """Multiply-adds that one target image costs the student in training, counted on shapes, without data or weights.
+
+    They are those of the forward pass over each view that is made of the target image, at the size of the training
+    crop, with the terms on it: what MRM's Table 6 calls training FLOPs. Neither the teacher's passes nor the backward
+    count. None: no view is made of it, or a term's work depends on the values.
+    """
+    height, width = training_crop(recipe)
+    with torch.device("meta"):
+        student = segmentor_of(recipe)
+        built = stages(recipe, build_context(recipe, normalisation(student), student))
+        image, label = torch.empty(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.long)
+        view = View(image, label, torch.ones(1, height, width))
+    context = StepContext(0, Batch(image, label, image), Shapes(), student)
+    of_target = [stage for stage in built.values() if stage.build_view.needs.target]
+    try:
+        with torch.no_grad(), counting() as operations, operations("student"):
+            for stage in of_target:
+                output = student(image, context_only=stage.context_only)
+                for _, term in stage.named_terms():
+                    term(view, output, context)
+    except (NotImplementedError, UserError):  # of meta tensors, which have no values, and of a teacher there is none of
+        return None
+    return operations.spent["student"] / 2 or None
 
 
 def time_steps(trainer: Trainer, steps: int) -> float:

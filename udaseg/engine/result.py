@@ -1,4 +1,4 @@
-"""``result.json`` of a finished run: its schema, and the one place that reads it."""
+"""``result.json`` of a finished run, its evaluations on other images, and the one place that reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from udaseg.data.classes import PROTOCOLS
 from udaseg.errors import UserError
-from udaseg.files import read_bytes
+from udaseg.files import read_bytes, write_json
 from udaseg.problems import first_problem
 
 FORMAT = 1
@@ -58,6 +58,49 @@ class Result(BaseModel):
             if measured and [len(row) for row in measured.confusion] != [size] * size:
                 raise ValueError(f"counts that are not {size} x {size}")
         return self
+
+
+class Evaluation(BaseModel):
+    """``evaluation-<domain>.json``: counts of a finished run on the images of a domain of its recipe.
+
+    ``fingerprint`` and ``finished`` are those of the result that was evaluated.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    format: Literal[1] = 1
+    fingerprint: str
+    finished: str
+    what: str
+    confusion: list[list[Whole]]
+
+
+def evaluation_file(folder: Path, domain: str) -> Path:
+    return folder / f"evaluation-{domain}.json"
+
+
+def read_evaluation(folder: Path, domain: str) -> npt.NDArray[np.float64] | None:
+    """Counts (K, K) of a finished run on a domain; None where that result was not evaluated on it. UserError for a
+    damaged file."""
+    path, result = evaluation_file(folder, domain), read_result(folder)
+    if not path.is_file():
+        return None
+    try:
+        evaluation = Evaluation.model_validate_json(read_bytes(path))
+        size = len(result.classes)
+        if [len(row) for row in evaluation.confusion] != [size] * size:
+            raise UserError(f"{path}: confusion: counts that are not {size} x {size}; delete it")
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_problem(error)}; delete it") from None
+    of_this_result = (evaluation.fingerprint, evaluation.finished) == (result.fingerprint, result.finished)
+    return np.array(evaluation.confusion, np.float64) if of_this_result else None
+
+
+def write_evaluation(folder: Path, domain: str, what: str, confusion: list[list[int]]) -> None:
+    """Keep counts of a finished run on the images of a domain; ``what``: of which network, on which images."""
+    result = read_result(folder)
+    evaluation = Evaluation(fingerprint=result.fingerprint, finished=result.finished, what=what, confusion=confusion)
+    write_json(evaluation_file(folder, domain), evaluation.model_dump(), indent=None)
 
 
 def read_result(folder: Path) -> Result:

@@ -11,7 +11,8 @@ from typing import Any
 from udaseg.config import checks
 from udaseg.config.layers import difference
 from udaseg.config.load import Loaded, checked, load
-from udaseg.config.plugins import Plugin, changes, load_named
+from udaseg.config.plugins import changes, load_named
+from udaseg.config.schema import Recipe
 from udaseg.console import Silent, Watching
 from udaseg.engine import checkpoint, distributed
 from udaseg.engine import result as result_file
@@ -128,7 +129,7 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
             return Outcome(folder, True)
         if run.writes and not run.recipe.is_file():
             write_text(run.recipe, as_yaml(loaded.tree))
-        changed = changed_plugins(folder, checks.plugins(loaded.recipe))
+        changed = changed_plugins(folder, loaded.recipe)
         note = run.stamp(fingerprint=loaded.recipe.fingerprint(), **built.stamp)
         progress = watch(loaded) if run.writes else Silent()
         for text in [*([note] if note else []), *changed, *built.warnings]:
@@ -141,13 +142,13 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
     return Outcome(folder, False)
 
 
-def changed_plugins(folder: Path, now: Sequence[Plugin]) -> list[str]:
-    """A sentence for each plugin whose code is another than when the run in ``folder`` went on last."""
+def changed_plugins(folder: Path, recipe: Recipe) -> list[str]:
+    """A sentence for each of the recipe's plugins whose code is another than when the run in ``folder`` went on last."""
     try:
         before = read_stamps(folder)[-1:]
     except UserError:  # none yet, or damaged: ``stamp`` says so
         return []
-    return changes(before[0].get("plugins", []) if before else [], now)
+    return changes(before[0].get("plugins", []) if before else [], checks.plugins(recipe))
 
 
 def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
@@ -176,7 +177,9 @@ def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
 
 
 def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weights_file.WeightsMetadata]:
-    """A segmentor from a weights file, or from a run folder: its final weights, else its newest checkpoint."""
+    """A segmentor from a weights file, a run's checkpoint, or a run folder: final weights, else newest checkpoint."""
+    if path.is_file() and checkpoint.NAME.fullmatch(path.name):
+        return from_checkpoint(path.resolve().parents[1], path, teacher)
     if path.is_file():
         if teacher:
             raise UserError(f"{path}: a weights file holds one network; give the run folder for --teacher")
@@ -187,18 +190,24 @@ def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weigh
         if weights_file.read_metadata(weights).plugins:
             read_recipe(path)  # names the plugins' places
         return load_weights(weights)
-    recipe = read_recipe(path).recipe
     newest = checkpoint.newest(path / "checkpoints")
     if newest is None:
+        read_recipe(path)  # a folder that is no run is told first
         raise UserError(f"{path}: no checkpoint yet; train it first: udaseg train --resume --out {path}")
+    return from_checkpoint(path, newest, teacher)
+
+
+def from_checkpoint(folder: Path, file: Path, teacher: bool = False) -> tuple[Segmentor, weights_file.WeightsMetadata]:
+    """The student or the teacher in a checkpoint of the run in ``folder``."""
+    recipe = read_recipe(folder).recipe
     try:
-        state = checkpoint.load(newest)
+        state = checkpoint.load(file)
     except checkpoint.Damaged as error:
-        raise UserError(f"{error}; the one before is used by udaseg train --resume --out {path}") from None
+        raise UserError(f"{error}; the one before is used by udaseg train --resume --out {folder}") from None
     if teacher and state["teacher"] is None:
-        raise UserError(f"{path}: recipe {recipe.name!r} has no teacher; leave out --teacher")
+        raise UserError(f"{folder}: recipe {recipe.name!r} has no teacher; leave out --teacher")
     module = segmentor_of(recipe)
     prefix, tensors = "segmentor.", state["teacher" if teacher else "learner"]
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    weights_file.restore(module, own, newest)
+    weights_file.restore(module, own, file)
     return module, weights_metadata(recipe, module)

@@ -46,8 +46,8 @@ class Trainer:
 
     ``batches``: (first iteration, past the last) -> this process's raw batches. ``fingerprint``: the recipe's, kept in
     checkpoints. ``validate``: student -> confusion counts; ``score``: counts -> mIoU of the benchmark's protocol.
-    ``save_weights``: writes the student's weights file. The last three arguments say how often things happen, in
-    iterations and minutes.
+    ``save_weights``: writes the student's weights file. The arguments after it say how often things happen, in
+    iterations and minutes, and how many checkpoints stay.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Trainer:
         log_every: int = 50,
         validate_every: int = 4000,
         checkpoint_minutes: float = 10.0,
+        keep_checkpoints: int = 2,
     ) -> None:
         self.learner, self.teacher, self.pseudo_label_rule = learner, teacher, pseudo_label_rule
         self.batches, self.normalise, self.memory_format = batches, normalise, memory_format
@@ -82,6 +83,7 @@ class Trainer:
         self.fingerprint = fingerprint
         self.evaluate, self.score, self.save_weights = validate, score, save_weights
         self.log_every, self.validate_every, self.checkpoint_minutes = log_every, validate_every, checkpoint_minutes
+        self.keep_checkpoints = keep_checkpoints
         self.run: RunFolder
         self.progress: Progress
         self.done = 0
@@ -269,7 +271,7 @@ class Trainer:
         if self.run.writes:
             state = self.state()
             try:
-                path = checkpoint.save(self.run.checkpoints, state)
+                path = checkpoint.save(self.run.checkpoints, state, keep=self.keep_checkpoints)
             except (OSError, RuntimeError) as error:  # torch's writer raises the second
                 raise UserError(
                     f"{self.run.checkpoints}: the checkpoint of iteration {self.done} cannot be written "

@@ -25,7 +25,8 @@ Fusion = Literal["sep_aspp", "aspp", "conv1"]
 
 
 class FusingDecoder(Decoder):
-    """A decoder that classifies one fused map. Subclasses write ``fused`` and set the two modules behind it."""
+    """A decoder that classifies one fused map. Subclasses write ``fused``, and set its channels and the two modules
+    behind it."""
 
     fuses = True
     dropout: nn.Module
@@ -65,6 +66,7 @@ class DAFormerHead(FusingDecoder):
             self.fuse = ASPP(wide, to=width, dilations=dilations, separable=fusion == "sep_aspp")
         else:
             raise ValueError(f"fusion {fusion!r}: allowed are sep_aspp, aspp, conv1")
+        self.fused_channels = width
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(width, classes=classes)
 
@@ -91,6 +93,7 @@ class SegFormerHead(FusingDecoder):
         super().__init__()
         self.embed = Embed(channels, width=width)
         self.fuse = ConvBNReLU(width * len(channels), to=width)
+        self.fused_channels = width
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, classes, 1)  # PyTorch's default initialisation, as in the public head
 
@@ -167,6 +170,7 @@ class DeepLabV3PlusHead(FusingDecoder):
         self.refine = nn.Sequential(
             SeparableConv(width + detail_width, to=width, norm=norm), SeparableConv(width, to=width, norm=norm)
         )
+        self.fused_channels = width
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(width, classes=classes)
 
@@ -194,6 +198,7 @@ class FPNHead(FusingDecoder):
         self.bn = nn.BatchNorm2d(width)
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.pointwise = nn.Conv2d(width, width, 1)
+        self.fused_channels = width
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(width, classes=classes)
 

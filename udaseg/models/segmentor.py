@@ -70,13 +70,15 @@ class FeatureMaps(NamedTuple):
     """The feature maps of a branch at training size, for components whose shape depends on them.
 
     ``image``: (height, width) of the pixels that go into the encoder. ``channels`` and ``strides`` of every map, finest
-    first. ``read``: indices of the maps that the decoder reads.
+    first. ``read``: indices of the maps that the decoder reads. ``fused``: channels of the map that it fuses them into;
+    None if it fuses none.
     """
 
     image: tuple[int, int]
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     read: tuple[int, ...]
+    fused: int | None = None
 
 
 class InferencePass(NamedTuple):
@@ -127,6 +129,8 @@ class Decoder(nn.Module):
     """Indices of the maps it reads, negative ones from the end; None: all of them."""
     fuses: ClassVar[bool] = False
     """Does it combine the maps into a single one before the classifier, as ``fused`` returns it?"""
+    fused_channels: int | None = None
+    """Channels of that map; set by a decoder that fuses."""
     attention_settings: ClassVar[Mapping[str, Any]] = {}
     """Its settings where they differ when it predicts the scale attention of a wrapper."""
 
@@ -167,7 +171,7 @@ class Segmentor(nn.Module):
         channels, strides = tuple(self.encoder.channels), tuple(self.encoder.strides)
         indices = range(len(channels))
         reads = indices if self.decoder.reads is None else self.decoder.reads
-        return FeatureMaps(crop, channels, strides, tuple(indices[i] for i in reads))
+        return FeatureMaps(crop, channels, strides, tuple(indices[i] for i in reads), self.decoder.fused_channels)
 
     def context(self, image: Tensor) -> Tensor:
         """The pixels that the first branch sees of an image."""

@@ -27,7 +27,7 @@ from udaseg.engine.trainer import Interrupted, Progress
 from udaseg.errors import Busy, UserError
 from udaseg.files import write_json
 from udaseg.report.grid import Cell, run_of
-from udaseg.report.results import Failure, Run, reached
+from udaseg.report.results import NO_MEMORY, Failure, Run, reached
 
 STOPPED = {-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 """Exit codes of a run that somebody asked to stop; it can go on."""
@@ -166,8 +166,8 @@ def last_message(log: Path, start: int) -> str:
 
 
 def failure_kind(code: int, message: str) -> str:
-    if "out of memory" in message.lower():
-        return "out of memory"
+    if NO_MEMORY in message.lower():
+        return NO_MEMORY
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return "error" if code == UserError.code else "crash"

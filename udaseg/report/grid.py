@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from udaseg.config.layers import parse_override
 from udaseg.config.load import Loaded, load
+from udaseg.config.plugins import load_named
 from udaseg.config.schema import Recipe
 from udaseg.engine.domains import training_crop
 from udaseg.engine.result import read_result
@@ -23,6 +23,7 @@ from udaseg.engine.runlog import read_stamps
 from udaseg.engine.runs import read_recipe
 from udaseg.errors import UserError
 from udaseg.problems import suggest
+from udaseg.report.reach import reach
 from udaseg.report.results import Run, read
 from udaseg.report.study import Row, Study, own_option
 
@@ -50,10 +51,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """``left_out``: row -> why it cannot run."""
+    """``left_out``: row -> why it cannot run. ``left_alone``: override -> rows that have no such part."""
 
     cells: list[Cell] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    left_alone: dict[str, list[str]] = field(default_factory=dict)
 
     def runs(self) -> list[Cell]:
         """One cell for each run."""
@@ -71,42 +73,48 @@ def lay_out(
     only: str | None = None,
     benchmark: str | None = None,
     overrides: Sequence[str] = (),
+    plugins: Sequence[str] = (),
     empty: bool = False,
 ) -> Grid:
-    """The cells of a study, row by row; overrides lie on top of the rows'. UserError where no row can run, unless it
-    may be ``empty``.
+    """The cells of a study, row by row; overrides lie on top of the rows' (``report.reach``: which ones get them).
 
-    Settings of a term that only some rows have leave the others alone: they would add the term to the control.
+    UserError where an override does not reach or fit every row that it names, and where no row can run, unless it may
+    be ``empty``.
     """
     for text in overrides:
         if option := own_option(text):
             raise UserError(f"override {text!r}: a grid has {option} for that")
-    grid = Grid()
+    load_named(plugins)
     target, chosen_seeds = benchmark or study.benchmark, study.seeds if seeds is None else seeds
-    terms = {row.name: terms_of(row, target) for row in study.rows}
-    of_some_rows = set[tuple[str, ...]]().union(*terms.values())
-    for row in rows_named(study.rows, only):
-        if row.recipe is None:
-            continue
-        own = [text for text in overrides if parse_override(text)[0][:4] not in of_some_rows - terms[row.name]]
+    rows = [row for row in rows_named(study.rows, only) if row.recipe is not None]
+    reached = reach(overrides, study.rows, target, {row.name for row in rows})
+    grid = Grid(left_alone=reached.left_alone)
+    unfit: dict[str, str] = {}
+    for row in rows:
         try:
-            grid.cells.extend([cell_of(row, seed, out, target, own) for seed in chosen_seeds])
+            own = reached.of[row.name]
+            grid.cells.extend([cell_of(row, seed, out, target, own, plugins) for seed in chosen_seeds])
         except UserError as error:
-            grid.left_out[row.name] = str(error)
+            blame = unfit if overrides and runs_without(row, target) else grid.left_out
+            blame[row.name] = str(error)
+    if unfit:
+        lines = [f"  {name}: {why}" for name, why in unfit.items()]
+        raise UserError(
+            "\n".join(["the overrides do not fit these rows; correct them, or choose rows by --only:", *lines])
+        )
     if not (grid.cells or empty):
         reasons = [f"  {name}: {why}" for name, why in grid.left_out.items()]
         raise UserError("\n".join(["no row of this study can run:", *(reasons or ["  they are published numbers"])]))
     return grid
 
 
-def terms_of(row: Row, benchmark: str) -> set[tuple[str, ...]]:
-    """The keys ("views", view, "terms", term) of a row's own recipe; none where it has no (valid) one."""
+def runs_without(row: Row, benchmark: str) -> bool:
+    """Is a row's own recipe free of problems?"""
     try:
-        recipe = load(row.recipe, benchmark=benchmark, overrides=row.overrides).recipe if row.recipe else None
+        load(str(row.recipe), benchmark=benchmark, overrides=row.overrides)
     except UserError:
-        recipe = None
-    views = recipe.views.items() if recipe else ()
-    return {("views", view, "terms", term) for view, stage in views for term in stage.terms}
+        return False
+    return True
 
 
 def rows_named(rows: Sequence[Row], only: str | None) -> list[Row]:
@@ -120,13 +128,16 @@ def rows_named(rows: Sequence[Row], only: str | None) -> list[Row]:
     return matching
 
 
-def cell_of(row: Row, seed: int, out: Path, benchmark: str, overrides: Sequence[str]) -> Cell:
+def cell_of(
+    row: Row, seed: int, out: Path, benchmark: str, overrides: Sequence[str], plugins: Sequence[str] = ()
+) -> Cell:
     """A row with a seed; UserError for what is wrong with its recipe."""
     assert row.recipe is not None
     settings = [*row.overrides, *overrides]
-    loaded = load(row.recipe, benchmark=benchmark, overrides=[*settings, f"seed={seed}"])
+    loaded = load(row.recipe, benchmark=benchmark, overrides=[*settings, f"seed={seed}"], plugins=plugins)
     folder = folder_of(loaded.recipe, out)
-    options = ("--recipe", row.recipe, "--benchmark", benchmark, "--seed", str(seed), "--out", str(folder))
+    options = ["--recipe", row.recipe, "--benchmark", benchmark, "--seed", str(seed), "--out", str(folder)]
+    options += [word for plugin in plugins for word in ("--plugin", plugin)]
     return Cell(row, seed, loaded, folder, ("train", *options, *settings))
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from udaseg.config.schema import TrainSection
 from udaseg.data.classes import PROTOCOLS
 from udaseg.engine.domains import class_set
-from udaseg.engine.result import read_result
+from udaseg.engine.result import read_evaluation, read_result
 from udaseg.engine.runlog import held, parse_row
 from udaseg.engine.runs import read_recipe
 from udaseg.errors import UserError
@@ -50,6 +50,10 @@ class Head(BaseModel):
     train: Train | None
 
 
+NO_MEMORY = "out of memory"
+"""The kind of failure that is a result: a table shows it."""
+
+
 class Failure(BaseModel):
     """What is kept of a run that failed, in its folder's ``failure.json`` (a bare run's has no message: ``phase``)."""
 
@@ -68,8 +72,9 @@ class Failure(BaseModel):
 class Run:
     """``problem``: of a damaged run. ``reached``: the last iteration in its log. ``changed``: seconds since 1970.
 
-    ``family``: equal for runs that differ in nothing but their seed. ``counts`` are those of the last iteration,
-    ``oracle`` of the one that was best on the validation split.
+    ``fingerprint``: of a run that is finished or ran out of memory. ``family``: equal for runs that differ in nothing
+    but their seed. ``counts`` are those of the last iteration, ``oracle`` of the one that was best on the validation
+    split.
     """
 
     folder: Path
@@ -89,12 +94,27 @@ class Run:
     counts: Counts | None = field(default=None, repr=False)
     oracle: Counts | None = field(default=None, repr=False)
 
+    @property
+    def out_of_memory(self) -> bool:
+        return self.failure is not None and self.failure.kind == NO_MEMORY
+
     def scores(self, protocol: str | None = None, *, oracle: bool = False) -> Scores:
         """IoU of the protocol's classes (None: the run's own protocol); no classes where nothing was validated."""
         counts = self.oracle if oracle else self.counts
         if counts is None:
             return Scores((), ())
         return scores(counts, self.classes, PROTOCOLS[protocol or self.protocol])
+
+
+def on(run: Run, domain: str) -> Run:
+    """A run with its counts on a domain's images; without counts where it was not evaluated on them. "validation" are
+    the images of its own result."""
+    if domain == "validation" or run.state != "finished":
+        return run
+    try:
+        return replace(run, counts=read_evaluation(run.folder, domain), oracle=None)
+    except (UserError, OSError) as error:
+        return replace(run, state="damaged", problem=str(error).removeprefix(f"{run.folder}{os.sep}"))
 
 
 def scan(root: Path) -> list[Run]:
@@ -156,6 +176,7 @@ def unfinished(folder: Path, changed: float) -> Run:
     return Run(
         folder, state, failure=failure, recipe=str(head.name), benchmark=head.benchmark or "", seed=head.seed or 0,
         reached=reached(folder), total=(head.train or Head.Train()).iterations, changed=changed, family=family(parts),
+        fingerprint=read_recipe(folder).recipe.fingerprint() if failure and failure.kind == NO_MEMORY else "",
     )  # fmt: skip
 
 

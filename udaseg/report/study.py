@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
@@ -64,18 +64,26 @@ class Row(Strict):
 
 
 class Study(Strict):
-    """Columns: classes (IoU in %), mIoU over the protocol's classes, mIoU* over SYNTHIA's 13; others are printed only.
+    """Columns: classes (IoU in %), mIoU over the protocol's classes, mIoU* over SYNTHIA's 13, those
+    in ``means``, and training FLOPs (``engine.profile.target_cost``); others are printed only.
 
-    ``protocol`` None: the benchmark's.
+    ``protocol`` None: the benchmark's. ``domain``: whose images the scores are of; on others than the validation's,
+    runs are evaluated after training, so that such a study shares its runs with others. ``notes``: what a reader of
+    the table must know; reports print them under it.
     """
 
     title: Name
     source: Source | None = Field(None, description="of the published numbers; None: a study of one's own")
     benchmark: Name
     protocol: str | None = None
+    domain: Literal["validation", "source", "target"] = "validation"
     columns: list[Name] = Field(["mIoU"], min_length=1)
     seeds: list[NonNegativeInt] = Field([0, 1, 2], min_length=1)
     rows: list[Row] = Field(min_length=1)
+    means: dict[Name, Annotated[list[Name], Field(min_length=1)]] = Field(
+        {}, description="column -> the classes that it is the mean IoU of"
+    )
+    notes: list[Name] = Field([])
 
 
 def load_study(name: str) -> Study:
@@ -125,6 +133,8 @@ def flaws(study: Study) -> Iterator[Problem]:
     for key, values in (("columns", study.columns), ("seeds", study.seeds)):
         for value in repeated(values):
             yield Problem((key,), f"{value!r} occurs twice")
+    for column in study.means.keys() - set(study.columns):
+        yield Problem(("means", column), f"is no column; {suggest(column, study.columns)}")
     for group, text in repeated([(row.group, row.label) for row in study.rows]):
         yield Problem(("rows",), f"label {text!r} occurs twice" + (f" in group {group!r}" if group else ""))
     for index, row in enumerate(study.rows):

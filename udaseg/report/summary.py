@@ -14,13 +14,17 @@ from typing import NamedTuple
 from udaseg.config.load import benchmark_data
 from udaseg.console import duration
 from udaseg.data.classes import PROTOCOLS
+from udaseg.engine.profile import target_cost
 from udaseg.report.grid import CELLS, lay_out
-from udaseg.report.results import Run
-from udaseg.report.study import Row, Study, load_study
+from udaseg.report.results import Run, on
+from udaseg.report.study import OUT_OF_MEMORY, Row, Study, load_study
 from udaseg.report.tables import Cell, Mark, Table
 
 ORACLES = {"oracle"}
 """Recipes that see the target's labels: compared with nothing."""
+FLOPS = "training FLOPs (G)"
+COSTS = {FLOPS, "training FLOPs (ratio)"}
+"""Columns of what a target image costs in training; the ratio is to the study's first row with a recipe."""
 PUBLISHED, REPRODUCED, DIFFERENCE = "published", "reproduced", "difference"
 
 
@@ -33,22 +37,29 @@ class Stat(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a study as it stands: its finished runs, and the study's seeds that have none."""
+    """A row of a study as it stands: its finished runs, the study's seeds that have none, and those whose runs went out
+    of memory. ``cost``: multiply-adds of a target image, where the study has a column for it and any runs."""
 
     row: Row
     runs: tuple[Run, ...]
     missing: tuple[int, ...]
+    out_of_memory: tuple[int, ...] = ()
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A study with its runs. ``options``: what was changed on the command line, as words of a command. ``place``: the
-    folder where a grid has left most of its runs; ``failed``: did some of them fail?"""
+    """A study with its runs.
+
+    ``left_alone``: override -> rows that have no such part. ``options``: what was changed on the command line, as words
+    of a command. ``place``: the folder where a grid has left most of its runs; ``failed``: did some of them fail?
+    """
 
     name: str
     study: Study
     entries: tuple[Entry, ...]
     left_out: dict[str, str]
+    left_alone: dict[str, list[str]]
     protocol: str
     options: tuple[str, ...] = ()
     place: Path | None = None
@@ -73,24 +84,34 @@ def summarise(
     grid = lay_out(study, benchmark=benchmark, overrides=overrides, empty=not (benchmark or overrides))
     done = {run.fingerprint: run for run in runs if run.state == "finished"}
     others = sorted({run.seed for run in done.values() if run.seed is not None} - set(study.seeds))
+    too_large = {run.fingerprint[:12] or run.folder.name[-12:] for run in runs if run.out_of_memory}
     recipes = {cell.row.name: cell.loaded.recipe for cell in grid.cells}
     entries = []
     for row in study.rows:
         recipe, of_seeds = recipes.get(row.name), {}
+        spent: tuple[int, ...] = ()
         if recipe is not None:
             prints = {seed: recipe.model_copy(update={"seed": seed}).fingerprint() for seed in [*study.seeds, *others]}
-            of_seeds = {seed: done[text] for seed, text in prints.items() if text in done}
-        missing = [seed for seed in study.seeds if recipe is not None and seed not in of_seeds]
-        entries.append(Entry(row, tuple(of_seeds.values()), tuple(missing)))
+            found = {seed: on(done[text], study.domain) for seed, text in prints.items() if text in done}
+            of_seeds = {
+                seed: run for seed, run in found.items() if study.domain == "validation" or run.counts is not None
+            }
+            spent = tuple(seed for seed, text in prints.items() if seed not in found and text[:12] in too_large)
+        missing = [seed for seed in study.seeds if recipe is not None and seed not in (*of_seeds, *spent)]
+        entries.append(Entry(row, tuple(of_seeds.values()), tuple(missing), spent))
+    if COSTS.intersection(study.columns) and any(entry.runs for entry in entries):
+        entries = [
+            replace(e, cost=target_cost(recipes[e.row.name]) if e.row.name in recipes else None) for e in entries
+        ]
     names = {cell.folder.name for cell in grid.cells}
     cells = [run for run in runs if run.folder.name in names]
     places = [run.folder.parent for run in cells]
     return Summary(
-        name, study, tuple(entries), grid.left_out,
+        name, study, tuple(entries), grid.left_out, grid.left_alone,
         study.protocol or benchmark_data(benchmark or study.benchmark).protocol,
         (*(["--benchmark", benchmark] if benchmark else []), *overrides),
         statistics.mode(places) if places else None,
-        any(run.state == "failed" for run in cells),
+        any(run.state == "failed" and not run.out_of_memory for run in cells),
     )  # fmt: skip
 
 
@@ -103,13 +124,13 @@ def study_table(summary: Summary, *, runs: Path = Path("runs")) -> Table:
     study, grouped = summary.study, any(row.group for row in summary.study.rows)
     blocks = [lines_of(entry, summary) for entry in summary.entries]
     for what in (PUBLISHED, REPRODUCED):
-        comparable = [what == REPRODUCED or is_iou(column) for column in study.columns]
+        comparable = [column not in COSTS and (what == REPRODUCED or is_iou(column)) for column in study.columns]
         for group in {row.group for row in study.rows}:
             mark([b[what] for e, b in zip(summary.entries, blocks, strict=True)
                   if what in b and e.row.group == group and e.row.recipe not in ORACLES], comparable)  # fmt: skip
     rows = [
         (*([Cell(text=entry.row.group)] if grouped else []), Cell(text=entry.row.label), Cell(text=what),
-         Cell(len(entry.runs), digits=0) if what == REPRODUCED else Cell(), *cells)
+         Cell(len(entry.runs or entry.out_of_memory), digits=0) if what == REPRODUCED else Cell(), *cells)
         for entry, block in zip(summary.entries, blocks, strict=True)
         for what, cells in block.items()
     ]  # fmt: skip
@@ -119,6 +140,7 @@ def study_table(summary: Summary, *, runs: Path = Path("runs")) -> Table:
         rows=tuple(rows),
         left=2 + grouped,
         lead=lead(summary),
+        remarks=tuple(study.notes),
         notes=tuple(notes(summary)),
         commands=tuple(commands(summary, runs)),
     )
@@ -131,19 +153,30 @@ def lines_of(entry: Entry, summary: Summary) -> dict[str, list[Cell]]:
     lines: dict[str, list[Cell]] = {}
     if entry.row.published is not None:
         lines[PUBLISHED] = [as_printed(*pair) for pair in zip(entry.row.published, printed, strict=True)]
-    if entry.runs or not lines:
-        lines[REPRODUCED] = [Cell(text="-") if s is None else Cell(s.mean, s.std) for s in ours]
+    if entry.out_of_memory and not entry.runs:
+        lines[REPRODUCED] = [Cell(text=OUT_OF_MEMORY) for _ in columns]
+    elif entry.runs or not lines:
+        lines[REPRODUCED] = [
+            Cell(text="-") if s is None else Cell(s.mean, s.std, digits=digits(column))
+            for column, s in zip(columns, ours, strict=True)
+        ]
     if summary.as_published and any(p and s for p, s in zip(printed, ours, strict=True)):
         lines[DIFFERENCE] = [
-            Cell(s.mean - p.mean, signed=True) if p and s else Cell() for p, s in zip(printed, ours, strict=True)
+            Cell(s.mean - p.mean, signed=True, digits=digits(column)) if p and s else Cell()
+            for column, p, s in zip(columns, printed, ours, strict=True)
         ]
     return lines
+
+
+def digits(column: str) -> int:
+    """Behind the point, of what is reproduced."""
+    return 2 if column in COSTS else 1
 
 
 def stats(summary: Summary, entry: Entry, what: str, columns: Sequence[str]) -> list[Stat | None]:
     """Columns of an entry, published or reproduced; None where there is no number."""
     if what == REPRODUCED:
-        return [measured(entry.runs, column, summary.protocol) for column in columns]
+        return [measured(summary, entry, column) for column in columns]
     values = dict(zip(summary.study.columns, entry.row.published or (), strict=False))
     stds = dict(zip(summary.study.columns, entry.row.std or (), strict=False))
     return [Stat(value, std if isinstance(std := stds.get(column), float) else None)
@@ -153,12 +186,24 @@ def stats(summary: Summary, entry: Entry, what: str, columns: Sequence[str]) -> 
 # --- a study's table -----------------------------------------------------------------------------------------------
 
 
-def measured(runs: Sequence[Run], column: str, protocol: str) -> Stat | None:
+def measured(summary: Summary, entry: Entry, column: str) -> Stat | None:
     """A column of the table over the seeds; None for one that is printed only."""
+    runs, protocol = entry.runs, summary.protocol
+    if column in COSTS:
+        unit = 1e9 if column == FLOPS else next((e.cost for e in summary.entries if e.row.recipe), None)
+        return Stat(entry.cost / unit, None) if entry.cost and unit else None
     if column in ("mIoU", "mIoU*"):
         return over_seeds(run.scores(protocol if column == "mIoU" else "synthia13").miou for run in runs)
     per_class = [dict(zip(s.names, s.iou, strict=True)) for s in (run.scores("all") for run in runs)]
+    if classes := summary.study.means.get(column):
+        return over_seeds(mean_of_defined([iou[name] for name in classes if name in iou]) for iou in per_class)
     return over_seeds(iou[column] for iou in per_class if column in iou)
+
+
+def mean_of_defined(values: Iterable[float]) -> float:
+    """The mean of what is not NaN, or NaN."""
+    stat = over_seeds(values)
+    return stat.mean if stat else math.nan
 
 
 def over_seeds(values: Iterable[float]) -> Stat | None:
@@ -198,9 +243,11 @@ def lead(summary: Summary) -> str:
     source, benchmark = summary.study.source, summary.study.benchmark
     published = f"Published: {source.paper}, {source.table}. " if source else ""
     means = f"mIoU over {summary.protocol}" + (", mIoU* over synthia13" if "mIoU*" in summary.study.columns else "")
+    means += "".join(f", {column} over {', '.join(names)}" for column, names in summary.study.means.items())
     settings = " ".join(text for text in summary.options if not text.startswith("runtime."))
     ours = "" if summary.as_published else f" Reproduced with {settings}."
-    return f"{published}{benchmark}, IoU in %, {means}, student at the last iteration.{ours}"
+    where = "" if summary.study.domain == "validation" else f" on the images of data.{summary.study.domain}"
+    return f"{published}{benchmark}, IoU in %, {means}, student at the last iteration{where}.{ours}"
 
 
 def notes(summary: Summary) -> list[str]:
@@ -209,10 +256,18 @@ def notes(summary: Summary) -> list[str]:
         lines.append("The published numbers are of other settings than the reproduced ones: no differences.")
     if any(entry.runs for entry in summary.entries):
         lines.append("Reproduced: mean ± sample standard deviation over the seeds counted.")
+    lines += [
+        f"Not changed by {text}, which they lack: {'; '.join(rows)}." for text, rows in summary.left_alone.items()
+    ]
     lines += [f"Cannot be run ({why}): {rows}." for why, rows in together(summary.left_out.items())]
-    missing = [(e.row.name, f"seed{'s'[:len(e.missing) > 1]} {', '.join(map(str, e.missing))}")
-               for e in summary.entries if e.missing]  # fmt: skip
-    return lines + [f"Missing ({seeds}): {rows}." for seeds, rows in together(missing)]
+    for what, of in (("Out of memory", "out_of_memory"), ("Missing", "missing")):
+        having = [(e.row.name, seeds_in_words(seeds)) for e in summary.entries if (seeds := getattr(e, of))]
+        lines += [f"{what} ({seeds}): {rows}." for seeds, rows in together(having)]
+    return lines
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -49,13 +49,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """The first ``left`` columns are text, the others numbers. ``commands``: what fills the missing cells."""
+    """The first ``left`` columns are text, the others numbers.
+
+    ``remarks``: what a reader must know; they go wherever the table goes. ``notes``: how it stands with the runs.
+    ``commands``: what fills the missing cells.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     left: int = 1
     lead: str = ""
+    remarks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
 
@@ -83,8 +88,8 @@ def terminal(table: Table) -> None:
             left=table.left,
         )
         out.print()
-    if table.lead or table.notes:
-        out.print("\n".join(clean(line) for line in (table.lead, *table.notes) if line))
+    if lines := [clean(line) for line in (table.lead, *table.remarks, *table.notes) if line]:
+        out.print("\n".join(lines))
     if table.commands:
         out.print("\nmissing; these fill it:\n" + "\n".join(f"  {command}" for command in table.commands))
 
@@ -121,7 +126,8 @@ def markdown(table: Table) -> str:
     lines.append(as_line(in_markdown(name) for name in table.header))
     lines.append(as_line(":--" if i < table.left else "--:" for i in range(len(table.header))))
     lines += [as_line(map(markdown_cell, row)) for row in table.rows]
-    lines += ["", *(f"- {in_markdown(note)}" for note in table.notes)] if table.notes else []
+    notes = (*table.remarks, *table.notes)
+    lines += ["", *(f"- {in_markdown(note)}" for note in notes)] if notes else []
     lines += ["", "Missing; these fill it:", "", "```", *table.commands, "```"] if table.commands else []
     return "\n".join(lines) + "\n"
 
@@ -158,7 +164,9 @@ def latex(table: Table) -> str:
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [latex_line([in_latex(SHORT.get(name, name)) for name in table.header]), r"\midrule"]
     lines += [latex_line([latex_cell(table, i, cell) for i, cell in enumerate(row)]) for row in table.rows]
-    lines += [r"\bottomrule", r"\end{tabular}" + ("}" if table.wide else ""), r"\end{table}"]
+    lines += [r"\bottomrule", r"\end{tabular}" + ("}" if table.wide else "")]
+    lines += [rf"\par\smallskip{{\footnotesize {in_latex(remark)}}}" for remark in table.remarks]
+    lines += [r"\end{table}"]
     comments = [*table.notes, *(f"missing: {command}" for command in table.commands)]
     return "\n".join([*lines, *(f"% {clean(comment)}" for comment in comments)]) + "\n"
 
@@ -183,7 +191,7 @@ def in_latex(text: str) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Plain numbers, four digits behind the point; deviations in columns of their own."""
+    """Plain numbers, four digits behind the point; deviations in columns of their own; remarks as lines with "# "."""
     with_std = [any(row[i].std is not None for row in table.rows) for i in range(len(table.header))]
 
     def line(pairs: Iterable[tuple[str, str]]) -> list[str]:
@@ -193,6 +201,7 @@ def comma_separated(table: Table) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(line((name, f"{name} std") for name in table.header))
     writer.writerows(line((plain(cell), rounded(cell.std)) for cell in row) for row in table.rows)
+    writer.writerows([f"# {clean(remark)}"] for remark in table.remarks)
     return buffer.getvalue()
 
 

@@ -4,11 +4,6 @@ The features of the view's one student pass are masked on a grid, rebuilt from w
 for the view's labels, with the view's weights and the segmentor's own coefficients (eq. 4). The domain is the view that
 the term stands on: ``mixed`` (the target of the DACS family), ``target`` or ``source``; two views have two Rebuilders.
 
-Assumptions where the paper is silent: every branch has a mask of its own; ``feature_teacher`` compares with the
-teacher's features of the very image that the student sees (one more teacher pass, as the teacher has not seen the mixed
-image); regression is averaged over maps and branches; ``position=input`` replaces pixels by one learnable colour and
-has no Rebuilder; ``bn=frozen`` means that the running statistics are used and left alone.
-
 Shapes: B images, H x W pixels, C channels and h x w cells of a feature map, g x g cells of the grid.
 """
 
@@ -25,8 +20,9 @@ from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from udaseg.addons.mrm.rebuilder import Projector, Rebuilder
+from udaseg.addons.mrm.rebuilder import ASSUMPTIONS, Projector, Rebuilder
 from udaseg.plugin import (
+    Assumption,
     BuildContext,
     Decoded,
     Encoded,
@@ -186,6 +182,87 @@ class Rebuild(Term):
             ranks = drawn.flatten(1).argsort(dim=1).argsort(dim=1).view_as(drawn)
             return ranks >= round(self.mask_ratio * self.grid**2)
         return drawn >= self.mask_ratio
+
+    assumptions = (
+        Assumption(
+            'Which image is "the target image"?',
+            "the mixed image: its student features exist already, so no encoder pass is added",
+            "Table 3 names domains only; the printed cost of 1.13 times allows no further pass",
+            ("views.mixed.terms.rebuild",),
+            "`views.target.terms.rebuild={}` (one more student pass), `views.source.terms.rebuild={}`, or several, "
+            "each with a Rebuilder of its own",
+        ),
+        Assumption(
+            "How is the mask drawn?",
+            "every cell of the grid is masked with that probability",
+            "ratio: section 4.1; draw: public module",
+            ("mask_ratio", "exact"),
+            "`exact=true`: that share of each image's cells, as in MAE",
+        ),
+        Assumption("How large is the grid?", "square, the same for all maps", "section 4.1", ("grid",), "Table 2d"),
+        *ASSUMPTIONS,
+        Assumption("Maps", "all that the decoder reads, rebuilt from the last one; one mask for all of them", "eq. 7"),
+        Assumption(
+            "Pixel weights of the loss",
+            "the weights and the average of the view's own cross-entropy",
+            "eq. 4 has none",
+        ),
+        Assumption(
+            "BatchNorm in the second decode",
+            "updates its statistics as in any other pass; `frozen`: they are used and left alone",
+            "silent",
+            ("bn",),
+        ),
+        Assumption(
+            "Learning rate of the Rebuilder",
+            "with the schedule and weight decay of the rest",
+            "rate: section 4.1; schedule and decay: silent",
+            ("learning_rate",),
+        ),
+        Assumption(
+            "Clipping",
+            "none",
+            "silent; the supplement says that larger Rebuilders are unstable",
+            ("clip",),
+            "a largest norm of the Rebuilder's own gradient",
+        ),
+        Assumption(
+            "HRDA",
+            "one Rebuilder for context and detail, each with a mask of its own; loss on the fused and the detail "
+            "prediction with HRDA's shares 0.9 and 0.1",
+            "predictions: section 4.1; masks and shares: silent",
+            ("resolution",),
+        ),
+        Assumption(
+            "Table 2e, feature targets of the teacher",
+            "`feature_teacher`: its features of the very image that the student sees; one more teacher pass, since it "
+            "has not seen the mixed image",
+            "silent",
+            ("objective",),
+            "`feature_student` needs no further pass",
+        ),
+        Assumption(
+            "Table 2e, loss of the regressions",
+            "smooth-L1 on features, squared error on pixels (each patch with mean 0 and variance 1); masked places "
+            "only, mean over maps and branches",
+            "silent",
+            ("objective",),
+        ),
+        Assumption(
+            'Table 4, "encoder" or "decoder" alone',
+            "no gradient of this loss for the other",
+            "silent",
+            ("train_encoder", "train_decoder"),
+        ),
+        Assumption("Table 2c, masking alone", "`mask_only`: masked places become 0", "silent", ("mode",)),
+        Assumption(
+            "Table 6, input space",
+            "`input`: masked patches of the image are replaced by one learnable colour, no Rebuilder, a second full "
+            "student pass",
+            "2.00 times the cost: supplement; the rest: silent",
+            ("position",),
+        ),
+    )
 
 
 def level_projector(maps: FeatureMaps, index: int, *, embed_dim: int, grid: int) -> Projector:

@@ -1,8 +1,6 @@
 """The Rebuilder: fills masked places of feature maps in from the places that are left (MRM, section 3.3).
 
-Training only: it belongs to a loss term, so it is never exported and has no moving average. The paper leaves open
-(docs/assumptions.md): initialisation of the transposed convolutions (PyTorch's own here), ratios that are no power of
-two (the nearest one, then bilinear).
+Training only: it belongs to a loss term, so it is never exported and has no moving average.
 
 Shapes: B images, C channels of the last map, D embedding, g x g cells of the grid, N = g g tokens.
 """
@@ -16,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.plugin import resize
+from udaseg.plugin import Assumption, resize
 
 
 class Rebuilder(nn.Module):
@@ -108,3 +106,34 @@ def sine_positions(grid: int, channels: int) -> Tensor:
     angle = torch.arange(grid)[:, None] * frequency  # (g, D/4)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
     return torch.cat([axis.repeat_interleave(grid, dim=0), axis.repeat(grid, 1)], dim=1)
+
+
+ASSUMPTIONS = (
+    Assumption(
+        "Embedding",
+        "a linear layer at the map's own resolution, then bilinear to the grid",
+        "size and width: section 4.1; order: silent",
+        ("embed_dim",),
+    ),
+    Assumption(
+        "Mask token, positions",
+        "one learnable token, normal with deviation 0.02; fixed 2-D sine and cosine positions",
+        "token: section 3.3 and public module; paper: absolute positions",
+    ),
+    Assumption(
+        "Transformer blocks",
+        "pre-norm, MLP ratio 4, LayerNorm eps 1e-5, a final LayerNorm; linear layers Xavier-uniform with bias 0",
+        "number and width: section 4.1; the rest: public module",
+        ("blocks", "heads"),
+        "Tables 2a, 2b",
+    ),
+    Assumption(
+        "Projector of a map with r times the grid's side",
+        "r = 1: 1x1 convolution. Each doubling: a transposed convolution (kernel 4, stride 2), widths D/2, then D/4, "
+        "with LayerNorm and GELU between; 1x1 convolution and LayerNorm at the end",
+        "public module",
+    ),
+    Assumption("Ratios that are no power of two", "the nearest power of two, then bilinear", "silent"),
+    Assumption("Initialisation of transposed convolutions", "PyTorch's own", "silent"),
+)
+"""What the paper leaves open about this network; ``rebuild.Rebuild`` has its settings."""

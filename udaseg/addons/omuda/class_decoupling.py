@@ -3,10 +3,9 @@
 It needs the student's prediction on the view, which a weighting rule for pseudo-labels never sees; so it is a term that
 takes the place of ``cross_entropy`` on a view, whichever it is. In a mixed image pasted pixels count like all others.
 
-What the paper leaves open, decided here: eq. 15's sum over the classes present is divided by the sum of their beta, so
-that it has the size of a plain cross-entropy; beta comes from a running mean over iterations. As printed beta is one
-minus the agreement, so hard classes weigh *more*; the text says that unreliable ones are weighed down, which is
-``beta: agreement``. The view's pixel weights multiply as in ``cross_entropy``: they do not change what is divided by.
+Eq. 14 prints beta as one minus the agreement, so hard classes weigh *more*, and section III-D says so, too: "assigns
+higher weights to the pseudo-label errors of difficult-to-adapt classes". Only the introduction and section III-E say
+that they are weighed down; that reading is ``beta: agreement``.
 
 Shapes: B images, K classes, H x W pixels of the view. Counts are over all ranks.
 """
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from udaseg.plugin import (
     IGNORE,
+    Assumption,
     BuildContext,
     Loss,
     Momentum,
@@ -82,6 +82,45 @@ class ClassDecoupledCrossEntropy(Term):
         self.seen.mul_(rate).add_(1 - rate)
         mean = self.total / torch.where(self.seen > 0, self.seen, 1)
         return mean if self.reading == "agreement" else 1 - mean
+
+    assumptions = (
+        Assumption(
+            "beta of CDM",
+            "one minus the agreement of student and pseudo-label: hard classes weigh **more**; `agreement`: they weigh "
+            "less",
+            'eq. 14 as printed, and section III-D: "assigns higher weights to the pseudo-label errors of '
+            'difficult-to-adapt classes"; only the introduction ("down-weighting unreliable pseudo-labels") and '
+            "section III-E say the opposite",
+            ("beta",),
+        ),
+        Assumption(
+            "Which pixels beta is a mean of",
+            "a running mean over the iterations in which the class occurs",
+            "silent (eq. 14 sums over samples)",
+            ("momentum",),
+            "0: this batch alone",
+        ),
+        Assumption(
+            "Size of the class-wise loss, eq. 15",
+            "the sum over the classes present is divided by the sum of their beta, so that it has the size of a plain "
+            "cross-entropy",
+            "silent",
+        ),
+        Assumption("Pasted source pixels in the mixed view", "count like all others", "silent"),
+        Assumption(
+            "Pixel weights (confidence, margins)",
+            "multiply as in the plain cross-entropy; they do not change what is divided by",
+            "silent",
+        ),
+        Assumption("CDM on HRDA", "the agreement is that of the fused prediction", "no results on HRDA in the paper"),
+        Assumption(
+            'L_T "on original target images"',
+            "the mixed view, as in DAFormer",
+            "section III-E",
+            ("views.mixed.terms.class_decoupled_cross_entropy",),
+            "`views.target.terms.class_decoupled_cross_entropy={}` adds the unmixed target",
+        ),
+    )
 
 
 def class_counts(label: Tensor, classes: int) -> Tensor:

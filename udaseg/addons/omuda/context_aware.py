@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udaseg.addons.omuda.foreground import THINGS, foreground_mask
+from udaseg.addons.omuda.foreground import FOREGROUND, THINGS, foreground_mask
 from udaseg.plugin import (
+    Assumption,
     Blocks,
     BuildContext,
     Choice,
@@ -39,10 +40,9 @@ from udaseg.plugin import (
 class ContextAwareSampler(ClassThenImage):
     """Foreground or background, then a class by that group's own softmax((1 - f_c) / T), then an image (eq. 3 to 5).
 
-    The paper has two distributions and does not say how they are joined: ``foreground_share`` of the draws are
-    foreground. A group without a class to draw leaves all draws to the other one. Crops are checked as by rare class
-    sampling. ``foreground``: names of classes; unknown ones are skipped. UserError when no image has enough pixels of
-    any class.
+    ``foreground_share`` of the draws are foreground. A group without a class to draw leaves all draws to the other one.
+    Crops are checked as by rare class sampling. ``foreground``: names of classes; unknown ones are skipped. UserError
+    when no image has enough pixels of any class.
     """
 
     def __init__(
@@ -68,12 +68,34 @@ class ContextAwareSampler(ClassThenImage):
                 probabilities += (share if (~inside & drawable).any() else 1.0) * within
         super().__init__(statistics, probabilities, min_crop_ratio)
 
+    assumptions = (
+        FOREGROUND,
+        Assumption(
+            "How are the two distributions P_b and P_f joined?",
+            "that share of the draws is foreground, then a class by the group's own distribution",
+            "silent (P = {P_b, P_f})",
+            ("foreground_share",),
+        ),
+        Assumption(
+            "Class frequency",
+            "share of the *labelled* pixels",
+            "eq. 3 says of all pixels; DAFormer's code: of the labelled ones",
+        ),
+        Assumption(
+            "From a class to a crop",
+            "DAFormer's: an image with enough pixels of it, crops drawn again",
+            "silent",
+            ("data.min_pixels", "min_crop_ratio"),
+            "`min_crop_ratio=0` checks no crop",
+        ),
+    )
+
 
 class FixedRatio(Sampler):
     """A fixed share of the draws are images with foreground, all alike; the others are any image (Table V).
 
-    An image has foreground if it holds more than ``min_pixels`` of a class in ``foreground``. The paper does not define
-    its "fixed sampling ratio". UserError when no image has foreground.
+    An image has foreground if it holds more than ``min_pixels`` of a class in ``foreground``. UserError when no image
+    has.
     """
 
     def __init__(
@@ -96,6 +118,17 @@ class FixedRatio(Sampler):
         if rng.random() < self.share:
             return Choice(int(rng.choice(self.foreground)))
         return Choice(int(rng.integers(self.images)))
+
+    assumptions = (
+        FOREGROUND,
+        Assumption(
+            'Table V, "fixed sampling ratio"',
+            "`data.sampler=fixed_ratio`: that share of the draws are images with foreground, all alike; the others any "
+            "image",
+            "silent",
+            ("foreground_share",),
+        ),
+    )
 
 
 class ContextAwareMasker(Masker):
@@ -123,12 +156,37 @@ class ContextAwareMasker(Masker):
         inside = torch.stack([label == k for k in self.foreground]).any(dim=0)  # B H W
         return torch.where(inside[:, None], fine, coarse)
 
+    assumptions = (
+        FOREGROUND,
+        Assumption("Mask ratio", "MIC's, over foreground and background", "silent", ("ratio",)),
+        Assumption(
+            "Block sizes",
+            "shares of the crop's height: 16 pixels over foreground and 32 over background at crops of 512, twice that "
+            "at 1024",
+            "Table VI; at 1024: silent",
+            ("foreground_block", "background_block"),
+            "Table VI: 32 and 64 pixels",
+        ),
+        Assumption(
+            "Two masks and one image",
+            "two independent draws; the pseudo-label chooses at every pixel; ignored pixels count as background",
+            "eq. 6, 7",
+        ),
+        Assumption(
+            'Table VI, "random"',
+            "MIC's blocks of 64 pixels at crops of 512: `views.masked.masker={kind: blocks, block: 0.125}`",
+            "sizes not printed",
+            ("views.masked.masker",),
+        ),
+        Assumption("Weight of the masked loss", "1", "eq. 16", ("views.masked.terms.cross_entropy.weight",)),
+    )
+
 
 class GridMasker(Masker):
     """One masked square in each cell of a regular grid, which every image shifts by its own offset (Table VI).
 
     After GridMask (Chen et al., 2020), without its rotation and with cells of one size: ``unit``, their side. The
-    squares have the area ``ratio`` of a cell. The paper gives no settings for its "grid" row.
+    squares have the area ``ratio`` of a cell.
     """
 
     def __init__(self, context: BuildContext, *, unit: Extent = 0.125, ratio: Share = 0.7) -> None:
@@ -145,3 +203,13 @@ class GridMasker(Masker):
             for axis, side in enumerate((height, width))
         )
         return 1 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
+
+    assumptions = (
+        Assumption(
+            'Table VI, "grid"',
+            "`views.masked.masker=grid`: GridMask without rotation; one masked square a cell, shifted for each image; "
+            "cells of 64 pixels at crops of 512",
+            "sizes not printed",
+            ("unit", "ratio"),
+        ),
+    )

@@ -1,13 +1,13 @@
 """Feature distillation masking, FDM (OMUDA eq. 8-12): how the images of a batch lie to one another, on foreground.
 
 A sample is a whole feature map of a source image, and so is the difference of two of them; the mask M keeps its
-foreground cells (those of the anchor image i, by the ratio rule of DAFormer's feature distance). The frozen ImageNet
-encoder says how long the differences are, relative to one another, and at which angles they meet; the student's neck is
-to agree. Since only relations are compared, neck and frozen encoder may differ in channels and size.
+foreground cells. The frozen ImageNet encoder says how long the differences are, relative to one another, and at which
+angles they meet; the student's neck is to agree. Since only relations are compared, neck and frozen encoder may differ
+in channels and size.
 
 Nothing of size B x B x C x h x w exists: |f_j - f_k|^2 is summed over channels once for each of the B (B - 1) / 2 pairs
 of images, then over the cells of each mask, and the cosines follow from the lengths. Each process relates the images
-it has. Printed and kept: sums over all ordered pairs and triplets, not means.
+it has.
 
 Shapes: B images, C channels, h x w cells, P pairs of different images. [i, j, k]: anchor i, images j and k.
 """
@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.addons.omuda.foreground import THINGS, foreground_mask
+from udaseg.addons.omuda.foreground import FOREGROUND, THINGS, foreground_mask
 from udaseg.plugin import (
+    Assumption,
     BuildContext,
     ClassNames,
     Loss,
@@ -86,6 +87,40 @@ class RelationalDistillation(Term):
         cells = wanted_cells(view.label, target.shape[-2:], self.wanted, self.min_ratio)
         own = F.interpolate(cells[:, None], neck.shape[-2:])[:, 0]  # nearest
         return Loss(distillation(neck.float(), own, target, cells), cells.any() & (len(cells) > 1))
+
+    assumptions = (
+        FOREGROUND,
+        Assumption(
+            '"Neck" of the student',
+            "the encoder's last map; `fused`: the decoder's fused map (the decoder runs a second time, and its "
+            "BatchNorm counts those features twice)",
+            "silent",
+            ("neck",),
+        ),
+        Assumption('A "sample" of the relations', "a whole map of a source image", "eq. 8 to 11"),
+        Assumption(
+            "Foreground mask M",
+            "that of the anchor image i; a cell counts where foreground covers that share of it",
+            "anchor and ratio: silent; the ratio is DAFormer's",
+            ("min_ratio",),
+        ),
+        Assumption("Sums of FDM", "over all ordered pairs and triplets, as printed, not means", "eq. 9, 11"),
+        Assumption("L1", "Huber with knee 1", "eq. 9"),
+        Assumption(
+            "Batches of two",
+            "no triplets, so no angles; a warning at the start",
+            "the paper trains with batch 3, which what its components are compared with needs, too",
+            ("train.batch",),
+        ),
+        Assumption(
+            "DAFormer's feature distance",
+            "off where FDM is on",
+            "silent",
+            ("views.source.terms.feature_distance",),
+            "give it back in a recipe that extends ours",
+        ),
+        Assumption("FDM on HRDA", "reads the context branch", "no results on HRDA in the paper"),
+    )
 
 
 def distillation(student: Tensor, student_mask: Tensor, pretrained: Tensor, mask: Tensor) -> Tensor:

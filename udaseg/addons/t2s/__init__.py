@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from udaseg.addons.t2s.contrast import Contrast
 from udaseg.addons.t2s.discriminability import ClassCentreDistance, PixelDistance
-from udaseg.addons.t2s.engines import FDA, ColorJitter, GaussianBlur, Offline, Stylised, Untranslated
+from udaseg.addons.t2s.engines import ColorJitter, GaussianBlur, Offline, Stylised, Untranslated
+from udaseg.addons.t2s.fourier import FDA
 from udaseg.addons.t2s.reweighting import ReweightedShare
 from udaseg.addons.t2s.styles import Augmentors
 

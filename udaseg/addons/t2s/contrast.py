@@ -1,25 +1,37 @@
 """Pulling target to source by contrast (T2S-DA, Wang et al.; equation numbers are its own).
 
-B images, K classes, C channels and h x w cells of the last map, D projected channels, N cells, Q slots for queries, m
-negatives a query. Queries are the student's features of the view the term stands on: on ``stylised`` pseudo-target is
-pulled (the method), on ``source`` or ``target`` it is those (rows of table 7). Keys are the teacher's features; all
-features are those of the context branch, so a multi-resolution segmentor needs no special case. Labels and confidence
-come to the map's size by nearest sampling; ignored cells are neither queries nor keys.
+B images, K classes, C channels and h x w cells of the map that is read, D projected channels, N cells, Q slots for
+queries, m negatives a query. Queries are the student's features of the view the term stands on: on ``stylised``
+pseudo-target is pulled (the method), on ``source`` or ``target`` it is those (rows of table 7). Keys are the teacher's
+features; all features are those of the context branch, so a multi-resolution segmentor needs no special case. Labels
+and confidence come to the map's size by nearest sampling; ignored cells are neither queries nor keys.
 
-Choices, the paper being silent: queries are drawn without replacement and go round when a class has fewer cells; the
-loss of a class is the mean over its queries (``reduction`` "sum" is as printed); prototypes, shares and confidences are
-those of the batch over all ranks, the percentile of eq. 14 and the negatives those of the rank.
+Eq. 5 prints the sum of the pair losses over a class's queries, whose number follows the class's share of the cells (eq.
+16). ``reduction`` "base" [choice] divides it by the constant n: classes keep the printed shares, and the loss the size
+that lambda = 0.1 asks for. "sum" is as printed, n times larger. "mean" over a class's own queries [choice, our former
+reading] takes the shares away again, so that the two samplings of queries give almost the same gradients. With "ceqs",
+where every class has n queries, base and mean are the same.
+
+``map`` "last" is the encoder's last map (section 4: "the feature provided by the encoder"; which one: choice). For
+"fused" the decoders of student and teacher run once more over every image that is read (their BatchNorm counts those
+passes, too), and there are more cells: DAFormer at crops of 512 and batch 2 has 32,768 instead of 512, so that the
+similarities of queries and negatives (2,451 x 65,536) alone take 0.6 GB in float32.
+
+Other choices, the paper being silent: queries are drawn without replacement and go round when a class has fewer cells;
+prototypes, shares and confidences are those of the batch over all ranks, the percentile of eq. 14 and the negatives
+those of the rank.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PlainValidator, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from udaseg.addons.t2s.pairs import (
@@ -41,10 +53,12 @@ from udaseg.plugin import (
     BuildContext,
     ConvBNReLU,
     Default,
+    FeatureMaps,
     Loss,
     Needs,
     NotNegative,
     Output,
+    Plan,
     PseudoLabels,
     Reduce,
     Settings,
@@ -57,14 +71,25 @@ from udaseg.plugin import (
 )
 
 
+def as_map(value: Any) -> Any:
+    if value in ("last", "fused") or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise PydanticCustomError("map", "last, fused or an index is expected (0 is the finest map)")
+
+
+MapName = Annotated[Literal["last", "fused"] | int, PlainValidator(as_map)]
+
+
 class Contrast(Term):
     """InfoNCE or MSE between the view's features and the class prototypes of ``key``.
 
     ``n``: base number of queries a class; ``query_sampling``: cbqs by the share of the class, ceqs alike. ``m``:
     negatives a query; ``negative_sampling``: denps half of the key's domain, half unreliable target, sps from both
     together, source from the key's domain only. ``alpha``: unreliable share of the target. ``reweight``: dynamic
-    weights of classes with exponent ``beta``. ``engine``: what makes the image of key "stylised". The projector has two
-    blocks of ``kernel`` x ``kernel`` convolutions to ``width`` channels.
+    weights of classes with exponent ``beta``. ``reduction`` over the queries of a class: base their sum divided by
+    ``n``, sum (as printed in eq. 5), mean. ``map``: last of the encoder, that of an index (0 is the finest), or fused,
+    the decoder's. ``engine``: what makes the image of key "stylised". The projector has two blocks of ``kernel`` x
+    ``kernel`` convolutions to ``width`` channels.
     """
 
     reads_predictions = False
@@ -83,7 +108,8 @@ class Contrast(Term):
         alpha: Share = 0.5,
         reweight: Literal["dynamic", "none"] = "dynamic",
         beta: NotNegative = 0.5,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Literal["base", "sum", "mean"] = "base",
+        map: MapName = "last",
         width: PositiveInt = 256,
         kernel: PositiveInt = 3,
         engine: Annotated[TranslationEngine, Default("fda")],
@@ -97,9 +123,11 @@ class Contrast(Term):
         self.n, self.balanced = n, query_sampling == "cbqs"
         self.m, self.negative_sampling, self.alpha = m, negative_sampling, alpha
         self.beta = beta if reweight == "dynamic" else None
-        self.sums = reduction == "sum"
+        self.reduction = reduction
+        self.map: int | None = None if map == "fused" else -1 if map == "last" else map
         self.projector = nn.Sequential(
-            ConvBNReLU(context.maps.channels[-1], to=width, kernel=kernel), ConvBNReLU(width, to=width, kernel=kernel)
+            ConvBNReLU(channels_of(context.maps, self.map), to=width, kernel=kernel),
+            ConvBNReLU(width, to=width, kernel=kernel),
         )
         self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
@@ -117,15 +145,31 @@ class Contrast(Term):
     def unused(cls, settings: Settings) -> frozenset[str]:
         return frozenset() if settings["key"] == "stylised" else frozenset({"engine"})
 
+    @classmethod
+    def problems(cls, settings: Settings, plan: Plan) -> list[tuple[str, str]]:
+        fusing = [name for name, decoder in plan.decoders.items() if decoder.fuses]
+        if settings["map"] != "fused" or plan.decoder in fusing:
+            return []
+        return [("map", f"the decoder fuses no maps; allowed: last, an index, or {', '.join(fusing)} as it")]
+
     def ema_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield self.teacher_projector, self.projector
 
     def forward(self, view: View, output: Output, context: StepContext) -> Loss:
-        queries = cells(self.projector(output.branches[0].features[-1]), view.label)
+        queries = cells(self.projector(self.student_map(output, context)), view.label)
         with torch.no_grad():
             keys, target = self.keys(context), self.target_cells(context)
         with torch.autocast(queries.features.device.type, enabled=False):
             return self.pull(queries, keys, target, context)
+
+    def student_map(self, output: Output, context: StepContext) -> Tensor:
+        """(B, C, h, w) of the view, with a graph."""
+        features = output.branches[0].features
+        return context.segmentor.decoder.fused(features) if self.map is None else features[self.map]
+
+    def teacher_map(self, context: StepContext, image: Tensor) -> Tensor:
+        """The same map of an image (B, C, h, w), by the teacher."""
+        return context.teacher_fused(image) if self.map is None else context.teacher_features(image)[self.map]
 
     def keys(self, context: StepContext) -> Projected:
         """The teacher's projected features of the key's domain."""
@@ -141,10 +185,10 @@ class Contrast(Term):
         return self.project(context, context.batch.target, context.pseudo_labels.label)
 
     def project(self, context: StepContext, image: Tensor, label: Tensor) -> Projected:
-        return cells(self.teacher_projector(context.teacher_features(image)[-1]), label)
+        return cells(self.teacher_projector(self.teacher_map(context, image)), label)
 
     def pull(self, queries: Projected, keys: Projected, target: Projected | None, context: StepContext) -> Loss:
-        """Eq. 5: (1 / K) sum over classes of weight x mean (or sum) of the pair losses."""
+        """Eq. 5: (1 / K) sum over classes of weight x the pair losses of a class as ``reduction`` has it."""
         reduce = context.reduce
         own = class_counts(queries.label, self.classes)
         everywhere = reduce(own)
@@ -155,7 +199,8 @@ class Contrast(Term):
         losses = self.pair_losses(queries, positive, chosen, keys, target, context)
         mean = torch.zeros_like(known).index_add(0, chosen.row, losses * chosen.used) / here.clamp(min=1)
         share = context.world * own / everywhere.clamp(min=1)
-        scale = self.class_weights(context) * known * share * (wanted if self.sums else 1)
+        times = {"mean": torch.ones_like(mean), "sum": wanted, "base": wanted / self.n}[self.reduction]
+        scale = self.class_weights(context) * known * share * times
         return Loss((scale * mean).sum() / self.classes, (known * everywhere).sum() > 0)
 
     def pair_losses(
@@ -185,10 +230,8 @@ class Contrast(Term):
         features, label, doubtful = keys.features, None, None
         if target is not None:
             features, label = torch.cat([features, target.features]), target.label
-            confidence = nearest(
-                context.pseudo_labels.confidence, context.teacher_features(context.batch.target)[-1].shape[-2:]
-            )
-            doubtful = unreliable(confidence, self.alpha)
+            size = self.teacher_map(context, context.batch.target).shape[-2:]
+            doubtful = unreliable(nearest(context.pseudo_labels.confidence, size), self.alpha)
         found = negative_pools(keys.label, label, doubtful, self.classes, self.negative_sampling == "denps")
         pools = [members(pool, context.rng.per_image(pool.shape[1])) for pool in found]
         drawn = []
@@ -203,6 +246,18 @@ class Contrast(Term):
         if self.beta is None:
             return torch.full((self.classes,), 1 / self.classes, device=context.batch.source_label.device)
         return dynamic_weights(context.pseudo_labels, self.classes, self.beta, context.reduce)
+
+
+def channels_of(maps: FeatureMaps, index: int | None) -> int:
+    """C of the map; None: the decoder's fused one. ValueError if there is none."""
+    if index is None:
+        if maps.fused is None:
+            raise ValueError("map fused: the decoder fuses no maps (or does not set `fused_channels`)")
+        return maps.fused
+    if not -len(maps.channels) <= index < len(maps.channels):
+        last = len(maps.channels) - 1
+        raise ValueError(f"map {index}: the encoder has maps 0 (finest) to {last} (-1 is the last)")
+    return maps.channels[index]
 
 
 def prototypes(keys: Projected, classes: int, reduce: Reduce = alone) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,7 @@
 """Source images in another domain's style, with their own labels: the pseudo-target (T2S-DA section 3.2, table 11).
 
-``Stylised`` is the view, an engine makes its image. B images, H x W pixels of the crop. FDA works on the step's own
-crops, image i of the source with image i of the target: the paper takes a 1024 x 512 crop of both and cuts the training
-crop out of the result afterwards, which would need a second, larger crop from the loader [choice]. ``beta`` is a share
-of the side, so the frequencies that are swapped stay the same in cycles a pixel along the shorter side. Source and
-translated image are the same pixels in either order.
+``Stylised`` is the view, an engine makes its image; the paper's own engine is in ``fourier``. B images, H x W pixels of
+the crop.
 """
 
 from __future__ import annotations
@@ -22,15 +19,15 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from udaseg.plugin import (
-    TARGET,
     BuildContext,
     Default,
     HalfTurn,
+    ImageCrop,
     Needs,
+    Normalisation,
     NotNegative,
     Settings,
     Share,
-    SourceCrop,
     StepContext,
     TranslationEngine,
     UserError,
@@ -51,23 +48,6 @@ class Stylised(ViewBuilder):
 
     def __call__(self, context: StepContext) -> View:
         return View(self.engine(context), context.batch.source_label)
-
-
-class FDA(TranslationEngine):
-    """Fourier domain adaptation (Yang and Soatto, CVPR 2020): the target's amplitude at low frequencies.
-
-    ``beta``: half-width of the swapped window as a share of the shorter side, 0.01 to 0.15 in FDA's own experiments.
-    """
-
-    needs = TARGET
-
-    def __init__(self, context: BuildContext, *, beta: Share = 0.01) -> None:
-        self.normalise = context.normalise
-        self.beta = beta
-
-    def __call__(self, context: StepContext) -> Tensor:
-        source, target = (self.normalise.undo(i) for i in (context.batch.source_image, context.batch.target))
-        return self.normalise.redo(swap_amplitude(source, target, self.beta).clamp(0, 1))
 
 
 class ColorJitter(TranslationEngine):
@@ -158,8 +138,12 @@ class Offline(TranslationEngine):
         return Needs(extras={str(folder): TranslatedImages(folder)})
 
     def __call__(self, context: StepContext) -> Tensor:
-        source = context.batch.source_image
-        return torch.empty_like(source).copy_(self.normalise(context.batch.extras[self.extra]))  # its memory format
+        return of_loader(self.extra, context, self.normalise)
+
+
+def of_loader(extra: str, context: StepContext, normalise: Normalisation) -> Tensor:
+    """The images (B, 3, H, W) that the loader has added for an engine, normalised, in the source's memory format."""
+    return torch.empty_like(context.batch.source_image).copy_(normalise(context.batch.extras[extra]))
 
 
 class TranslatedImages:
@@ -169,17 +153,19 @@ class TranslatedImages:
         self.folder = folder
 
     def missing(self, dataset: str, images: Sequence[Path]) -> tuple[str, str] | None:
+        if not self.folder.is_dir():
+            return "folder", f"no such folder: {self.folder.absolute()}; it is to hold translated images of {dataset}"
         lacking = [image for image in images if self.find(image) is None]
         if not lacking:
             return None
         count = f"{len(lacking)} of {len(images)} images of {dataset}"
         return "folder", f"{count} have no translation; {self.nowhere(lacking[0])}"
 
-    def __call__(self, crop: SourceCrop) -> npt.NDArray[np.uint8]:
-        path = self.find(crop.image)
+    def __call__(self, source: ImageCrop, target: ImageCrop | None, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        path = self.find(source.image)
         if path is None:
-            raise UserError(self.nowhere(crop.image))
-        return resize_image(read_image(path), crop.size, crop.box)
+            raise UserError(self.nowhere(source.image))
+        return resize_image(read_image(path), source.size, source.box)
 
     def find(self, image: Path) -> Path | None:
         """Under the same path below the folder, or the same name in it."""
@@ -195,17 +181,3 @@ class Untranslated(TranslationEngine):
 
     def __call__(self, context: StepContext) -> Tensor:
         return context.batch.source_image
-
-
-def swap_amplitude(source: Tensor, style: Tensor, beta: float) -> Tensor:
-    """T2S-DA eq. 6-8 for (B, C, H, W): phase of ``source``, amplitude of ``style`` where both frequencies are at most
-    floor(beta * min(H, W)), of ``source`` elsewhere. Half spectra are enough: images are real and the window symmetric.
-    """
-    height, width = source.shape[-2:]
-    widest = int(beta * min(height, width))
-    spectrum, other = torch.fft.rfft2(source.float()), torch.fft.rfft2(style.float())
-    row = torch.arange(height, device=source.device)
-    low = torch.minimum(row, height - row)[:, None] <= widest
-    low = low & (torch.arange(width // 2 + 1, device=source.device) <= widest)
-    swapped = torch.polar(other.abs(), spectrum.angle())
-    return torch.fft.irfft2(torch.where(low, swapped, spectrum), s=(height, width))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from udaseg.addons.t2s.contrast import dynamic_weights
@@ -20,13 +22,21 @@ from udaseg.plugin import (
 class ReweightedShare(PseudoLabelRule):
     """``ConfidenceShare`` times T2S-DA's dynamic class weights (eq. 17, exponent ``beta``) of the pseudo-labels.
 
-    Times the number of classes, so that the mean class weight is 1 [choice]. Table 9 tells against it.
+    Times the number of classes, so that the mean class weight is 1 [choice]. Table 9 tells against it. ``share``: eq. 3
+    prints that of each image; that of the batch is DAFormer's code, on which the paper builds [choice].
     """
 
     needs = TARGET
 
-    def __init__(self, context: BuildContext, *, threshold: Share = 0.968, beta: NotNegative = 0.5) -> None:
-        self.share = ConfidenceShare(context, threshold=threshold)
+    def __init__(
+        self,
+        context: BuildContext,
+        *,
+        threshold: Share = 0.968,
+        share: Literal["batch", "image"] = "batch",
+        beta: NotNegative = 0.5,
+    ) -> None:
+        self.share = ConfidenceShare(context, threshold=threshold, share=share)
         self.beta = beta
 
     def __call__(self, logits: Tensor, context: StepContext) -> PseudoLabels:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.addons.t2s.engines import swap_amplitude
+from udaseg.addons.t2s.fourier import swap_amplitude
 from udaseg.addons.t2s.style_networks import STYLE, adain, style_network
 from udaseg.plugin import (
     BuildContext,
