@@ -102,7 +102,7 @@ class SemanticContrast(Term):
             valid = valid & (label < self.classes)
             count = context.reduce(valid.sum()) / context.world
             loss = (losses * valid).sum() / count.clamp(min=1)
-            return Loss(loss + self.regulariser * (count > 0) * self.balance(cells, valid), count > 0)
+            return Loss(loss + self.regulariser * (count > 0) * self.balance(cells, valid, context), count > 0)
 
     def cells(self, projected: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised cells (N, D) of a map (B, D, h, w), and their classes (N,), K for none."""
@@ -137,9 +137,14 @@ class SemanticContrast(Term):
         variance = self.variance if self.concept == "distribution" else None
         return fit_losses(cells, label, self.mean, variance, self.temperature), torch.ones_like(label, dtype=torch.bool)
 
-    def balance(self, cells: Tensor, valid: Tensor) -> Tensor:
-        """sum_c log p_c(Q) / (K log K), p the softmax over prototypes, Q the mean cell: -1 where all p_c are alike."""
-        mean = (cells * valid[:, None]).sum(dim=0) / valid.sum().clamp(min=1)
+    def balance(self, cells: Tensor, valid: Tensor, context: StepContext) -> Tensor:
+        """sum_c log p_c(Q) / (K log K), p the softmax over prototypes, Q the mean cell: -1 where all p_c are alike.
+
+        Q is the mean over all processes, through which the gradient of this one's cells goes.
+        """
+        own = (cells * valid[:, None]).sum(dim=0)
+        total = context.reduce(own.detach()) + context.world * (own - own.detach())
+        mean = total / context.reduce(valid.sum()).clamp(min=1)
         return (self.mean @ mean / self.temperature).log_softmax(dim=0).sum() / (self.classes * math.log(self.classes))
 
 
@@ -193,7 +198,7 @@ class StrongTarget(Strong):
 
 def moments(cells: Tensor, label: Tensor, classes: int, reduce: Reduce = alone) -> tuple[Tensor, Tensor, Tensor]:
     """Number (K,), mean (K, D) and variance (K, D) of the cells (N, D) of each class, over all processes."""
-    belongs = F.one_hot(label, classes + 1)[:, :classes].T.float()
+    belongs = (torch.arange(classes, device=label.device)[:, None] == label).float()
     count = reduce(belongs.sum(dim=1))
     whole = count.clamp(min=1)[:, None]
     mean = reduce(belongs @ cells) / whole
