@@ -175,7 +175,7 @@ class RuntimeSection(Strict):
     cache_gb: float = Field(0.0, ge=0, description="decoded images each loading process may keep in memory")
     checkpoint_minutes: float = Field(10.0, ge=0)
     log_every: PositiveInt = 50
-    tensorboard: bool = False
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="each keeps the log, too")
 
 
 class StageSection(Strict):
