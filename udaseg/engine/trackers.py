@@ -34,8 +34,15 @@ IDS = "trackers.json"
 """In the run folder: tracker -> the id that it knows the run by."""
 PROJECT = "udaseg"
 """Of W&B ($WANDB_PROJECT wins), and MLflow's experiment ($MLFLOW_EXPERIMENT_NAME wins)."""
-PATIENCE = {"WANDB_FINISH_TIMEOUT": "300", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""How long a server that does not answer may hold up a run: seconds, and tries. The user's own values win."""
+MANNERS = {
+    "WANDB_FINISH_TIMEOUT": "300",
+    "WANDB_QUIET": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+"""Variables of the packages, unless the user has set them: a server that does not answer holds a run up for seconds
+(W&B: at its end, for minutes), and little is printed."""
 
 
 class Tracker(ABC):
@@ -190,7 +197,7 @@ class Tracked:
     ) -> None:
         self.screen, self.folder, self.recipe, self.picture, self.say = screen, folder, recipe, picture, say
         self.trackers = {name: TRACKERS[name]() for name in names}
-        for name, value in PATIENCE.items() if names else ():
+        for name, value in MANNERS.items() if names else ():
             os.environ.setdefault(name, value)
 
     def __enter__(self) -> Tracked:
