@@ -99,6 +99,21 @@ def test_tensorboard_has_every_number_once_and_the_panels(tracked: Path) -> None
     assert (found.Images("panel")[0].width, found.Images("panel")[0].height) == (1152, 576)  # 3 images of 2 : 1
 
 
+def test_tensorboard_shows_once_what_is_computed_again(tmp_path: Path) -> None:
+    needs("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for done, values in ((0, {2: 0.5, 4: 0.4, 6: 0.3}), (4, {6: 0.25, 8: 0.2})):  # killed after 6, saved at 4
+        tracker = TRACKERS["tensorboard"]()
+        tracker.start(tmp_path, {}, done)
+        for iteration, value in values.items():
+            tracker.scalars(iteration, {"loss": value})
+        tracker.close(False)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert {event.step: event.value for event in found} == pytest.approx({2: 0.5, 4: 0.4, 6: 0.25, 8: 0.2})
+    assert len(found) == 4
+
+
 def test_wandb_offline_is_one_run_that_can_be_synced(tracked: Path) -> None:
     needs("wandb")
     name = json.loads((tracked / "trackers.json").read_text())["wandb"]

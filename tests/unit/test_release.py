@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -42,3 +43,11 @@ def test_every_check_of_ci_is_a_hook() -> None:
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
     for check in ("ruff check", "ruff format", "mypy", "lint-imports"):
         assert check in script and any(hook["entry"].startswith(check) for hook in hooks)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "load_model"])
+def test_the_public_functions_say_what_each_argument_is(name: str) -> None:
+    function = getattr(udaseg, name)
+    text = inspect.getdoc(function) or ""
+    assert not [word for word in inspect.signature(function).parameters if f"``{word}``" not in text]
+    assert "UserError" in text
