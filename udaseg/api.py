@@ -53,10 +53,11 @@ def evaluate(
 ) -> Scores:
     """Per-class IoU in percent (``.miou``: their mean) of a run or weights file on labelled images.
 
-    ``weights``: a run folder or a weights file; ``teacher``: the run's teacher instead of its student. ``benchmark``:
-    whose images; default: those of the training. ``split``: of them; default: the recipe's for validation.
-    ``protocol``: which classes count, as in synthia16. ``recompute_bn``: first recompute BatchNorm statistics on the unlabelled target.
-    ``precision``: fp32, as published scores are, or bf16. ``limit``: only the first images.
+    ``weights``: a run folder or a weights file; ``teacher``: the run's teacher instead of its student.
+    ``benchmark``: whose images; default: those of the training. ``split``: of them; default: the recipe's for
+    validation. ``protocol``: which classes count, as in synthia16. ``limit``: only the first images.
+    ``recompute_bn``: first recompute BatchNorm statistics on the unlabelled target.
+    ``precision``: fp32, as published scores are, or bf16.
     UserError for a network, images or a name that are not there.
     """
     return measure(

@@ -54,7 +54,7 @@ def predict(
     """Predict the ``inputs``, files, folders and globs, into ``out`` (default: predictions/<name of the weights>).
 
     ``weights``: a weights file or a run folder, of which ``teacher`` takes the teacher. ``save``: index, color, overlay
-    or probabilities. ``device``: auto, cpu, cuda, cuda:N or mps. ``progress``: called with (done, total) after each input.
+    or probabilities. ``device``: auto, cpu, cuda, cuda:N or mps. ``progress``: called with (done, total) inputs.
     UserError for what is wrong with the request; a file that cannot be read becomes a result with an ``error``.
     """
     wanted = kinds(save)
