@@ -9,7 +9,7 @@ A test of a loss term that lies in a file of one's own, whole::
         check(MyTerm, temperature=0.1)
 
 ``check`` finds out by the base class what the component is (encoder, decoder, wrapper, sampler, view, masker, engine,
-weighting rule, term, measure), puts it into a small recipe and holds it to every contract of its kind, in a few seconds
+weighting rule, term, measures), puts it into a small recipe and holds it to every contract of its kind, in a few seconds
 on a CPU. It need not be registered. Settings are those of a recipe; those left out have their defaults. Nothing is
 fetched: the data are a few generated street scenes in a temporary folder, the networks are small and untrained.
 
@@ -35,7 +35,12 @@ from typing import Any
 from udaseg.testing import toy
 from udaseg.testing.calls import draws_from_the_steps_numbers, stays_on_the_device
 from udaseg.testing.case import Case, Contract, Factory, has_described_settings
-from udaseg.testing.data import draws_from_the_given_generator, draws_images_that_exist, measures_every_class
+from udaseg.testing.data import (
+    draws_from_the_given_generator,
+    draws_images_that_exist,
+    follows_every_class_over_time,
+    measures_every_class,
+)
 from udaseg.testing.networks import (
     evaluates_images_one_by_one,
     has_the_maps_it_declares,
@@ -68,6 +73,7 @@ CONTRACTS: tuple[Contract, ...] = (
     returns_a_scalar_loss,
     returns_what_it_says,
     measures_every_class,
+    follows_every_class_over_time,
     draws_images_that_exist,
     draws_from_the_given_generator,
     stays_on_the_device,
