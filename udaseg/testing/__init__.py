@@ -9,7 +9,7 @@ A test of a loss term that lies in a file of one's own, whole::
         check(MyTerm, temperature=0.1)
 
 ``check`` finds out by the base class what the component is (encoder, decoder, wrapper, sampler, view, masker, engine,
-weighting rule, term, measures), puts it into a small recipe and holds it to every contract of its kind, in a few seconds
+weighting rule, term, measure), puts it into a small recipe and holds it to every contract of its kind, in a few seconds
 on a CPU. It need not be registered. Settings are those of a recipe; those left out have their defaults. Nothing is
 fetched: the data are a few generated street scenes in a temporary folder, the networks are small and untrained.
 
