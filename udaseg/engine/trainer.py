@@ -271,7 +271,7 @@ class Trainer:
         if self.run.writes:
             state = self.state()
             try:
-                path = checkpoint.save(self.run.checkpoints, state, keep=self.keep_checkpoints)
+                path = checkpoint.save(self.run.checkpoints, state, self.keep_checkpoints)
             except (OSError, RuntimeError) as error:  # torch's writer raises the second
                 raise UserError(
                     f"{self.run.checkpoints}: the checkpoint of iteration {self.done} cannot be written "
