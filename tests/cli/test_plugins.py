@@ -229,3 +229,24 @@ def test_installed_packages_are_found_by_entry_points(
     assert toy.run("recipe", "validate", "demo", "views.mixed.terms.flatt={}") == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "did you mean 'flat'?" in told and "bad_method.py, line 1: NameError" in told
+
+
+def test_grids_and_reports_take_plugins(streets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("flat_method.py", TERM)
+    write(
+        "study.yaml",
+        "title: T\nbenchmark: streets\nseeds: [0]\nrows:\n  - {label: plain, recipe: demo}\n"
+        "  - {label: flat, recipe: demo, overrides: ['views.mixed.terms.flat={}']}\n",
+    )
+    common = ("study.yaml", "--plugin", "flat_method.py", *SMALL, "train.iterations=1")
+    assert toy.run("ablate", *common) == 0  # in child processes, which need the plugin, too
+    assert toy.run("ablate", *common, "--status") == 0
+    assert "changed since" not in capsys.readouterr().out
+    write("flat_method.py", TERM + "\n# a change\n")
+    toy.forget_plugins()
+    assert toy.run("ablate", *common, "--status") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "flat, seed 0: plugin" in told and "was changed since this run used it; to train it anew, delete" in told
+    assert "plain, seed 0: plugin" not in told
+    assert toy.run("report", *common, "--format", "csv") == 0
+    assert "reproduced" in capsys.readouterr().out

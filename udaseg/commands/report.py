@@ -22,7 +22,13 @@ ENDINGS = {".md": "md", ".tex": "latex", ".csv": "csv", ".html": "html", ".htm":
 
 
 def make_report(
-    words: Sequence[str], *, form: str | None, out: Path | None, folder: Path, benchmark: str | None
+    words: Sequence[str],
+    *,
+    form: str | None,
+    out: Path | None,
+    folder: Path,
+    benchmark: str | None,
+    plugins: Sequence[str] = (),
 ) -> None:
     """``words``: studies, and key=value overrides of their runs. Print the report, or write it to a free name."""
     form = choose_format(form, out)
@@ -31,7 +37,7 @@ def make_report(
         raise UserError("key=value and --benchmark belong to a study's runs; name the study: udaseg ablate --list")
     nothing_yet = bool(names) and folder == Path("runs") and not folder.is_dir()  # then show the published numbers
     runs = [] if nothing_yet else scan(folder)
-    studies = [summarise(name, runs, benchmark=benchmark, overrides=overrides) for name in names]
+    studies = [summarise(name, runs, benchmark=benchmark, overrides=overrides, plugins=plugins) for name in names]
     if form == "html":
         name = studies[0].name if studies else folder.name
         return deliver(html_report(studies, runs, folder), out or Path(f"report-{name}.html"))

@@ -176,7 +176,7 @@ class RuntimeSection(Strict):
     checkpoint_minutes: float = Field(10.0, ge=0)
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 50
-    tensorboard: bool = False
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="each keeps the log, too")
 
 
 SHARED = "shared_with"

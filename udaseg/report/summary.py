@@ -72,7 +72,12 @@ class Summary:
 
 
 def summarise(
-    name: str, runs: Iterable[Run], *, benchmark: str | None = None, overrides: Sequence[str] = ()
+    name: str,
+    runs: Iterable[Run],
+    *,
+    benchmark: str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str] = (),
 ) -> Summary:
     """A study by name with those of the runs that are its cells, found by fingerprint (the newest, if several are).
 
@@ -81,7 +86,7 @@ def summarise(
     study = load_study(name)
     benchmark = None if benchmark == study.benchmark else benchmark
     runs = sorted(runs, key=lambda run: run.changed)
-    grid = lay_out(study, benchmark=benchmark, overrides=overrides, empty=not (benchmark or overrides))
+    grid = lay_out(study, benchmark=benchmark, overrides=overrides, plugins=plugins, empty=not (benchmark or overrides))
     done = {run.fingerprint: run for run in runs if run.state == "finished"}
     others = sorted({run.seed for run in done.values() if run.seed is not None} - set(study.seeds))
     too_large = {run.fingerprint[:12] or run.folder.name[-12:] for run in runs if run.out_of_memory}
@@ -109,7 +114,7 @@ def summarise(
     return Summary(
         name, study, tuple(entries), grid.left_out, grid.left_alone,
         study.protocol or benchmark_data(benchmark or study.benchmark).protocol,
-        (*(["--benchmark", benchmark] if benchmark else []), *overrides),
+        (*(["--benchmark", benchmark] if benchmark else []), *(f"--plugin={plugin}" for plugin in plugins), *overrides),
         statistics.mode(places) if places else None,
         any(run.state == "failed" and not run.out_of_memory for run in cells),
     )  # fmt: skip
@@ -196,7 +201,7 @@ def measured(summary: Summary, entry: Entry, column: str) -> Stat | None:
         return over_seeds(run.scores(protocol if column == "mIoU" else "synthia13").miou for run in runs)
     per_class = [dict(zip(s.names, s.iou, strict=True)) for s in (run.scores("all") for run in runs)]
     if classes := summary.study.means.get(column):
-        return over_seeds(mean_of_defined([iou[name] for name in classes if name in iou]) for iou in per_class)
+        return over_seeds(mean_of_defined([iou[n] for n in classes]) for iou in per_class if {*classes} <= {*iou})
     return over_seeds(iou[column] for iou in per_class if column in iou)
 
 
