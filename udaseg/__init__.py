@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from udaseg.api import Model, Prediction, Result, Scores, UserError, evaluate, load_model, predict, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Model", "Prediction", "Result", "Scores", "UserError", "evaluate", "load_model", "predict", "train"]
 
 

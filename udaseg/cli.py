@@ -6,10 +6,11 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument, Option, Typer
+from typer import Argument, Exit, Option, Typer
 
 from udaseg import commands
 from udaseg.errors import UserError
@@ -20,12 +21,13 @@ UNUSABLE_PLACE = {
 }  # fmt: skip
 """Errors of the system about a path that the user gave us to read or write; any other is a fault of the program."""
 HELP = "Unsupervised domain-adaptive semantic segmentation. Start with: udaseg demo"
-app = Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 recipe_app = Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 analyze_app = Typer(help="Features and trainings of runs by class: a CSV file and a picture.", no_args_is_help=True)
 app.add_typer(analyze_app, name="analyze")
 
+STUDY = "A study's name or part of it (udaseg ablate --list), or a path to a YAML file."
 RECIPE = "A recipe's name (udaseg recipe ls) or a path to a YAML file."
 STUDIES = (
     "Studies (udaseg ablate --list) or paths to YAML files; none: all runs in the folder. Give the overrides their "
@@ -33,9 +35,34 @@ STUDIES = (
 )
 SAVE = "Repeatable; default: index (train ids in a palette PNG) and overlay. Probabilities are large."
 FREE_NAME = "nothing is overwritten, the next free name is used."
-Name = Annotated[str, Argument(help=RECIPE)]
-RecipeOption = Annotated[str, Option("--recipe", "-r", help=RECIPE)]
-Benchmark = Annotated[str | None, Option("--benchmark", "-b", help="Data, sizes, classes, protocol: udaseg recipe ls.")]
+
+
+def offer(what: str) -> Callable[[str], list[str]]:
+    """For the shell's Tab: the names of a function in `commands.completing` that begin with the word."""
+    return lambda incomplete: [name for name in getattr(commands.completing, what)() if name.startswith(incomplete)]
+
+
+recipe_option = partial(Option, "--recipe", "-r", autocompletion=offer("recipes"))
+benchmark_option = partial(Option, "--benchmark", "-b", autocompletion=offer("benchmarks"))
+protocol_option = partial(Option, "--protocol", autocompletion=offer("protocols"))
+Name = Annotated[str, Argument(help=RECIPE, autocompletion=offer("recipes"))]
+RecipeOption = Annotated[str, recipe_option(help=RECIPE)]
+Benchmark = Annotated[str | None, benchmark_option(help="Data, sizes, classes, protocol: udaseg recipe ls.")]
+Dataset = Annotated[
+    str,
+    Argument(help="gta5, cityscapes, ... or a YAML file that describes a folder.", autocompletion=offer("datasets")),
+]
+BenchmarkName = Annotated[
+    str,
+    Argument(
+        help="A benchmark's name (udaseg recipe ls) or a path to a YAML file.", autocompletion=offer("benchmarks")
+    ),
+]
+Study = Annotated[str | None, Argument(help=STUDY, autocompletion=offer("studies"))]
+StudyNames = Annotated[
+    list[str] | None,
+    Argument(metavar="[STUDY]... [KEY=VALUE]...", help=STUDIES, autocompletion=offer("studies")),
+]
 Overrides = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Override values: train.batch=4.")]
 Run = Annotated[Path, Argument(help="A run folder or a weights file.")]
 Runs = Annotated[list[Path], Argument(metavar="RUN...", help="Run folders or weights files to compare.")]
@@ -85,10 +112,27 @@ def fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def print_version(wanted: bool) -> None:
+    if wanted:
+        import udaseg
+
+        print(f"udaseg {udaseg.__version__}")
+        raise Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, Option("--version", callback=print_version, is_eager=True, help="Say the version and end.")
+    ] = False,
+) -> None:
+    """What goes before the command."""
+
+
 @app.command()
 def demo(
     quick: Annotated[bool, Option("--quick", help="The same path in under a minute, promising no margin.")] = False,
-    recipe: Annotated[str | None, Option("--recipe", "-r", help="Use another recipe, at the demo's size.")] = None,
+    recipe: Annotated[str | None, recipe_option(help="Use another recipe, at the demo's size.")] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, Option(help="Folder for runs, picture and page; default: runs/demo-...")] = None,
 ) -> None:
@@ -100,7 +144,7 @@ def demo(
 
 @app.command()
 def prepare(
-    dataset: Annotated[str, Argument(help="gta5, cityscapes, ... or a YAML file that describes a folder.")],
+    dataset: Dataset,
     root: Root = None,
     workers: Annotated[int | None, Option(min=1, help="Processes; default: all cores.")] = None,
     strict: Annotated[bool, Option("--strict", help="Anything left out is an error.")] = False,
@@ -120,8 +164,8 @@ def prepare(
 
 @app.command()
 def check(
-    benchmark: Annotated[str, Argument(help="A benchmark's name (udaseg recipe ls) or a path to a YAML file.")],
-    recipe: Annotated[str, Option("--recipe", "-r", help="Whose settings are compared with the data.")] = "daformer",
+    benchmark: BenchmarkName,
+    recipe: Annotated[str, recipe_option(help="Whose settings are compared with the data.")] = "daformer",
     out: Annotated[Path | None, Option(help="Picture; default: check-<benchmark>.png.")] = None,
 ) -> None:
     """Pairs, class shares of both domains, settings that do not fit the data, and a picture of 12 images."""
@@ -132,7 +176,7 @@ def check(
 @app.command()
 def train(
     overrides: Overrides = None,
-    recipe: Annotated[str | None, Option("--recipe", "-r", help="Name or path; left out with --resume --out.")] = None,
+    recipe: Annotated[str | None, recipe_option(help="Name or path; left out with --resume --out.")] = None,
     benchmark: Benchmark = None,
     seed: Annotated[int | None, Option(min=0)] = None,
     out: Annotated[Path | None, Option(help="Run folder; default: runs/<recipe>-<benchmark>-seed<N>.")] = None,
@@ -155,7 +199,9 @@ def train(
 @app.command()
 def evaluate(
     run: Run,
-    protocol: Annotated[str | None, Option(help="cityscapes19, synthia16 or synthia13; default: the recipe's.")] = None,
+    protocol: Annotated[
+        str | None, protocol_option(help="cityscapes19, synthia16 or synthia13; default: the recipe's.")
+    ] = None,
     teacher: TeacherOption = False,
     domain: Domain = "validation",
     split: Annotated[str | None, Option(help="Default: the split of the domain in the recipe.")] = None,
@@ -185,7 +231,7 @@ def evaluate(
 
 @app.command()
 def report(
-    studies: Annotated[list[str] | None, Argument(metavar="[STUDY]... [KEY=VALUE]...", help=STUDIES)] = None,
+    studies: StudyNames = None,
     form: Annotated[
         str | None, Option("--format", "-f", help="terminal, md, latex, csv or html; default: terminal, or by --out.")
     ] = None,
@@ -205,7 +251,7 @@ def plot(
     kind: Annotated[str, Argument(help="curves, classes, confusion or panels (image, truth, predictions).")],
     runs: Annotated[list[Path], Argument(metavar="RUN...", help="Run folders.")],
     out: Annotated[Path | None, Option(help=f".png or .pdf; {FREE_NAME}")] = None,
-    protocol: Annotated[str | None, Option(help="classes: which ones; default: the run's protocol.")] = None,
+    protocol: Annotated[str | None, protocol_option(help="classes: which ones; default: the run's protocol.")] = None,
     images: Annotated[
         str,
         Option(
@@ -226,7 +272,7 @@ def import_(
     ] = False,
     out: Annotated[Path | None, Option(help="A new file; default: <name>-<network>.safetensors here.")] = None,
     benchmark: Annotated[
-        str, Option("--benchmark", "-b", help="What it was trained on: classes, sizes, protocol.")
+        str, benchmark_option(help="What it was trained on: classes, sizes, protocol.")
     ] = "gta5_cityscapes",
     encoder: Annotated[str | None, Option(help="Instead of the recognised one, as in mit_b5.")] = None,
     decoder: Annotated[str | None, Option(help="Instead of the recognised one, as in daformer.")] = None,
@@ -239,7 +285,7 @@ def import_(
 
 @app.command()
 def submit(
-    benchmark: Annotated[str, Argument(help="cityscapes, acdc or dark-zurich.")],
+    benchmark: Annotated[str, Argument(help="cityscapes, acdc or dark-zurich.", autocompletion=offer("servers"))],
     run: Run,
     out: Annotated[Path | None, Option(help="The zip; default: <benchmark>-<run>.zip.")] = None,
     teacher: TeacherOption = False,
@@ -283,9 +329,7 @@ def export(
 
 @app.command()
 def ablate(
-    study: Annotated[
-        str | None, Argument(help="A study's name or part of it (udaseg ablate --list), or a path to a YAML file.")
-    ] = None,
+    study: Study = None,
     overrides: Overrides = None,
     seeds: Annotated[str | None, Option(help="As in 0,1,2; default: the study's.")] = None,
     only: Annotated[str | None, Option(metavar="ROW", help="Only the rows with that in their name.")] = None,

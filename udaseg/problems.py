@@ -15,7 +15,12 @@ from typing_extensions import LiteralString
 
 KeyPath = tuple[str, ...]
 MAP = "a map of keys is expected"
-EXPECTED = {"model_type": MAP, "dict_type": MAP, "tuple_type": "a list is expected, as in [512, 512]"}
+EXPECTED = {
+    "model_type": MAP,
+    "dict_type": MAP,
+    "list_type": "a list is expected, as in [this, that]",
+    "tuple_type": "a list is expected, as in [512, 512]",
+}
 """Pydantic's kinds of errors whose own words name Python's types."""
 OWN = "user"
 """The type of errors that our validators raise: their message is complete."""

@@ -108,7 +108,8 @@ class PixelContrast(Term):
 
 
 class Patches(ViewBuilder):
-    """Two patches of every image of the view ``of``, one after the other: (2 B, 3, h, w), with their labels.
+    """Two patches of every image of the view ``of``, (2 B, 3, h, w), with their labels: patches 2 i and 2 i + 1 are
+    those of image i.
 
     ``side``: of a patch as a share of the crop's, 720 of 1024 pixels at HRDA's scale and 360 of 512 at DAFormer's,
     rounded down to whole cells of the coarsest map; corners are drawn in cells of the finest. Each patch is coloured
@@ -141,9 +142,8 @@ class Patches(ViewBuilder):
         sides = [patch_side(length, self.side, coarse) for length in size]
         drawn = context.rng.choices(len(whole.image), 4)
         places = [(draw_box(size, sides, cell, four[:2]), draw_box(size, sides, cell, four[2:])) for four in drawn]
-        first, second = zip(*places, strict=True)
-        image, label = (cut(plane, [*first, *second]) for plane in (whole.image, whole.label))
-        weight = None if whole.weight is None else cut(whole.weight, [*first, *second])
+        image, label = cut(whole.image, places), cut(whole.label, places)
+        weight = None if whole.weight is None else cut(whole.weight, places)
         image = self.augment(image, context.rng)
         context.once(PLACES, image, lambda _: Places(places, cell))
         return View(image, label, weight)
@@ -183,16 +183,16 @@ class PatchContrast(Term):
             features = F.normalize(projected.float(), dim=1)
             height, width = features.shape[-2:]
             at, used = self.choose(places, context.rng.per_image(len(places.boxes), height, width))
-            flat = features.flatten(2).transpose(1, 2)
+            flat = firsts_then_seconds(features.flatten(2).transpose(1, 2))
             cells = flat.gather(1, at[..., None].expand(-1, -1, flat.shape[2])).flatten(0, 1)
-            label = nearest(view.label, (height, width)).gather(1, at).flatten()
+            label = firsts_then_seconds(nearest(view.label, (height, width))).gather(1, at).flatten()
             losses = patch_losses(cells, None if self.across_classes else label, used.flatten(), self.temperature)
             count = context.reduce(used.sum()) / context.world
             return Loss((losses * used.flatten()).sum() / count.clamp(min=1), count > 0)
 
     def choose(self, places: Places, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Cells (2 B, S) of the patches by random ``scores`` (B, h, w), and which of them lie in the overlap: row B + b
-        has the places of row b in the other patch."""
+        """Cells of the first patches and then of the second, (2 B, S), by random ``scores`` (B, h, w), and which of
+        them lie in the overlap: row B + b has the places of row b in the other patch."""
         width, firsts, seconds, used = scores.shape[2], [], [], []
         for (one, other), score in zip(places.boxes, scores, strict=True):
             score = torch.where(inside_overlap(score, one, other, places.cell), score, 2.0).flatten()
@@ -269,9 +269,15 @@ def draw_box(size: tuple[int, ...], sides: list[int], cell: int, drawn: list[flo
     return Box(top, top + sides[0], left, left + sides[1])
 
 
-def cut(plane: Tensor, boxes: list[Box]) -> Tensor:
-    """Box i of image i mod B of (B, ..., H, W)."""
-    return torch.stack([plane[i % len(plane)][..., b.top : b.bottom, b.left : b.right] for i, b in enumerate(boxes)])
+def cut(plane: Tensor, places: list[tuple[Box, Box]]) -> Tensor:
+    """(B, ..., H, W) -> both patches of every image, (2 B, ..., h, w)."""
+    pairs = zip(plane, places, strict=True)
+    return torch.stack([image[..., b.top : b.bottom, b.left : b.right] for image, both in pairs for b in both])
+
+
+def firsts_then_seconds(patches: Tensor) -> Tensor:
+    """(2 B, ...) with the two of an image side by side -> the first of every image, then the second."""
+    return torch.cat([patches[::2], patches[1::2]])
 
 
 def inside_overlap(patch: Tensor, one: Box, other: Box, cell: int) -> Tensor:

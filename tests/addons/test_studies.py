@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_runs import write_run
 from unit.test_results import content, texts
 
 from udaseg.config.layers import parse_override, shipped
@@ -16,6 +17,7 @@ from udaseg.data.classes import CITYSCAPES, PROTOCOLS
 from udaseg.errors import UserError
 from udaseg.report import pages
 from udaseg.report.grid import lay_out
+from udaseg.report.results import scan
 from udaseg.report.study import Row, Study, find, load_study, studies
 from udaseg.report.summary import study_table, summarise
 from udaseg.report.tables import comma_separated, latex, markdown
@@ -42,7 +44,7 @@ TOTALS: dict[str, tuple[int, int, int, float, float]] = {
     "omuda_2_synthia": (12, 17, 204, 11339.1, 1242910.4),
     "omuda_3_gta5": (4, 1, 4, 273.6, 698.7),
     "omuda_3_synthia": (4, 1, 4, 238.7, 609.5),
-    "omuda_4_components": (5, 20, 100, 6996.2, 356581.5),
+    "omuda_4_components": (6, 20, 100, 6996.2, 356581.5),
     "omuda_5_sampling": (4, 1, 4, 284.9, 715.6),
     "omuda_6_masking": (4, 1, 4, 283.9, 712.1),
     "omuda_7_weight": (4, 1, 4, 281.7, 706.2),
@@ -283,6 +285,56 @@ def test_our_own_say_how_they_are_run(name: str) -> None:
     assert f"#   udaseg ablate {name.replace('_', '-')} " in studies()[name].read_text(encoding="utf-8")
 
 
+# --- what is shared and what is measured ---------------------------------------------------------------------------
+
+
+def test_table_17_trains_nothing_that_table_3_has_not() -> None:
+    runs = [{cell.folder for cell in lay_out(SHIPPED[name]).runs()} for name in ("t2s_17_source", "t2s_03_gta5_mit")]
+    assert runs[0] < runs[1] and SHIPPED["t2s_17_source"].domain == "source"
+
+
+def test_all_rows_of_omudas_components_train_with_batch_3() -> None:
+    cells = lay_out(SHIPPED["omuda_4_components"], seeds=[0]).cells
+    assert [cell.loaded.recipe.train.batch for cell in cells] == [3] * 6
+    readings = [[term["beta"] for stage in cell.loaded.recipe.views.values() for name, term in stage.terms.items()
+                 if name == "class_decoupled_cross_entropy"] for cell in cells[-2:]]  # fmt: skip
+    assert readings == [["disagreement"] * 2, ["agreement"] * 2]
+    assert cells[-1].row.published is None and "(ours)" in cells[-1].row.label
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("t2s")])
+def test_studies_of_dacs_say_which_dacs(name: str) -> None:
+    recipes = {row.recipe for row in SHIPPED[name].rows}
+    header = " ".join(studies()[name].read_text(encoding="utf-8").partition("\ntitle:")[0].replace("#", "").split())
+    assert ("as in the DAFormer repository: 40,000 iterations with AdamW" in header) == any(
+        str(recipe).startswith("dacs") for recipe in recipes
+    )
+    assert any("AdamW" in note for note in SHIPPED[name].notes) == ("dacs" in recipes)
+
+
+def test_the_tail_is_the_classes_whose_mean_was_printed() -> None:
+    """Rows of two tables with one network: T2S-DA with DAFormer, mIoU 70.0; the ten things would give 68.7."""
+    tail = SHIPPED["t2s_09_reweighting"].means["mIoU (Tail)"]
+    iou = printed(SHIPPED["t2s_03_gta5_mit"], row("t2s_03_gta5_mit", "T2S-DA (w/ DAFormer)"))
+    table = printed(SHIPPED["t2s_09_reweighting"], row("t2s_09_reweighting", "L_pull"))
+    assert iou["mIoU"] == table["mIoU"] == 70.0
+    assert sum(float(iou[name]) for name in tail) / len(tail) == pytest.approx(table["mIoU (Tail)"], abs=0.05)
+    assert set(tail) <= set(CITYSCAPES.names) and len(tail) == 9
+
+
+def test_training_flops_are_counted_for_rows_with_runs(tmp_path: Path) -> None:
+    """Supplement of MRM, Table 6: 182.34 G and 2.00 times; 1.13 times is not exceeded."""
+    cells = lay_out(SHIPPED["mrm_6_position"], seeds=[0]).cells
+    for cell in cells[1:]:
+        write_run(tmp_path / cell.row.label, fingerprint=cell.loaded.recipe.fingerprint())
+    table = study_table(summarise("mrm_6_position", scan(tmp_path)))
+    ours = {line[0].text: line[-2:] for line in table.rows if line[1].text == "reproduced"}
+    masked_input, latent = ours["Input Space"], ours["Latent Space (ours)"]
+    assert masked_input[0].value == pytest.approx(364.68, rel=0.01) and masked_input[1].number() == "2.00"
+    assert latent[1].value is not None and 1.03 < latent[1].value <= 1.13 and "w/o MRM" not in ours
+    assert not any(cell.mark for cells in ours.values() for cell in cells)
+
+
 # --- overrides -----------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +397,9 @@ WRONG = [
     ("recipe: dacs, overrides", "overrides", "rows.'two'.overrides: need a recipe"),
     ("{label: two, recipe: dacs, overrides: [optimiser.lr=1e-4]}", "{label: two}", "rows.'two'.recipe: is missing"),
     ("optimiser.lr=1e-4", "optimiser.lr", "rows.'two'.overrides: override 'optimiser.lr': expected key=value"),
+    ("benchmark:", "means: {mIuO: [road]}\nbenchmark:", "means.mIuO: is no column; did you mean 'mIoU'"),
+    ("benchmark:", "means: {mIoU: []}\nbenchmark:", "means.mIoU: [] is not allowed"),
+    ("benchmark:", "domain: val\nbenchmark:", "domain: 'val' is not allowed"),
     ("optimiser.lr=1e-4", "seed=3", "rows.'two'.overrides: 'seed=3': it is the whole study's"),
     ("overrides:", "override:", "rows.'two'.override: unknown key 'override'; did you mean 'overrides'?"),
     ("label: two, ", "", "rows.2.label: is missing"),

@@ -36,8 +36,12 @@ def test_encoder_passes_are_those_of_the_paper(streets: Path, name: str, expecte
         *(("daformer_t2s", f"views.stylised.terms.contrast.key={key}") for key in ("stylised", "target")),
         ("daformer_t2s", "views.stylised.terms.contrast.negative_sampling=sps"),
         ("daformer_t2s", "views.stylised.terms.contrast.objective=mse"),
+        ("daformer_t2s", "views.stylised.engine.scope=crop"),
+        *(("daformer_t2s", f"views.stylised.terms.contrast.map={which}") for which in ("fused", "0")),
+        *(("daformer_t2s", f"views.stylised.terms.contrast.reduction={way}") for way in ("sum", "mean")),
         *(("dg_t2s", f"views.stylised.engine.use=[{style}]") for style in "ADE"),
         ("dacs", "pseudo_labels=reweighted_share"),
+        ("dacs", "pseudo_labels.share=image"),
     ],
 )
 def test_no_setting_mixes_devices_or_waits(name: str, setting: str, mode: FakeTensorMode) -> None:

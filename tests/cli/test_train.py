@@ -279,7 +279,7 @@ def test_profile_in_one_line_of_json(streets: Path, capsys: Any) -> None:
 def test_two_processes_equal_one_with_the_whole_batch(streets: Path, recipe: str) -> None:
     """No BatchNorm anywhere: MiT without drop path, DeepLab-V2."""
     plain = ("model.encoder={kind: mit_b0, drop_path: 0.0}", "model.decoder=deeplabv2", "train.iterations=3")
-    settings = (*toy.SMALL, *plain, "optimiser.warmup=0", "runtime.log_every=1")
+    settings = (*toy.SMALL, *plain, "optimiser.warmup=0", "runtime.log_every=1", "runtime.trackers=[tensorboard]")
     base = ("train", "--recipe", recipe, "-b", "streets", *settings)
     assert run(*base, "--out", str(streets / "one")) == 0
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
@@ -295,3 +295,4 @@ def test_two_processes_equal_one_with_the_whole_batch(streets: Path, recipe: str
     results = [json.loads((streets / name / "result.json").read_text()) for name in ("one", "two")]
     pixels = [sum(map(sum, result["validation"]["confusion"])) for result in results]
     assert pixels[0] == pixels[1]
+    assert len(list((streets / "two" / "tensorboard").iterdir())) == 1  # of the first process alone

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import toy
 from fake_runs import CLASSES, counts, write_log, write_run, write_start
 from PIL import Image
 
 from udaseg.config.load import load
+from udaseg.engine.profile import counting, target_cost
 from udaseg.errors import UserError
 from udaseg.files import write_free
 from udaseg.report import figures, pages
@@ -414,6 +417,31 @@ def test_out_of_memory_is_a_result_in_every_format(place: Path, capsys: pytest.C
     assert table_of(summarise("mine.yaml", scan(Path("runs"))))["three", "reproduced"]["road"].value == pytest.approx(
         50
     )
+
+
+def test_a_mean_over_named_classes(place: Path) -> None:
+    text = STUDY.replace("columns: [road, car, mIoU, mIoU*, speed]", "columns: [road, some, mIoU, mIoU*, unknown]")
+    means = "means: {some: [car], unknown: [car, train]}\n"
+    (place / "mine.yaml").write_text(text + means, encoding="utf-8")
+    train("one", 0, (50, 30))
+    train("one", 1, (50, 40))
+    summary = summarise("mine.yaml", scan(Path("runs")))
+    cells = table_of(summary)["one", "reproduced"]  # the runs know no trains
+    assert (cells["some"].value, cells["some"].std) == (pytest.approx(35, rel=1e-3), pytest.approx(50**0.5, rel=1e-3))
+    assert cells["unknown"].text == "-" and ", some over car, unknown over car, train, " in study_table(summary).lead
+
+
+def test_the_cost_of_a_target_image_is_that_of_the_students_pass() -> None:
+    """Against the same network on an image, and None where the target is never seen or the work depends on values."""
+    from udaseg.engine.networks import segmentor_of
+
+    recipe = toy.load("dacs").recipe
+    with counting() as operations, operations("all"):
+        segmentor_of(recipe)(torch.zeros(1, 3, 64, 64))
+    assert target_cost(recipe) == operations.spent["all"] / 2 > 0
+    masked = toy.load("dacs", "views.masked={masker: blocks, terms: {cross_entropy: {}}}").recipe
+    assert target_cost(masked) == 2 * operations.spent["all"] / 2
+    assert target_cost(toy.load("source_only").recipe) is None
 
 
 def test_over_seeds() -> None:

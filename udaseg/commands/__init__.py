@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # isort: off
-    from udaseg.commands import ablate, analyze, check, demo, doctor, evaluate, export, importing, new  # noqa: F401
+    from udaseg.commands import ablate, analyze, check, completing, demo, doctor, evaluate, export  # noqa: F401
+    from udaseg.commands import importing, new  # noqa: F401
     from udaseg.commands import models, plot, predict, prepare, recipes, report, submit, train  # noqa: F401
 
 

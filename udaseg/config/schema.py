@@ -175,7 +175,7 @@ class RuntimeSection(Strict):
     checkpoint_minutes: float = Field(10.0, ge=0, description="between checkpoints")
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 50
-    tensorboard: bool = False
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="each keeps the log, too")
 
 
 SHARED = "shared_with"

@@ -51,8 +51,10 @@ def predict(
     device: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Result]:
-    """Predict files, folders and globs into ``out`` (default: predictions/<name of the weights>).
+    """Predict the ``inputs``, files, folders and globs, into ``out`` (default: predictions/<name of the weights>).
 
+    ``weights``: a weights file or a run folder, of which ``teacher`` takes the teacher. ``save``: index, color, overlay
+    or probabilities. ``device``: auto, cpu, cuda, cuda:N or mps. ``progress``: called with (done, total) inputs.
     UserError for what is wrong with the request; a file that cannot be read becomes a result with an ``error``.
     """
     wanted = kinds(save)

@@ -112,7 +112,10 @@ class Model:
 
 
 def load(path: str | Path, *, teacher: bool = False, device: str = "auto") -> Model:
-    """The network of a weights file or a run folder; ``teacher`` needs the folder."""
+    """The network of a weights file or a run folder (``path``); ``teacher`` needs the folder.
+
+    ``device``: auto, cpu, cuda, cuda:N or mps. UserError for what is no weights file, is damaged, or has no teacher.
+    """
     from udaseg.engine import runs  # it can train, too: not needed by whoever has a network already
 
     segmentor, metadata = runs.load_student(Path(path), teacher=teacher)

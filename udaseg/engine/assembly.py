@@ -33,11 +33,13 @@ from udaseg.engine.networks import (
     weights_metadata,
 )
 from udaseg.engine.optim import PolyWarmup, adamw, parameter_groups
+from udaseg.engine.trackers import missing_packages
 from udaseg.engine.trainer import Trainer
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import scores
 from udaseg.evaluation.evaluate import evaluate
 from udaseg.evaluation.inference import Inference, inference
+from udaseg.evaluation.panel import Pixels, panel, spread
 from udaseg.models import weights_file
 from udaseg.models.segmentor import Segmentor
 from udaseg.problems import Problem
@@ -48,12 +50,13 @@ GRAPHS = 64
 
 @dataclass(frozen=True)
 class Assembly:
-    """A trainer, its samples, and what the run folder says of how it was made."""
+    """A trainer, its samples, what the run folder says of how it was made, and a picture of how the student does."""
 
     trainer: Trainer
     pairs: TrainingPairs
     stamp: dict[str, Any]
     warnings: list[str]
+    picture: Callable[[], Pixels] | None = None
 
 
 def assemble(loaded: Loaded) -> Assembly:
@@ -103,9 +106,10 @@ def assemble(loaded: Loaded) -> Assembly:
         checkpoint_minutes=recipe.runtime.checkpoint_minutes,
         keep_checkpoints=recipe.runtime.keep_checkpoints,
     )
+    plugins = [asdict(plugin) for plugin in checks.plugins(recipe)]
+    stamp |= {"precision": precision, "world": ranks.world, "plugins": plugins}
     texts = warnings(recipe, pairs, recipe.train.batch // ranks.world)
-    stamp |= {"precision": precision, "world": ranks.world, "plugins": [asdict(p) for p in checks.plugins(recipe)]}
-    return Assembly(trainer, pairs, stamp, texts)
+    return Assembly(trainer, pairs, stamp, texts, painter(recipe, validation, trainer))
 
 
 def missing_prerequisites(recipe: Recipe) -> list[Problem]:
@@ -121,6 +125,7 @@ def missing_prerequisites(recipe: Recipe) -> list[Problem]:
             if all(problem.message != str(error) for problem in problems):  # target and validation often share a root
                 problems.append(Problem(("data", key), str(error)))
     problems += missing_extras(recipe) if not problems else []
+    problems += missing_packages(recipe.runtime.trackers)
     for find, key in ((encoder_weights, "weights"), (start_weights, "start")):
         try:
             find(recipe)
@@ -218,6 +223,15 @@ def validator(recipe: Recipe, validation: Domain, normalise: Normalise, ranks: R
         return ranks.reduce(counts)
 
     return validate
+
+
+def painter(recipe: Recipe, validation: Domain | None, trainer: Trainer) -> Callable[[], Pixels] | None:
+    """What the student makes of a few validation images, as a picture; None without any."""
+    if validation is None:
+        return None
+    images, palette = spread(EvaluationImages(validation)), class_set(recipe).palette
+    mode = validation_inference(recipe)
+    return lambda: panel(trainer.learner.segmentor, images, trainer.normalise, palette, trainer.device, mode)
 
 
 def validation_inference(recipe: Recipe) -> Inference:

@@ -31,7 +31,7 @@ from udaseg.problems import first_problem
 BEFORE_A_RUN = {".lock", "output.log", "failure.json"}
 """Files of a folder in which a run was refused before it began; another may start there."""
 OWN_FILES = re.compile(
-    r"(recipe\.yaml|(environment|failure|result)\.json|metrics\.jsonl|weights(_best)?\.safetensors"
+    r"(recipe\.yaml|(environment|failure|result|trackers)\.json|metrics\.jsonl|weights(_best)?\.safetensors"
     r"|step-\d{7,}\.pt|non-finite-\d{7,}\.pt)"
 )
 """What is written atomically in a run folder and the folders in it."""
@@ -61,10 +61,9 @@ LOG_ROW, STAMPS = TypeAdapter(LogRow), TypeAdapter(list[Stamp])
 class RunFolder:
     """Paths and files of one run. With ``writes`` False (ranks other than the first) every write is a no-op."""
 
-    def __init__(self, path: Path, *, writes: bool = True, tensorboard: bool = False) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
-        self._board: Any = board(path) if writes and tensorboard else None
         self.recipe = path / "recipe.yaml"
         self.result = path / "result.json"
         self.failure = path / "failure.json"
@@ -109,15 +108,10 @@ class RunFolder:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def record(self, row: Row) -> None:
-        """Append one row to metrics.jsonl and, if it is a training row, to TensorBoard."""
-        if not self.writes:
-            return
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._board is not None and "losses" in row:
-            for name, value in flat(row).items():
-                if isinstance(value, int | float) and name != "iteration":
-                    self._board.add_scalar(name, value, row["iteration"])
+        """Append one row to metrics.jsonl."""
+        if self.writes:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def fail(self, kind: str, phase: str, iteration: int) -> None:
         """Write failure.json, which a study shows."""
@@ -191,24 +185,6 @@ def held(folder: Path) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def board(path: Path) -> Any:
-    """A TensorBoard writer for the folder, where tensorboard is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError('runtime.tensorboard=true needs tensorboard: pip install "udaseg[tensorboard]"') from None
-    return SummaryWriter(str(path / "tensorboard"))
-
-
-def flat(row: Row) -> Row:
-    """Nested maps as ``outer/inner`` columns."""
-    return {
-        (f"{key}/{inner}" if inner else key): value
-        for key, entry in row.items()
-        for inner, value in (entry.items() if isinstance(entry, dict) else [("", entry)])
-    }
 
 
 def environment() -> Row:

@@ -12,7 +12,7 @@ from udaseg.config import checks
 from udaseg.config.layers import difference
 from udaseg.config.load import Loaded, checked, load
 from udaseg.config.plugins import changes, load_named
-from udaseg.config.schema import Recipe
+from udaseg.config.schema import Recipe, RuntimeSection
 from udaseg.console import Silent, Watching
 from udaseg.engine import checkpoint, distributed
 from udaseg.engine import result as result_file
@@ -20,6 +20,7 @@ from udaseg.engine.assembly import Assembly, assemble
 from udaseg.engine.domains import class_set
 from udaseg.engine.networks import load_weights, segmentor_of, weights_metadata
 from udaseg.engine.runlog import BEFORE_A_RUN, OWN_FILES, RunFolder, read_stamps
+from udaseg.engine.trackers import Tracked
 from udaseg.engine.trainer import Progress, Trainer
 from udaseg.errors import UserError
 from udaseg.files import is_leftover, write_json, write_text
@@ -116,13 +117,14 @@ def read_recipe(folder: Path) -> Loaded:
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder (it has no recipe.yaml)")
     tree = read_yaml(path)
+    if isinstance(runtime := tree.get("runtime"), dict):  # how to run, not what: keys of other versions do not count
+        tree["runtime"] = {key: value for key, value in runtime.items() if key in RuntimeSection.model_fields}
     return checked(tree, {(key,): str(path) for key in tree}, more=False)
 
 
 def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loaded], Progress]) -> Outcome:
     """``train`` in a folder that may be used, with what was built for it."""
-    board = loaded.recipe.runtime.tensorboard
-    run = RunFolder(folder, writes=built.trainer.ranks.first, tensorboard=board)
+    run = RunFolder(folder, writes=built.trainer.ranks.first)
     run.lock()
     try:
         if run.result.is_file():  # another process finished it while this one was being built
@@ -131,12 +133,13 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
             write_text(run.recipe, as_yaml(loaded.tree))
         changed = changed_plugins(folder, loaded.recipe)
         note = run.stamp(fingerprint=loaded.recipe.fingerprint(), **built.stamp)
-        progress = watch(loaded) if run.writes else Silent()
-        for text in [*([note] if note else []), *changed, *built.warnings]:
-            progress.note(f"warning: {text}")
-            run.say(f"warning: {text}")
-        built.trainer.fit(run, progress)
-        finish(loaded, built.trainer, run)
+        screen, trackers = (watch(loaded), loaded.recipe.runtime.trackers) if run.writes else (Silent(), [])
+        with Tracked(screen, trackers, folder, loaded.tree, built.picture, run.say) as progress:
+            for text in [*([note] if note else []), *changed, *built.warnings]:
+                progress.note(f"warning: {text}")
+                run.say(f"warning: {text}")
+            built.trainer.fit(run, progress)
+            finish(loaded, built.trainer, run)
     finally:
         run.unlock()
     return Outcome(folder, False)

@@ -34,7 +34,7 @@ from udaseg.yamls import parse_yaml
 State = Literal["finished", "running", "interrupted", "failed", "damaged", "missing"]
 Counts = npt.NDArray[np.float64]
 OF_A_RUN = {"recipe.yaml", "result.json", "metrics.jsonl", "failure.json"}
-INSIDE = {"checkpoints", "debug", "tensorboard"}
+INSIDE = {"checkpoints", "debug", "mlflow", "tensorboard", "wandb"}
 TAIL = 2**17  # bytes at the end of metrics.jsonl that hold a whole row
 
 

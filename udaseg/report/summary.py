@@ -201,7 +201,7 @@ def measured(summary: Summary, entry: Entry, column: str) -> Stat | None:
         return over_seeds(run.scores(protocol if column == "mIoU" else "synthia13").miou for run in runs)
     per_class = [dict(zip(s.names, s.iou, strict=True)) for s in (run.scores("all") for run in runs)]
     if classes := summary.study.means.get(column):
-        return over_seeds(mean_of_defined([iou[name] for name in classes if name in iou]) for iou in per_class)
+        return over_seeds(mean_of_defined([iou[n] for n in classes]) for iou in per_class if {*classes} <= {*iou})
     return over_seeds(iou[column] for iou in per_class if column in iou)
 
 

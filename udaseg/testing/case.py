@@ -36,8 +36,11 @@ class Case:
         self.component = component
         self.cls: Any = component.func if isinstance(component, functools.partial) else component
         self.kind = kind_of(self.cls)
-        registered = [name for name, entry in REGISTRIES[self.kind].entries.items() if entry is component]
-        self.name = registered[0] if registered else self.cls.__name__
+        entries = REGISTRIES[self.kind].entries
+        known = [name for name, entry in entries.items() if entry is component]
+        self.name = known[0] if known else self.cls.__name__
+        while not known and self.name in entries:
+            self.name += "_"
         self.written = settings
         self.weight = settings.pop("weight", 1.0) if self.kind == "term" else None
 
@@ -108,7 +111,7 @@ def registered(case: Case) -> Iterator[None]:
     """Inside, recipes know the component by ``case.name`` and data is the small `streets`."""
     registry = REGISTRIES[case.kind]
     before = registry.entries
-    if before.get(case.name) is not case.component and case.name not in before:
+    if case.name not in before:
         registry.entries = ChainMap({case.name: case.component}, before)  # type: ignore[arg-type]
     try:
         with toy.living_at(toy.data_home()):

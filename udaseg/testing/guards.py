@@ -75,8 +75,11 @@ class OnDevice(TorchFunctionMode):
         result = function(*arguments, **keywords)
         if function in FACTORIES and keywords.get("device") is None and not given:
             makers = [FACTORIES[function]]
-        if makers and len(makers) >= len(given) and function is not Tensor.to:
-            self.made |= {id(x): (x, makers[0]) for x in tensors(result)}
+        for x in tensors(result):
+            if function is Tensor.to:
+                self.made.pop(id(x), None)  # here, it may be the very same tensor
+            elif makers and len(makers) >= len(given):
+                self.made[id(x)] = x, makers[0]
         return result
 
 

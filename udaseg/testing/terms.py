@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,7 @@ class OnView(NamedTuple):
         return term(view, output, context)
 
 
+@lru_cache(maxsize=1)
 def on_views(case: Case) -> list[OnView]:
     """The term on each view of the host, in the first iteration in which it has something to measure on all."""
     trainer = case.still
@@ -105,7 +106,8 @@ def gradients_reach_what_they_should(case: Case) -> None:
         learner, teacher = one.scene.learner, one.scene.teacher
         frozen = {"the teacher": teacher, "the pretrained encoder": learner.pretrained_encoder}
         before = {name: copies(module) for name, module in frozen.items()}
-        loss = one.loss(one.term, one.scene.context(), one.output)
+        term = copy.deepcopy(one.term)
+        loss = one.loss(term, one.scene.context(), one.output)
         require(
             loss.present is None or bool(loss.present),
             f"nothing to measure in {SEARCHED} toy steps (`present` is False), so that its gradients cannot be "
@@ -124,13 +126,12 @@ def gradients_reach_what_they_should(case: Case) -> None:
         student = [p.grad for _, p in parameters(learner.segmentor) if p.grad is not None]
         require(any(bool(g.any()) for g in student), "no gradient reaches the student: was its output detached?")
         require(all(bool(g.isfinite().all()) for g in student), "gradients of the student are not finite")
-        mine = [(key, p) for key, p in parameters(one.term) if p.requires_grad]
+        mine = [(key, p) for key, p in parameters(term) if p.requires_grad]
         dry = [key for key, p in mine if p.grad is None]
         require(not dry, f"no gradient reaches its own {listed(dry)}: use them in the loss, or requires_grad_(False)")
-        own = {id(p) for _, p in parameters(one.term)}
-        for key, p in parameters(learner.stages):
-            require(id(p) in own or p.grad is None, f"gradients reach another term ({key})")
-        for average, _ in one.term.ema_pairs():
+        others = [key for key, p in parameters(learner.stages) if p.grad is not None]
+        require(not others, f"gradients reach another term ({listed(others)})")
+        for average, _ in term.ema_pairs():
             learns = any(p.requires_grad for p in average.parameters())
             require(not learns, "an average of ema_pairs must not learn: requires_grad_(False)")
         learner.zero_grad(set_to_none=True)

@@ -7,18 +7,10 @@ features; all features are those of the context branch, so a multi-resolution se
 and confidence come to the map's size by nearest sampling; ignored cells are neither queries nor keys.
 
 Eq. 5 prints the sum of the pair losses over a class's queries, whose number follows the class's share of the cells (eq.
-16). ``reduction`` "base" [choice] divides it by the constant n: classes keep the printed shares, and the loss the size
-that lambda = 0.1 asks for. "sum" is as printed, n times larger. "mean" over a class's own queries [choice, our former
-reading] takes the shares away again, so that the two samplings of queries give almost the same gradients. With "ceqs",
-where every class has n queries, base and mean are the same.
+16). ``reduction`` "base" divides it by the constant n: classes keep the printed shares. "mean" over a class's own
+queries takes them away again. With "ceqs", where every class has n queries, base and mean are the same.
 
-``map`` "last" is the encoder's last map (section 4: "the feature provided by the encoder"; which one: choice). For
-"fused" the decoders of student and teacher run once more over every image that is read (their BatchNorm counts those
-passes, too), and there are more cells: DAFormer at crops of 512 and batch 2 has 32,768 instead of 512, so that the
-similarities of queries and negatives (2,451 x 65,536) alone take 0.6 GB in float32.
-
-Other choices, the paper being silent: queries are drawn without replacement and go round when a class has fewer cells;
-prototypes, shares and confidences are those of the batch over all ranks, the percentile of eq. 14 and the negatives
+Prototypes, shares and confidences are those of the batch over all ranks, the percentile of eq. 14 and the negatives
 those of the rank.
 """
 
@@ -50,6 +42,7 @@ from udaseg.addons.t2s.pairs import (
     wanted_queries,
 )
 from udaseg.plugin import (
+    Assumption,
     BuildContext,
     ConvBNReLU,
     Default,
@@ -247,6 +240,102 @@ class Contrast(Term):
             return torch.full((self.classes,), 1 / self.classes, device=context.batch.source_label.device)
         return dynamic_weights(context.pseudo_labels, self.classes, self.beta, context.reduce)
 
+    assumptions = (
+        Assumption(
+            "Projector g",
+            "two Conv-BN-ReLU blocks of that kernel and width",
+            "two blocks: section 4; kernel and width: silent",
+            ("kernel", "width"),
+        ),
+        Assumption(
+            "Which map g reads",
+            "the encoder's last. `fused`: the decoder's; the decoders of student and teacher run once more over every "
+            "image that is read (their BatchNorm counts those passes, too). DAFormer at crops of 512 and batch 2 has "
+            "32,768 cells then instead of 512, and the similarities of queries and negatives (2,451 x 65,536) alone "
+            "take 0.6 GB in float32",
+            'section 4: "the feature provided by the encoder"; which of its maps: silent',
+            ("map",),
+            "an index, 0 being the finest map",
+        ),
+        Assumption(
+            "Teacher's projector",
+            "the moving average of the student's, by the teacher's rule; learning rate of the decoder",
+            "rate: section 4; average: a momentum teacher",
+        ),
+        Assumption("Labels at feature size", "nearest sampling; ignored cells are neither queries nor keys", "silent"),
+        Assumption(
+            "Queries of a class",
+            "ceil(K p(c) n), drawn without replacement; they go round when a class has fewer cells. `ceqs`: n for "
+            "every class",
+            "eq. 16; the draw: silent",
+            ("n", "query_sampling"),
+        ),
+        Assumption(
+            "Reduction over the queries of a class, eq. 5",
+            "the printed sum divided by the constant n: the classes keep their shares, and the loss the size that "
+            "lambda = 0.1 asks for. `sum`: as printed, n times larger. `mean`: over the class's own queries",
+            "eq. 5 prints a sum; with it, lambda = 0.1 would dominate the loss",
+            ("reduction",),
+            "with `mean`, the rows of Tables 8 (CBQS) and 16 hardly differ: the gradients of two rows have a cosine of "
+            "0.995 to 0.9999, where other random draws alone give 0.9992 (MiT, crops of 512, batch 2)",
+        ),
+        Assumption(
+            "Which domain are the keys of?",
+            "the source: the class's prototype of the teacher",
+            "eq. 10",
+            ("key",),
+            "Table 7",
+        ),
+        Assumption(
+            "Table 7, keys of the pseudo-target for queries of another view",
+            "images of FDA",
+            "silent",
+            ("engine",),
+            "any engine",
+        ),
+        Assumption("Classes that the source crop lacks", "have no queries", "silent"),
+        Assumption(
+            "Objective",
+            "InfoNCE; all features normalised, in float32",
+            "eq. 4; precision: silent",
+            ("objective", "temperature"),
+        ),
+        Assumption(
+            "Negatives of a query",
+            "`denps`: half source cells of other classes, half unreliable target cells not predicted as the class; a "
+            "contiguous stretch of a random order, starting anywhere, going round. `sps`: from both together; "
+            "`source`: no target",
+            "section 3.3; the draw: silent",
+            ("m", "negative_sampling"),
+        ),
+        Assumption(
+            "An empty pool of negatives",
+            "the other pool serves for both; without any negative the loss is 0",
+            "silent",
+        ),
+        Assumption(
+            "Unreliable cells",
+            "confidence below the percentile 100 alpha of all cells of the batch on this rank",
+            "of which cells: silent",
+            ("alpha",),
+            "Table 15",
+        ),
+        Assumption("Prototypes and confidences", "those of the batch, over all ranks", "section 3.5: the mini-batch"),
+        Assumption(
+            "Dynamic weights",
+            "(1 - confidence of the class) to the power beta, normalised to sum 1",
+            "eq. 17, 18",
+            ("reweight", "beta"),
+        ),
+        Assumption("A class that the teacher never predicts", "has confidence 0, so the largest weight", "silent"),
+        Assumption(
+            "HRDA and MIC",
+            "the context branch only; the stylised view has no detail and no decoder",
+            '"on the LR branch of HRDA"',
+        ),
+        Assumption("Table 17, which images of GTA5", "all", "silent", ("data.validation",)),
+    )
+
 
 def channels_of(maps: FeatureMaps, index: int | None) -> int:
     """C of the map; None: the decoder's fused one. ValueError if there is none."""
@@ -282,7 +371,7 @@ def info_nce(
 
 def dynamic_weights(pseudo: PseudoLabels, classes: int, beta: float, reduce: Reduce = alone) -> Tensor:
     """Eq. 17, 18: (K,) with sum 1, larger where the teacher is less sure of a class; one it never predicts has
-    confidence 0 [choice]."""
+    confidence 0."""
     label, confidence = pseudo.label.flatten(), pseudo.confidence.flatten().float()
     zeros = torch.zeros(classes, device=label.device)
     total = reduce(zeros.scatter_add(0, label, confidence))

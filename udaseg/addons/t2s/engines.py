@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from udaseg.plugin import (
+    Assumption,
     BuildContext,
     Default,
     HalfTurn,
@@ -48,6 +49,26 @@ class Stylised(ViewBuilder):
 
     def __call__(self, context: StepContext) -> View:
         return View(self.engine(context), context.batch.source_label)
+
+    assumptions = (
+        Assumption("Colours of the stylised view", "no jitter and no blur", "silent"),
+        Assumption(
+            "Cross-entropy on the stylised view",
+            "none in the method",
+            "Table 7",
+            ("views.stylised.terms.cross_entropy",),
+            "`views.stylised.terms.cross_entropy={}`",
+        ),
+        Assumption(
+            '"CE: p. target" in Tables 3, 5, 7, 11',
+            "**instead of** the source's cross-entropy; the source images keep their feature distance and are pasted "
+            "as before",
+            'section 4.3: "where the (3) cross-entropy loss should be applied", where other rows say "source"; Table '
+            '11: it "is applied on the pseudo-target domain"',
+            ("views.source.terms.cross_entropy",),
+            "besides it: `views.source.terms.cross_entropy={}`",
+        ),
+    )
 
 
 class ColorJitter(TranslationEngine):
@@ -91,6 +112,15 @@ class ColorJitter(TranslationEngine):
             image = turns[i](image)
         return image
 
+    assumptions = (
+        Assumption(
+            "Table 11, ColorJitter",
+            "SimCLR's, torchvision's, drawn for each image",
+            'section 4.3: "the same with SimCLR"',
+            ("brightness", "contrast", "saturation", "hue", "probability"),
+        ),
+    )
+
 
 class GaussianBlur(TranslationEngine):
     """SimCLR's blur (T2S-DA section 4.3), for each image with ``probability``, sigma uniform in ``sigma`` pixels."""
@@ -116,6 +146,15 @@ class GaussianBlur(TranslationEngine):
         taps = [kernel_size(side) for side in image.shape[:0:-1]]  # torchvision: of the width first
         return functional.gaussian_blur(image, taps, [between(*self.sigma, sigma)])
 
+    assumptions = (
+        Assumption(
+            "Table 11, GaussianBlur",
+            "SimCLR's, drawn for each image; taps: a tenth of the side",
+            'section 4.3: "the same with SimCLR"',
+            ("sigma", "probability"),
+        ),
+    )
+
 
 def between(low: float, high: float, share: float) -> float:
     """The number at that share of the way from ``low`` to ``high``."""
@@ -139,6 +178,15 @@ class Offline(TranslationEngine):
 
     def __call__(self, context: StepContext) -> Tensor:
         return of_loader(self.extra, context, self.normalise)
+
+    assumptions = (
+        Assumption(
+            "Table 11, CyCADA and Wang et al.",
+            "a folder of translated images with the names of the source images",
+            "trained GANs, which are not part of this project",
+            ("folder",),
+        ),
+    )
 
 
 def of_loader(extra: str, context: StepContext, normalise: Normalisation) -> Tensor:

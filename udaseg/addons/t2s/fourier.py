@@ -4,12 +4,7 @@ A source image keeps its phase and gets the amplitude of a target image at low f
 1280x720, takes a random crop of 1024x512, translates it with a target image of 1024x512, and cuts the training crop of
 512x512 out of both. ``scope`` "image" does that: the loader has both images before they are cropped. Here the training
 crop is drawn first, by the sampler's rules, then the region around it, uniformly among all places that contain it:
-given the crop, that is what the paper's order gives. "crop" [choice, our former reading] translates the training crops
-themselves, in the step; along the rows, the same window is then twice as wide in cycles a pixel.
-
-The window's half-width is floor(beta * min(H, W)) in both directions, as in FDA's own code; eq. 7 prints beta H by
-beta W, which is the same for square images only [choice]. The paper does not say how the images are flipped: here both
-are as stored, and the result is flipped with its source [choice].
+given the crop, that is what the paper's order gives.
 
 B images, C channels, H x W pixels of what is transformed, h x w of the training crop.
 """
@@ -29,6 +24,7 @@ from torch import Tensor
 from udaseg.addons.t2s.engines import of_loader
 from udaseg.plugin import (
     TARGET,
+    Assumption,
     BuildContext,
     Crop,
     ImageCrop,
@@ -77,6 +73,27 @@ class FDA(TranslationEngine):
             return of_loader(self.extra, context, self.normalise)
         source, target = (self.normalise.undo(i) for i in (context.batch.source_image, context.batch.target))
         return self.normalise.redo(swap_amplitude(source, target, self.beta).clamp(0, 1))
+
+    assumptions = (
+        Assumption(
+            "What does FDA see?",
+            "a region of the source image around the training crop and as much of the target image, before they are "
+            "cropped; its height and width in training crops are `region`. `crop`: the training crops themselves, "
+            "image i of the source with image i of the target; along the rows, the same window is then twice as wide "
+            "in cycles a pixel",
+            'section 4, "Training": random crops of 1024x512, FDA, then the training crop of 512x512',
+            ("scope", "region"),
+        ),
+        Assumption(
+            "Size of FDA's window",
+            "half-width floor(beta min(H, W)) in both directions, as in FDA's code",
+            "eq. 7: beta H by beta W, the same for square images only; value: silent, FDA's smallest",
+            ("beta",),
+            "0.01 to 0.15 in the FDA paper",
+        ),
+        Assumption("Range after FDA", "clamped to 0..1", "silent"),
+        Assumption("Flips under FDA", "both images are as stored; the result is flipped with its source", "silent"),
+    )
 
 
 class TranslatedRegion:

@@ -9,6 +9,7 @@ from torch import Tensor
 from udaseg.addons.t2s.contrast import dynamic_weights
 from udaseg.plugin import (
     TARGET,
+    Assumption,
     BuildContext,
     ConfidenceShare,
     NotNegative,
@@ -22,8 +23,7 @@ from udaseg.plugin import (
 class ReweightedShare(PseudoLabelRule):
     """``ConfidenceShare`` times T2S-DA's dynamic class weights (eq. 17, exponent ``beta``) of the pseudo-labels.
 
-    Times the number of classes, so that the mean class weight is 1 [choice]. Table 9 tells against it. ``share``: eq. 3
-    prints that of each image; that of the batch is DAFormer's code, on which the paper builds [choice].
+    Times the number of classes, so that the mean class weight is 1. Table 9 tells against it.
     """
 
     needs = TARGET
@@ -43,3 +43,19 @@ class ReweightedShare(PseudoLabelRule):
         pseudo, classes = self.share(logits, context), logits.shape[1]
         weights = classes * dynamic_weights(pseudo, classes, self.beta, context.reduce)
         return pseudo._replace(weight=pseudo.weight * weights[pseudo.label])
+
+    assumptions = (
+        Assumption(
+            'Table 9, "L_target"',
+            "`pseudo_labels=reweighted_share`: the pseudo-label weights are multiplied by K times the class weight, so "
+            "their mean is 1",
+            "scale: silent",
+            ("beta",),
+        ),
+        Assumption(
+            "Share r of eq. 3",
+            "one number for the batch; the default rule has the key, too: `pseudo_labels.share=image`",
+            "DAFormer's code, on which the paper builds; eq. 3 prints that of each image",
+            ("share",),
+        ),
+    )

@@ -1,8 +1,8 @@
 """Random styles for domain generalisation (T2S-DA section 4.2): each image gets one of five augmentors.
 
 A: FDA towards a style image. B, C: stylisation networks with public weights (``style_networks``). D: weather and light
-(fog, snow, rain, contrast, brightness; the strengths are ours [choice]). E: a cartoon (edge-preserving smoothing, dark
-edges). A, D and E are tensor code that needs nothing; without style images, A makes smooth random colours of its own.
+(fog, snow, rain, contrast, brightness). E: a cartoon (edge-preserving smoothing, dark edges). A, D and E are tensor
+code that needs nothing; without style images, A makes smooth random colours of its own.
 
 B images, H x W pixels, RGB in [0, 1]. Every function gets one image (1, 3, H, W), uniform numbers (1, 4) and uniform
 noise (1, 3, H, W), all of the step's own.
@@ -21,6 +21,7 @@ from torch import Tensor
 from udaseg.addons.t2s.fourier import swap_amplitude
 from udaseg.addons.t2s.style_networks import STYLE, adain, style_network
 from udaseg.plugin import (
+    Assumption,
     BuildContext,
     Share,
     StepContext,
@@ -93,6 +94,40 @@ class Augmentors(TranslationEngine):
         self.pictures = self.pictures.to(image.device)
         chosen = (numbers[:, 3] * len(self.pictures)).long().clamp(max=len(self.pictures) - 1)
         return F.interpolate(self.pictures[chosen].float() / 255, image.shape[-2:], mode="bilinear")
+
+    assumptions = (
+        Assumption(
+            "DG: how often is an image augmented?",
+            "once a step, by one style drawn for each image",
+            "Figure 6 shows three augmentations of one image",
+        ),
+        Assumption(
+            "DG: which styles",
+            "A (FDA), D (weather), E (cartoon)",
+            "five in the paper",
+            ("use", "weights"),
+            "B needs the weights of a style network; C needs AdaIN's weights and style images",
+        ),
+        Assumption(
+            "DG: style images of A",
+            "smooth random colours, unless a folder is given",
+            "a style data set in the paper",
+            ("styles",),
+            "a folder",
+        ),
+        Assumption(
+            "DG: weather",
+            "fog, snow, rain, contrast and brightness of our own making, in tensor code",
+            "the corruptions of Michaelis et al. in the paper",
+        ),
+        Assumption("DG: cartoon", "three bilateral filters, then dark edges", "Jung et al. in the paper"),
+        Assumption(
+            "DG: baseline",
+            "plain training on the source, neither rare class sampling nor feature distance",
+            '"fully-supervised manner"',
+            ("data.sampler", "views.source.terms.feature_distance"),
+        ),
+    )
 
 
 def style_images(folder: str) -> Tensor:
