@@ -173,9 +173,9 @@ class RuntimeSection(Strict):
     threads: int | None = Field(None, gt=0, le=1024, description="of the CPU; null: torch's choice")
     cache_gb: float = Field(0.0, ge=0, description="decoded images each loading process may keep in memory")
     checkpoint_minutes: float = Field(10.0, ge=0, description="between checkpoints")
-    keep_checkpoints: PositiveInt = 2
-    log_every: PositiveInt = 50
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="each keeps the log, too")
+    keep_checkpoints: PositiveInt = Field(2, description="the last checkpoints that are kept")
+    log_every: PositiveInt = Field(50, description="iterations between lines of the log")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="what else keeps the log")
 
 
 SHARED = "shared_with"
