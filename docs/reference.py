@@ -274,7 +274,7 @@ def words(hint: Any) -> str:
         return "list of class names"
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        limits = " and ".join(limit for mark in arguments[1:] for limit in bounds(mark))
+        limits = " ".join(limit for mark in arguments[1:] for limit in bounds(mark))
         plain, null, _ = words(arguments[0]).partition(" or null")
         return f"{plain} {limits}".strip() + null
     if origin is Literal:
@@ -295,7 +295,7 @@ def words(hint: Any) -> str:
 
 
 def bounds(mark: Any) -> Iterator[str]:
-    signs = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
+    signs = {"gt": "above", "ge": "from", "lt": "to below", "le": "to"}
     for part in getattr(mark, "metadata", [mark]):
         for name, word in signs.items():
             limit = getattr(part, name, None)
