@@ -63,5 +63,5 @@ def test_types_in_words(reference: ModuleType) -> None:
         (Literal["a", "b"], "`a` or `b`"),
     ):
         assert reference.words(hint) == expected
-    with pytest.raises(TypeError, match="docs/reference.py"):
+    with pytest.raises(TypeError, match=r"docs/reference\.py"):
         reference.words(object)
