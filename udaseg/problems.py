@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -147,7 +146,7 @@ def fields_at(schema: type[BaseModel], path: KeyPath) -> list[str]:
         annotation = model.model_fields[step].annotation if step in model.model_fields else None
         in_many = typing.get_origin(annotation) in (dict, list)
         options = [annotation, *typing.get_args(annotation)]
-        model = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), None)
+        model = next((o for o in options if isinstance(o, type(BaseModel))), None)
         if model is None:
             return []
     return list(model.model_fields)

@@ -22,6 +22,7 @@ from udaseg.data.loading import Normalise
 from udaseg.engine import checkpoint, runs
 from udaseg.engine.domains import images_of
 from udaseg.plugin import Centres, UserError
+from udaseg.testing import check
 
 
 class Left:
@@ -73,6 +74,11 @@ def test_drift_is_the_turn_of_the_mean_feature() -> None:
 def test_the_error_of_pseudo_labels_is_of_what_is_predicted() -> None:
     track = PseudoLabelError()({"a": Left(labels=[(5, counts([6, 0, 1], [2, 0, 3], [0, 0, 4]))])})["a"]
     assert track.values[0, [0, 2]].tolist() == pytest.approx([25, 50]) and track.values[0, 1].isnan()
+
+
+@pytest.mark.parametrize("measure", [Fluctuation, Drift, PseudoLabelError])
+def test_measures_keep_the_contracts_of_their_kind(measure: type) -> None:
+    check(measure)
 
 
 @pytest.fixture(scope="module")

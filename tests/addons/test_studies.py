@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -475,3 +476,16 @@ def test_every_shipped_study_has_a_page_and_tables() -> None:
             assert "mIoU, %" in texts(content(source))
     assert drawn["t2s_12_weight"] == drawn["mrm_2f_weight"] == drawn["t2s_15_alpha"] == 1
     assert drawn["mrm_1_gta5"] == drawn["mrm_2c_mode"] == 0
+
+
+def test_a_recipe_may_lie_beside_its_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the command is given; a shipped name stays a name, and so does what is no file there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tables").mkdir()
+    for name in ("ours.yaml", "dacs"):
+        (tmp_path / "tables" / name).write_text("extends: dacs\n")
+    rows = [{"label": name, "recipe": name} for name in ("ours.yaml", "dacs", "elsewhere.yaml")]
+    study = {"title": "t", "benchmark": "streets", "rows": rows}
+    (tmp_path / "tables" / "mine.yaml").write_text(json.dumps(study))
+    found = [row.recipe for row in load_study("tables/mine.yaml").rows]
+    assert found == ["tables/ours.yaml", "dacs", "elsewhere.yaml"]

@@ -23,7 +23,6 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
 NOT_KEPT = {
     ("term", "relational_distillation"): ["learns_the_same_on_two_ranks"],  # relates the images of its process
     ("term", "contrast"): ["learns_the_same_on_two_ranks"],  # negatives are those of the process
-    ("view", "masked"): ["is_the_same_on_two_ranks"],  # a process's images share the order of jitter, and the blur
 }
 COMPONENTS = {
     (kind, name): component

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from steps import build_context
 
 from udaseg.component import Component
-from udaseg.config.registry import REGISTRIES, Registry, keyword_parameters
+from udaseg.config.registry import REGISTRIES, Registry, keyword_parameters, register
 from udaseg.core.masking import Blocks
 from udaseg.core.views import Masked
 from udaseg.errors import UserError
@@ -104,11 +104,16 @@ def test_more_components_have_names_of_their_own_and_the_right_base() -> None:
     tools = Registry("tool", Brush)
     tools.add({"brush": Brush})
     assert "brush" in tools and tools.component("brush") is Brush
-    with pytest.raises(UserError, match="tool 'brush' exists already"):
-        tools.add({"brush": Brush})
-    with pytest.raises(UserError, match="tool 'blocks': Blocks is no Brush"):
-        tools.add({"blocks": Blocks})
-    assert list(tools.entries) == ["brush"]
+    assert str(tools.flaw("brush", Brush)).startswith("exists already")
+    assert tools.flaw("blocks", Blocks) == "Blocks is no Brush"
+    assert tools.flaw("other", Brush) is None
+
+
+def test_a_table_is_registered_whole_or_not_at_all() -> None:
+    before = [*REGISTRIES["masker"].entries]
+    with pytest.raises(UserError, match="masker 'blocks': exists already"):
+        register({"masker": {"new_blocks": Blocks, "blocks": Blocks}})
+    assert [*REGISTRIES["masker"].entries] == before
 
 
 def test_a_setting_may_be_a_component() -> None:

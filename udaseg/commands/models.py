@@ -54,7 +54,7 @@ def list_models(pattern: str | None, as_json: bool) -> None:
         out.print(f"\n{len(names)} networks: parameters are counted for up to {MOST}; give a narrower pattern")
     if pattern is None:
         out.print()
-        table((f"decoder on {REFERENCE}", "M parameters", "plugin"), decoder_rows(), left=3)
+        table((f"decoder on {REFERENCE}", "M parameters"), decoder_rows())
         out.print(f"\nand {len(timm_names())} pretrained networks of timm: udaseg models 'timm/*dinov2*'")
 
 
@@ -102,9 +102,10 @@ def decoder_rows() -> list[list[str]]:
         encoder = REGISTRIES["encoder"].create({"kind": REFERENCE})
         given = encoder.channels, encoder.strides, 19
         create = REGISTRIES["decoder"].create
+        origins = {name: provenance(REGISTRIES["decoder"].component(name)) for name in REGISTRIES["decoder"].entries}
         return [
-            [name, f"{millions(create({'kind': name}, *given)):.1f}", provenance(REGISTRIES["decoder"].component(name))]
-            for name in REGISTRIES["decoder"].entries
+            [f"{name} ({plugin})" if plugin else name, f"{millions(create({'kind': name}, *given)):.1f}"]
+            for name, plugin in origins.items()
         ]
 
 

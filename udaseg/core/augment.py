@@ -42,17 +42,17 @@ class ColourAugment:
             order, factors = draw_jitter(rng, count, self.strength, together)
             image = self.normalise.redo(colour_jitter(self.normalise.undo(image), order, factors))
         if rng.decide(self.blur_probability):
-            sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * rng.per_image(count)
-            image = gaussian_blur(image, sigma[:1].expand(count) if together else sigma)
+            drawn = rng.shared(count) if together else rng.per_image(count)
+            image = gaussian_blur(image, SIGMA[0] + (SIGMA[1] - SIGMA[0]) * drawn)
         return image
 
 
 def draw_jitter(rng: StepRng, images: int, strength: float, together: bool = False) -> tuple[Tensor, Tensor]:
     """Order and factors of the four operations, each (B, 4); factors ~ U(1-s, 1+s), for hue ~ U(-s, s)."""
-    order = rng.per_image(images, 4).argsort(dim=1)
+    order = rng.shared(images, 4) if together else rng.per_image(images, 4)
     factors = strength * (2 * rng.per_image(images, 4) - 1)
     factors[:, :HUE] += 1
-    return (order[:1].expand(images, 4) if together else order), factors
+    return order.argsort(dim=1), factors
 
 
 def colour_jitter(image: Tensor, order: Tensor, factors: Tensor) -> Tensor:

@@ -144,8 +144,14 @@ class StepRng:
 
     def per_image(self, images: int, *shape: int) -> Tensor:
         """Uniform [0, 1) of shape (images, *shape), on the device."""
-        drawn = torch.rand((self.world * images, *shape), generator=self.generator, device=self.generator.device)
-        return drawn[self.rank * images : (self.rank + 1) * images]
+        return self._everywhere(images, *shape)[self.rank * images : (self.rank + 1) * images]
+
+    def shared(self, images: int, *shape: int) -> Tensor:
+        """``per_image``, with the numbers of the very first image for all."""
+        return self._everywhere(images, *shape)[:1].expand(images, *shape)
+
+    def _everywhere(self, images: int, *shape: int) -> Tensor:
+        return torch.rand((self.world * images, *shape), generator=self.generator, device=self.generator.device)
 
 
 class TeacherNetwork(Protocol):

@@ -84,13 +84,18 @@ class Checkpoint(TypedDict):
     validation: _Measured | None
 
 
-def save(folder: Path, state: State, *, keep: int = 2) -> Path:
+def save(folder: Path, state: State, keep: int = 2) -> Path:
     """Write ``step-NNNNNNN.pt`` for ``state["iteration"]`` finished iterations; delete all but the newest ``keep``."""
     path = folder / f"step-{state['iteration']:07d}.pt"
     write_atomic(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    prune(folder, keep)
+    return path
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints."""
     for old in listed(folder)[:-keep]:
         old.unlink(missing_ok=True)
-    return path
 
 
 def listed(folder: Path) -> list[Path]:

@@ -271,7 +271,7 @@ class Trainer:
         if self.run.writes:
             state = self.state()
             try:
-                path = checkpoint.save(self.run.checkpoints, state, keep=self.keep_checkpoints)
+                path = checkpoint.save(self.run.checkpoints, state, self.keep_checkpoints)
             except (OSError, RuntimeError) as error:  # torch's writer raises the second
                 raise UserError(
                     f"{self.run.checkpoints}: the checkpoint of iteration {self.done} cannot be written "
@@ -310,6 +310,7 @@ class Trainer:
             for path, problem in damaged.items():
                 kept = put_aside(path).name
                 self.warn(problem, f"{problem}; it is kept as {kept}, the run goes on from iteration {self.done}")
+            checkpoint.prune(self.run.checkpoints, self.keep_checkpoints)  # killed before it could be done
         if note := self.run.rewind(self.done):
             self.warn(note, note)
         if self.done:

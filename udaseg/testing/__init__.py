@@ -35,7 +35,12 @@ from typing import Any
 from udaseg.testing import toy
 from udaseg.testing.calls import draws_from_the_steps_numbers, stays_on_the_device
 from udaseg.testing.case import Case, Contract, Factory, has_described_settings
-from udaseg.testing.data import draws_from_the_given_generator, draws_images_that_exist, measures_every_class
+from udaseg.testing.data import (
+    draws_from_the_given_generator,
+    draws_images_that_exist,
+    follows_every_class_over_time,
+    measures_every_class,
+)
 from udaseg.testing.networks import (
     evaluates_images_one_by_one,
     has_the_maps_it_declares,
@@ -68,6 +73,7 @@ CONTRACTS: tuple[Contract, ...] = (
     returns_a_scalar_loss,
     returns_what_it_says,
     measures_every_class,
+    follows_every_class_over_time,
     draws_images_that_exist,
     draws_from_the_given_generator,
     stays_on_the_device,

@@ -41,6 +41,8 @@ class NoReading(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         name = function.__name__.split(".")[0]
         boolean = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in arguments[1])
+        if name == "equal" and arguments[0].ndim == 0 and torch.__version__.startswith("2.6."):
+            return function(*arguments)  # its quantile checks the share so, on the CPU alone
         if boolean or any(name.startswith(word) for word in self.FORBIDDEN):
             raise AssertionError(
                 f"{name} reads the device inside the step, so that a GPU stands still: no .item(), no `if` on a tensor "
