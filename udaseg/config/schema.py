@@ -63,93 +63,92 @@ Side = Annotated[int, Field(gt=0, le=2**16)]  # pixels
 
 
 class DomainSection(Strict):
-    """One domain: a data set, its split, where it lies (None: the default folders) and the size it is resized into."""
+    """One domain: a data set, its split, where it lies and the size it is resized into."""
 
     dataset: str = Field(description="a data set's name, or a YAML file that describes one")
-    split: str = "train"
-    root: str | None = None
-    size: tuple[Side, Side] | None = Field(None, description="(width, height), ratio kept; None: native")
+    split: str = Field("train", description="its part: train, val, test, or one of a YAML file")
+    root: str | None = Field(None, description="its folder; null: the default folders under $UDASEG_DATA")
+    size: tuple[Side, Side] | None = Field(None, description="(width, height), ratio kept; null: native")
     merge: dict[str, str] = Field({}, description="class of the data set -> class of the recipe, where names differ")
 
 
 class MarginsSection(Strict):
     """Pixels of the target that cannot be trusted, at image size ``at`` = (width, height)."""
 
-    top: NonNegativeInt = 0
-    bottom: NonNegativeInt = 0
-    left: NonNegativeInt = 0
-    right: NonNegativeInt = 0
-    at: tuple[Side, Side]
+    top: NonNegativeInt = Field(0, description="rows at the top without pseudo-labels")
+    bottom: NonNegativeInt = Field(0, description="rows at the bottom")
+    left: NonNegativeInt = Field(0, description="columns on the left")
+    right: NonNegativeInt = Field(0, description="columns on the right")
+    at: tuple[Side, Side] = Field(description="(width, height) of the image in which they are counted")
 
 
 class DataSection(Strict):
-    """``scale`` multiplies sizes and crop (HRDA: 2). ``labelled``: the domain that supplies labels (oracle: target).
+    """Classes of different data sets are matched by name; those without a partner are ignored."""
 
-    Classes of different data sets are matched by name; those without a partner are ignored.
-    """
-
-    source: DomainSection
-    target: DomainSection | None = None
-    validation: DomainSection | None = None
-    classes: str | None = Field(None, description="the data set whose classes are learnt; None: the source's")
-    protocol: str = "cityscapes19"
+    source: DomainSection = Field(description="the labelled domain")
+    target: DomainSection | None = Field(None, description="the domain to adapt to; its labels are not used")
+    validation: DomainSection | None = Field(None, description="labelled images that the run is evaluated on")
+    classes: str | None = Field(None, description="the data set whose classes are learnt; null: the source's")
+    protocol: str = Field("cityscapes19", description="the classes that the mIoU is the mean over; all: every class")
     crop: tuple[Side, Side] = Field(description="(height, width)")
-    scale: int = Field(1, gt=0, le=64)
+    scale: int = Field(1, gt=0, le=64, description="multiplies the sizes of images and crops (HRDA: 2)")
     synthetic_source: bool = Field(True, description="rendered source images; decides what MIC masks")
-    labelled: Literal["source", "target"] = "source"
-    cat_max_ratio: float = Field(0.75, gt=0, le=1)
-    photometric: bool = False
+    labelled: Literal["source", "target"] = Field("source", description="whose labels are used (oracle: target)")
+    cat_max_ratio: float = Field(
+        0.75, gt=0, le=1, description="a crop in which one class has a larger share is drawn again, ten times at most"
+    )
+    photometric: bool = Field(False, description="photometric distortion of the source images")
     min_pixels: PositiveInt = Field(3000, description="pixels of a class at native size that make an image count")
     crop_margins: tuple[NonNegativeInt, NonNegativeInt] = Field(
         (0, 0), description="(top, bottom) rows of the crop at scale 1"
     )
-    image_margins: MarginsSection | None = None
-    margins: Literal["none", "crop", "image"] = "none"
-    sampler: component_of("sampler") = Field({"kind": "uniform"})  # type: ignore[valid-type]
+    image_margins: MarginsSection | None = Field(None, description="margins that follow the image")
+    margins: Literal["none", "crop", "image"] = Field("none", description="which of the two above count, if any")
+    sampler: component_of("sampler") = Field(  # type: ignore[valid-type]
+        {"kind": "uniform"}, description="how source images are drawn"
+    )
 
 
 class ModelSection(Strict):
-    """``weights``: auto (the encoder's official file), none or a path; ``start``: a whole model's weights, or a run,
-    in whose path {seed} is this run's seed.
-
-    ``wrapper``: how encoder and decoder are used together, if not plainly (hrda).
-    """
-
-    encoder: component_of("encoder")  # type: ignore[valid-type]
-    decoder: component_of("decoder")  # type: ignore[valid-type]
-    wrapper: component_of("wrapper") | None = None  # type: ignore[valid-type]
-    weights: str = "auto"
-    start: str | None = None
+    encoder: component_of("encoder") = Field(description="images to feature maps")  # type: ignore[valid-type]
+    decoder: component_of("decoder") = Field(description="feature maps to logits")  # type: ignore[valid-type]
+    wrapper: component_of("wrapper") | None = Field(  # type: ignore[valid-type]
+        None, description="how both are used together, if not plainly (hrda)"
+    )
+    weights: str = Field("auto", description="of the encoder: auto (its official file), none, or a path")
+    start: str | None = Field(
+        None, description="weights of a whole model, or a run; {seed} in the path is this run's seed"
+    )
 
 
 class TeacherSection(Strict):
-    alpha: float = Field(0.999, ge=0, le=1)
+    alpha: float = Field(0.999, ge=0, le=1, description="what the teacher keeps of itself in a step")
 
 
 class OptimiserSection(Strict):
-    lr: float = Field(6e-5, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    head_lr_factor: float = Field(10.0, gt=0)
-    decay_one_dimensional: bool = Field(True, description="False: no weight decay on biases and norms anywhere")
-    warmup: int = Field(1500, ge=0)
-    power: float = Field(1.0, ge=0)
-    minimum: float = Field(0.0, ge=0)
+    lr: float = Field(6e-5, gt=0, description="learning rate of the encoder (AdamW)")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    head_lr_factor: float = Field(10.0, gt=0, description="the decoder's learning rate is this times the encoder's")
+    decay_one_dimensional: bool = Field(True, description="false: no weight decay on biases and norms anywhere")
+    warmup: int = Field(1500, ge=0, description="steps of linear warm-up")
+    power: float = Field(1.0, ge=0, description="of the decay to the end; 1: linear")
+    minimum: float = Field(0.0, ge=0, description="learning rate at the end")
 
 
 class TrainSection(Strict):
-    iterations: int = Field(40000, gt=0, lt=10**7, description="checkpoints are named by seven digits")
+    iterations: int = Field(40000, gt=0, lt=10**7, description="steps of the whole training")
     batch: int = Field(2, gt=0, le=2**16, description="images per domain and step, over all devices")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool = False
-    channels_last: bool = True
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of the passes; auto: bf16 where the device supports it"
+    )
+    compile: bool = Field(False, description="torch.compile the networks")
+    channels_last: bool = Field(True, description="memory layout of networks and images")
 
 
 class EvaluationSection(Strict):
-    """``slide``: windows of the training crop's size, half overlapping; ``window_batch`` of them at once."""
-
-    every: PositiveInt = 4000
-    mode: Literal["whole", "slide"] = "whole"
-    window_batch: int = Field(3, gt=0, le=2**16)
+    every: PositiveInt = Field(4000, description="iterations between validations")
+    mode: Literal["whole", "slide"] = Field("whole", description="slide: half overlapping windows of the crop's size")
+    window_batch: int = Field(3, gt=0, le=2**16, description="windows at once")
 
 
 def as_device(name: str) -> str:
@@ -169,14 +168,14 @@ def as_name(name: str) -> str:
 class RuntimeSection(Strict):
     """How to run, not what: these keys may change when a run is resumed."""
 
-    device: Annotated[str, AfterValidator(as_device)] = "auto"
-    workers: int = Field(4, ge=0, le=1024)
-    threads: int | None = Field(None, gt=0, le=1024)
+    device: Annotated[str, AfterValidator(as_device)] = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    workers: int = Field(4, ge=0, le=1024, description="processes that load data; 0: none besides the training's own")
+    threads: int | None = Field(None, gt=0, le=1024, description="of the CPU; null: torch's choice")
     cache_gb: float = Field(0.0, ge=0, description="decoded images each loading process may keep in memory")
-    checkpoint_minutes: float = Field(10.0, ge=0)
-    keep_checkpoints: PositiveInt = 2
-    log_every: PositiveInt = 50
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="each keeps the log, too")
+    checkpoint_minutes: float = Field(10.0, ge=0, description="between checkpoints")
+    keep_checkpoints: PositiveInt = Field(2, description="the last checkpoints that are kept")
+    log_every: PositiveInt = Field(50, description="iterations between lines of the log")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="what else keeps the log")
 
 
 SHARED = "shared_with"
@@ -253,14 +252,16 @@ def shared(term: str, settings: Tree, earlier: Tree) -> Tree:
 class Recipe(Strict):
     """A complete, checked recipe. ``views`` keeps its order: that is the order of the step."""
 
-    name: Annotated[str, AfterValidator(as_name)]
-    benchmark: str | None = None
+    name: Annotated[str, AfterValidator(as_name)] = Field(description="the file's name; run folders are called so")
+    benchmark: str | None = Field(None, description="the benchmark, by name or path")
     plugins: list[str] = Field([], description="files, relative to the recipe's, or modules with more components")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of all random numbers")
     data: DataSection
     model: ModelSection
     views: Annotated[dict[str, StageSection], BeforeValidator(as_stages)] = Field({}, validate_default=True)
-    pseudo_labels: component_of("pseudo_labels") = Field({"kind": "confidence_share"})  # type: ignore[valid-type]
+    pseudo_labels: component_of("pseudo_labels") = Field(  # type: ignore[valid-type]
+        {"kind": "confidence_share"}, description="how the teacher's predictions become labels with weights"
+    )
     teacher: TeacherSection = TeacherSection()
     optimiser: OptimiserSection = OptimiserSection()
     train: TrainSection = TrainSection()
