@@ -26,6 +26,7 @@ HOME = Path(__file__).parents[2]
 GENERATED = ("commands.md", "keys.md", "components.md", "assumptions.md")  # made from the code
 PAGES = [
     *(HOME / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((HOME / "examples").rglob("README.md")),
     *(page for page in sorted((HOME / "docs").glob("*.md")) if page.name not in GENERATED),
 ]
 HEADERS = [*sorted((HOME / "recipes").rglob("*.yaml")), *sorted((HOME / "examples").rglob("*.yaml"))]
