@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +16,15 @@ from udaseg.config.load import load
 from udaseg.config.plugins import load_plugins
 from udaseg.errors import UserError
 from udaseg.report.study import load_study
-from udaseg.testing import check, check_recipe
+from udaseg.testing import check, check_recipe, toy
 from udaseg.testing.steps import build_context, rng, step
 
 HERE = Path(__file__).parent
 load_plugins([str(HERE / "pipa.py")])
 
 import pipa  # noqa: E402 - a loaded plugin can be imported
+
+from udaseg.plugin import BuildContext, FeatureMaps, View, ViewBuilder  # noqa: E402
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,16 +58,13 @@ def test_pixel_losses_are_the_equation(against_all: bool) -> None:
     assert not valid[torch.tensor(~used)].any()
 
 
-def pixel_contrast(**settings: object) -> pipa.PixelContrast:
-    maps = build_context().feature_maps
-    assert maps is None
-    return pipa.PixelContrast(context(), **settings)  # type: ignore[arg-type]
+def context() -> BuildContext:
+    """Of a network with two maps, at strides 4 and 8 of a crop of 64 x 64."""
+    return build_context("road", "car", "sky", feature_maps=FeatureMaps((64, 64), (4, 8), (4, 8), (0, 1)))
 
 
-def context(image: tuple[int, int] = (64, 64)):  # type: ignore[no-untyped-def] # of a network with two maps
-    from udaseg.models.segmentor import FeatureMaps
-
-    return build_context("road", "car", "sky", feature_maps=FeatureMaps(image, (4, 8), (4, 8), (0, 1)))
+def pixel_contrast(**settings: float) -> pipa.PixelContrast:
+    return pipa.PixelContrast(context(), **settings)
 
 
 def test_as_many_cells_of_each_class_that_is_large_enough() -> None:
@@ -100,15 +102,15 @@ def test_patch_losses_are_the_equation(labels: bool) -> None:
         assert found[i].item() == pytest.approx(expected, rel=1e-6)
 
 
-class Here(pipa.ViewBuilder):  # type: ignore[name-defined]
+class Here(ViewBuilder):
     """Every pixel says where it lies: (row, column, image)."""
 
     def __init__(self) -> None:
         row, column = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
         self.image = torch.stack([torch.stack([row, column, torch.full((64, 64), float(i))]) for i in range(3)])
 
-    def __call__(self, context: object) -> pipa.View:
-        return pipa.View(self.image, self.image[:, 0].long() // 16)
+    def __call__(self, context: object) -> View:
+        return View(self.image, self.image[:, 0].long() // 16)
 
 
 def patches(side: float = 0.703125) -> pipa.Patches:
@@ -194,3 +196,31 @@ def test_every_row_of_a_study_loads_and_is_a_run_of_its_own(name: str) -> None:
     rows = [row for row in study.rows if row.recipe]
     prints = {load(str(r.recipe), benchmark=study.benchmark, overrides=r.overrides).recipe.fingerprint() for r in rows}
     assert len(prints) == len(rows) >= 2
+
+
+def test_the_command_trains_from_any_folder(tmp_path: Path) -> None:
+    """As it is written in the README, at toy size; the weights need no plugin."""
+    environment = {**os.environ, "UDASEG_DATA": str(toy.data_home()), "OMP_NUM_THREADS": "1"}
+
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "udaseg.cli", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    small = [
+        *toy.SIZES,
+        "train.iterations=3",
+        "optimiser.warmup=2",
+        "runtime.workers=0",
+        "runtime.log_every=1",
+        "views.patches.side=1",
+    ]
+    told = command("train", "--recipe", str(HERE / "pipa_streets.yaml"), "--out", "run", *small)
+    assert "patches/patch_contrast" in told and "mIoU" in told
+    assert "mIoU" in command("evaluate", "run")

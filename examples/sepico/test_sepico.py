@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,16 @@ from udaseg.config.load import load
 from udaseg.config.plugins import load_plugins
 from udaseg.engine.assembly import assemble
 from udaseg.report.study import load_study
-from udaseg.testing import check, check_recipe
-from udaseg.testing.steps import build_context
+from udaseg.testing import check, check_recipe, toy
+from udaseg.testing.steps import build_context, rng
+from udaseg.testing.steps import step as any_step
 
 HERE = Path(__file__).parent
 load_plugins([str(HERE / "sepico.py")])
 
 import sepico  # noqa: E402 - a loaded plugin can be imported
 
-from udaseg.plugin import Batch, FeatureMaps, PseudoLabels, StepContext  # noqa: E402
+from udaseg.plugin import Batch, Encoded, FeatureMaps, Output, PseudoLabels, StepContext, View  # noqa: E402
 
 Floats = npt.NDArray[np.float64]
 TAU, CLASSES, WIDTH = 0.5, 4, 3  # the paper's tau = 100 would leave nothing to see
@@ -117,8 +121,6 @@ def term(**settings: Any) -> sepico.SemanticContrast:
 
 
 def step(t: int, image: Tensor, label: Tensor) -> StepContext:
-    from udaseg.testing.steps import rng
-
     return StepContext(t, Batch(image, label), rng(t), Student(), Teacher())  # type: ignore[arg-type]
 
 
@@ -146,9 +148,7 @@ def test_a_step_is_remembered_once_however_many_views_there_are() -> None:
     made = term()
     image, label = torch.randn(1, WIDTH, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long)
     context = step(0, image, label)
-    from udaseg.plugin import Encoded, View
-
-    output = type("Output", (), {"branches": (Encoded((image.requires_grad_(),), image),)})()
+    output = Output((Encoded((image.requires_grad_(),), image),), ())
     for _ in range(2):
         loss = made(View(image, label), output, context)
     assert made.count[0] == 64 and loss.present
@@ -159,9 +159,7 @@ def test_a_step_is_remembered_once_however_many_views_there_are() -> None:
 def test_before_the_start_it_remembers_and_does_not_count() -> None:
     made = term(start=3)
     image, label = torch.randn(1, WIDTH, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long)
-    from udaseg.plugin import Encoded, View
-
-    output = type("Output", (), {"branches": (Encoded((image.requires_grad_(),), image),)})()
+    output = Output((Encoded((image.requires_grad_(),), image),), ())
     loss = made(View(image, label), output, step(2, image, label))
     loss.value.backward()
     assert made.count[0] == 64 and not loss.present and loss.value == 0 and not image.grad.any()  # type: ignore
@@ -173,8 +171,6 @@ def test_before_the_start_it_remembers_and_does_not_count() -> None:
 def test_pseudo_labels_without_weight_are_ignored() -> None:
     pseudo = PseudoLabels(torch.tensor([[[1, 2]]]), torch.ones(1, 1, 2), torch.tensor([[[0.0, 0.3]]]))
     view = sepico.StrongTarget(build_context(), jitter=0, blur_probability=0)
-    from udaseg.testing.steps import step as any_step
-
     batch = Batch(torch.zeros(1, 3, 1, 2), pseudo.label, torch.zeros(1, 3, 1, 2))
     context = any_step(batch, pseudo=pseudo)
     context.__dict__["_labelling"] = (pseudo, None)
@@ -211,10 +207,36 @@ def test_every_row_of_a_study_loads_and_is_a_run_of_its_own(name: str) -> None:
 
 
 def test_one_term_stands_on_both_domains() -> None:
-    from udaseg.testing import toy
-
     with toy.living_at(toy.data_home()):
         trainer = assemble(toy.load(str(HERE / "sepico.yaml"), base=toy.small("daformer"))).trainer
     stages = trainer.learner.stages
     assert list(stages) == ["mixed", "strong_source", "strong_target"]
     assert stages["strong_source"].terms["semantic_contrast"] is stages["strong_target"].terms["semantic_contrast"]  # type: ignore
+
+
+def test_the_command_trains_from_any_folder(tmp_path: Path) -> None:
+    """As it is written in the README, at toy size; the weights need no plugin."""
+    environment = {**os.environ, "UDASEG_DATA": str(toy.data_home()), "OMP_NUM_THREADS": "1"}
+
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "udaseg.cli", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    small = [
+        *toy.SIZES,
+        "train.iterations=3",
+        "optimiser.warmup=2",
+        "runtime.workers=0",
+        "runtime.log_every=1",
+        "views.strong_source.terms.semantic_contrast.start=1",
+    ]
+    told = command("train", "--recipe", str(HERE / "sepico_streets.yaml"), "--out", "run", *small)
+    assert "strong_target/semantic_contrast" in told and "mIoU" in told
+    assert "mIoU" in command("evaluate", "run")

@@ -158,10 +158,12 @@ class MLflow(Tracker):
         from mlflow import MlflowException
 
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        if self.client.get_experiment_by_name(name) is None:
+        if (known := self.client.get_experiment_by_name(name)) is None:
             with suppress(MlflowException):
                 self.client.create_experiment(name, artifacts)
-        return self.client.get_experiment_by_name(name).experiment_id
+            known = self.client.get_experiment_by_name(name)
+        assert known is not None
+        return str(known.experiment_id)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
