@@ -88,7 +88,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     run = read(write_run(tmp_path / "a", seed=3, iou=(50, 30), oracle=(60, 40)))
     assert (run.state, run.recipe, run.benchmark, run.seed, run.reached) == ("finished", "dacs", "streets", 3, 40)
     assert run.scores().iou == pytest.approx((50, 30), abs=0.01) and run.scores().names == CLASSES
-    assert run.scores(oracle=True).miou == pytest.approx(50, abs=0.01)
+    assert run.scores(of="oracle").miou == pytest.approx(50, abs=0.01)
 
 
 def test_runs_are_found_at_any_depth_but_not_inside_runs(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def spoiled(folder: Path, key: str, value: object) -> Path:
 
 def test_a_run_that_was_never_validated(tmp_path: Path) -> None:
     run = read(write_run(tmp_path / "a", validation=None, oracle_selection=None))
-    assert run.state == "finished" and math.isnan(run.scores().miou) and math.isnan(run.scores(oracle=True).miou)
+    assert run.state == "finished" and math.isnan(run.scores().miou) and math.isnan(run.scores(of="oracle").miou)
 
 
 @pytest.mark.parametrize(
