@@ -20,7 +20,7 @@ from udaseg.report.results import Run, Which, on
 from udaseg.report.study import OUT_OF_MEMORY, Row, Study, load_study
 from udaseg.report.tables import Cell, Mark, Table
 
-ORACLES = {"oracle"}
+ORACLES = {"oracle", "small_oracle"}
 """Recipes that see the target's labels: compared with nothing."""
 FLOPS = "training FLOPs (G)"
 RECOMPUTED, ON_TARGET = "mIoU, BN of target", "the same student with BatchNorm statistics recomputed on the target"
