@@ -64,6 +64,7 @@ def same_run(one: Path, other: Path) -> None:
     results = [json.loads((f / "result.json").read_text()) for f in (one, other)]
     assert results[0]["validation"] == results[1]["validation"]
     assert results[0]["oracle_selection"] == results[1]["oracle_selection"]
+    assert results[0]["recomputed_bn"] == results[1]["recomputed_bn"]
 
 
 def test_twenty_steps_equal_ten_a_kill_and_ten_more(whole: Path, streets: Path) -> None:
