@@ -237,11 +237,11 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
     folder, save = streets / "full", checkpoint.save
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def on_a_full_disk(place: Path, state: Any) -> Path:
+    def on_a_full_disk(place: Path, state: Any, keep: int) -> Path:
         if state["iteration"] > 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
         try:
-            return save(place, state)
+            return save(place, state, keep)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
