@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +164,17 @@ def test_sections_of_a_weights_file_hold_the_target(recomputed: Path) -> None:
     data = weights_file.read_metadata(recomputed / "weights.safetensors").data
     target = DataSection.model_validate({**data, "crop": (1, 1)}).target
     assert target is not None and target.dataset == "streets_target"
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_second_evaluation_too(streets: Path) -> None:
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    arguments = [*launcher, "-m", "udaseg.cli", *train("evaluation.bn=recompute")]
+    done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(Path("run/result.json").read_text())
+    first, second = (sum(map(sum, result[key]["confusion"])) for key in ("validation", "recomputed_bn"))
+    assert first == second > 0
+    again = [sys.executable, "-m", "udaseg.cli", "evaluate", "run/weights_bn.safetensors", "--json"]
+    measured = json.loads(subprocess.run(again, capture_output=True, text=True, check=True).stdout)
+    assert measured["confusion"] == result["recomputed_bn"]["confusion"]
