@@ -55,8 +55,8 @@ class PretendedRng(StepRng):
     def decide(self, probability: float) -> bool:
         return True
 
-    def per_image(self, images: int, *shape: int) -> Tensor:
-        return torch.rand((images, *shape), device=GPU)
+    def _everywhere(self, images: int, *shape: int) -> Tensor:
+        return torch.rand((self.world * images, *shape), device=GPU)
 
 
 class NoBackward(torch.amp.GradScaler):

@@ -209,6 +209,7 @@ def evaluate(
     recompute_bn: Annotated[
         bool, Option("--recompute-bn", help="First recompute BatchNorm statistics on the unlabelled target.")
     ] = False,
+    bn_images: Annotated[int, Option(min=1, help="How many of its images for that, drawn evenly.")] = 64,
     precision: Annotated[str, Option(help="fp32, as published scores are, or bf16: faster on a GPU.")] = "fp32",
     limit: Limit = None,
     per_condition: Annotated[
@@ -225,7 +226,8 @@ def evaluate(
         chain(benchmark, "benchmarks")  # a wrong name is told before torch is imported
     commands.evaluate.evaluate(
         run, protocol=protocol, teacher=teacher, split=split, benchmark=benchmark, domain=domain,
-        recompute_bn=recompute_bn, precision=precision, limit=limit, per_condition=per_condition, as_json=json,
+        recompute_bn=recompute_bn, bn_images=bn_images, precision=precision, limit=limit, per_condition=per_condition,
+        as_json=json,
     )  # fmt: skip
 
 

@@ -17,9 +17,11 @@ import pytest
 import toy
 from test_train import same_run
 
-STEPS = ("train.iterations=3", "evaluation.every=2", "runtime.log_every=1", "runtime.checkpoint_minutes=0")
+STEPS = ("train.iterations=3", "evaluation.every=2", "runtime.log_every=1", "runtime.checkpoint_minutes=0",
+         "evaluation.bn=recompute")  # fmt: skip
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 STRIDE = 9
+BN = "weights_bn.safetensors"
 
 
 def train(folder: Path) -> int:
@@ -76,6 +78,7 @@ def check(whole: tuple[Path, int], folder: Path, point: int) -> None:
     assert os.WTERMSIG(killed_at(folder, point)) == signal.SIGKILL
     assert in_a_child(lambda: train(folder)) == 0
     same_run(whole[0], folder)
+    assert (folder / BN).read_bytes() == (whole[0] / BN).read_bytes()
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert files == {path.relative_to(whole[0]).as_posix() for path in whole[0].rglob("*")}
 

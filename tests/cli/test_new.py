@@ -32,7 +32,9 @@ def test_its_recipe_is_valid_and_its_study_has_two_rows(kind: str, capsys: pytes
     assert "to do: 2 of 2 runs" in capsys.readouterr().out  # with and without are different runs
 
 
-@pytest.mark.parametrize("kind", new.KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k in ("term", "encoder") else pytest.mark.slow) for k in new.KINDS]
+)
 def test_it_trains(kind: str) -> None:
     toy.run("new", kind, f"my_{kind}")
     sizes = [*toy.SIZES, "train.batch=2", "runtime.workers=0", "runtime.threads=1", "train.iterations=1"]
@@ -63,7 +65,8 @@ def test_names_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(os.listdir()) == ["my_loss"]
 
 
-@pytest.mark.parametrize("kind", ["term", *(pytest.param(k, marks=pytest.mark.slow) for k in new.KINDS if k != "term")])
+@pytest.mark.slow  # the default set runs the tutorial of docs/method.md instead
+@pytest.mark.parametrize("kind", new.KINDS)
 def test_the_printed_commands_run(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     toy.run("new", kind, f"my_{kind}")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]

@@ -64,6 +64,7 @@ def same_run(one: Path, other: Path) -> None:
     results = [json.loads((f / "result.json").read_text()) for f in (one, other)]
     assert results[0]["validation"] == results[1]["validation"]
     assert results[0]["oracle_selection"] == results[1]["oracle_selection"]
+    assert results[0]["recomputed_bn"] == results[1]["recomputed_bn"]
 
 
 def test_twenty_steps_equal_ten_a_kill_and_ten_more(whole: Path, streets: Path) -> None:
@@ -236,11 +237,11 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
     folder, save = streets / "full", checkpoint.save
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def on_a_full_disk(place: Path, state: Any) -> Path:
+    def on_a_full_disk(place: Path, state: Any, keep: int) -> Path:
         if state["iteration"] > 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
         try:
-            return save(place, state)
+            return save(place, state, keep)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

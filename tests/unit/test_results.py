@@ -88,7 +88,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     run = read(write_run(tmp_path / "a", seed=3, iou=(50, 30), oracle=(60, 40)))
     assert (run.state, run.recipe, run.benchmark, run.seed, run.reached) == ("finished", "dacs", "streets", 3, 40)
     assert run.scores().iou == pytest.approx((50, 30), abs=0.01) and run.scores().names == CLASSES
-    assert run.scores(oracle=True).miou == pytest.approx(50, abs=0.01)
+    assert run.scores(of="oracle").miou == pytest.approx(50, abs=0.01)
 
 
 def test_runs_are_found_at_any_depth_but_not_inside_runs(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def spoiled(folder: Path, key: str, value: object) -> Path:
 
 def test_a_run_that_was_never_validated(tmp_path: Path) -> None:
     run = read(write_run(tmp_path / "a", validation=None, oracle_selection=None))
-    assert run.state == "finished" and math.isnan(run.scores().miou) and math.isnan(run.scores(oracle=True).miou)
+    assert run.state == "finished" and math.isnan(run.scores().miou) and math.isnan(run.scores(of="oracle").miou)
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,31 @@ def test_overview(tmp_path: Path) -> None:
         "dacs", "streets", "all", "good0", "40", "2", "42.0±2.8", "50.0±0.0"
     ]  # fmt: skip
     assert families_table(runs[:1], tmp_path) is None
+    assert "mIoU, BN of target" not in (*table.header, *means.header)
     assert [age(s) for s in (5, 7200, 86400 * 9)] == ["0 min 05 s", "2 h 00 min", "9 d"]
+
+
+def test_batchnorm_statistics_of_the_target_have_a_column_where_a_run_has_them(tmp_path: Path) -> None:
+    for seed, iou in enumerate([(60, 40), (70, 50)]):
+        more = {"recomputed_bn": {"iteration": 40, "confusion": counts(iou), "images": 64}}
+        write_run(tmp_path / f"both{seed}", seed=seed, iou=(50, 30), **more)
+    write_run(tmp_path / "one", recipe="other")
+    runs = scan(tmp_path)
+    table = overview_table(runs, tmp_path)
+    shown = {row[0].text: [cell.number() for cell in row[6:9]] for row in table.rows}
+    assert table.header[6:9] == ("mIoU", "mIoU, BN of target", "oracle sel.")
+    assert shown == {"both0": ["40.0", "50.0", "40.0"], "both1": ["40.0", "60.0", "40.0"], "one": ["40.0", "-", "40.0"]}
+    means = families_table(runs, tmp_path)
+    assert means is not None and [cell.number() for cell in means.rows[0][6:]] == ["40.0", "55.0", "40.0"]
+
+
+def test_a_study_has_the_column_if_it_asks_for_it(place: Path) -> None:
+    study = {"title": "t", "benchmark": "streets", "columns": ["mIoU", "mIoU, BN of target"]}
+    Path("mine.yaml").write_text(json.dumps({**study, "rows": [{"label": "one", "recipe": "demo"}]}), encoding="utf-8")
+    train("one", 0, (50, 30), recomputed_bn={"iteration": 40, "confusion": counts((60, 40)), "images": 64})
+    table = study_table(summarise("mine.yaml", scan(Path("runs"))))
+    shown = [[cell.number() for cell in row[-2:]] for row in table.rows if row[1].text == "reproduced"]
+    assert shown == [["40.0", "50.0"]] and "BatchNorm statistics recomputed on the target" in table.lead
 
 
 # --- formats -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from udaseg.data.dataset import Decoded, TrainingPairs
+from udaseg.data.dataset import Decoded, Domain, TrainingPairs
 from udaseg.data.sampling import Choice, Uniform
 from udaseg.data.transforms import Margins
 
@@ -32,6 +32,8 @@ class Ramps:
 
     def __len__(self) -> int:
         return self.count
+
+    taken = Domain.taken
 
     def decode(self, i: int) -> Decoded:
         rows, columns = np.mgrid[:HEIGHT, :WIDTH]

@@ -38,10 +38,11 @@ def train(loaded: Loaded, folder: Path | None, resume: bool) -> None:
 
 
 def print_result(folder: Path) -> None:
-    """mIoU of the last iteration, and of the oracle selection."""
+    """mIoU of the last iteration, with both BatchNorm statistics where there are two, and of the oracle selection."""
     result = read_result(folder)
     for measured, text in (
         (result.validation, "student at the last iteration"),
+        (result.recomputed_bn, "the same with BatchNorm statistics recomputed on the target (weights_bn.safetensors)"),
         (result.oracle_selection, "best on validation (oracle selection)"),
     ):
         if measured:

@@ -23,6 +23,8 @@ def inconsistencies(recipe: Recipe) -> list[Problem]:
             problems.append(Problem(path, NO_TARGET))
     if recipe.data.target is None and recipe.data.labelled == "target":
         problems.append(Problem(("data", "labelled"), NO_TARGET))
+    if recipe.data.target is None and recipe.evaluation.bn == "recompute":
+        problems.append(Problem(("evaluation", "bn"), NO_TARGET))
     return problems
 
 

@@ -149,6 +149,10 @@ class EvaluationSection(Strict):
     every: PositiveInt = Field(4000, description="iterations between validations")
     mode: Literal["whole", "slide"] = Field("whole", description="slide: half overlapping windows of the crop's size")
     window_batch: int = Field(3, gt=0, le=2**16, description="windows at once")
+    bn: Literal["running", "recompute"] = Field(
+        "running",
+        description="BatchNorm statistics; recompute: the result has a second number, with those of the target",
+    )
 
 
 def as_device(name: str) -> str:

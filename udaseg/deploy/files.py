@@ -83,9 +83,13 @@ def default_folder(weights: Path, *, teacher: bool = False) -> Path:
 
 
 def title(weights: Path, *, teacher: bool = False) -> str:
-    """What a run or a weights file is called; weights.safetensors as its folder."""
+    """What a run or a weights file is called; a run's own weights as its folder, with BatchNorm of the target as
+    <folder>-bn."""
     path = weights.resolve()
-    name = path.parent.name if path.name == "weights.safetensors" else path.stem if path.is_file() else path.name
+    if path.name in ("weights.safetensors", "weights_bn.safetensors"):
+        name = path.parent.name + path.stem.removeprefix("weights").replace("_", "-")
+    else:
+        name = path.stem if path.is_file() else path.name
     return f"{name}-teacher" if teacher else name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -37,7 +38,7 @@ from udaseg.engine.trackers import missing_packages
 from udaseg.engine.trainer import Trainer
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import scores
-from udaseg.evaluation.evaluate import evaluate
+from udaseg.evaluation.evaluate import evaluate, recompute_batchnorm
 from udaseg.evaluation.inference import Inference, inference
 from udaseg.evaluation.panel import Pixels, panel, spread
 from udaseg.models import weights_file
@@ -70,6 +71,7 @@ def assemble(loaded: Loaded) -> Assembly:
     precision = choose_precision(recipe.train.precision, device)
     set_up(device, precision, recipe.runtime.threads)
     student, pretrained, stamp = initial_networks(recipe)
+    refuse(batchnorm_problems(recipe, student), loaded)
     pairs, validation = training_pairs(recipe, student.encoder.multiple), validation_domain(recipe)
     refuse(list(memory_problems(recipe, pairs, validation, device, ranks.world)), loaded)
     normalise = normalisation(student).to(device)
@@ -116,7 +118,7 @@ def missing_prerequisites(recipe: Recipe) -> list[Problem]:
     """What must be there before training and is not: prepared data sets, weights. Each with its remedy."""
     problems: list[Problem] = []
     keys: list[str] = [recipe.data.labelled]
-    keys += ["target"] if checks.needs(recipe).target else []
+    keys += ["target"] if checks.needs(recipe).target or recipe.evaluation.bn == "recompute" else []
     keys += ["validation"] if recipe.data.validation else []
     for key in dict.fromkeys(keys):
         try:
@@ -132,6 +134,18 @@ def missing_prerequisites(recipe: Recipe) -> list[Problem]:
         except UserError as error:
             problems.append(Problem(("model", key), str(error)))
     return problems
+
+
+def batchnorm_problems(recipe: Recipe, student: Segmentor) -> list[Problem]:
+    """Why BatchNorm statistics cannot be recomputed after training, if the recipe asks for it: tried on a blank image
+    now, as it would be told when the training is done."""
+    if recipe.evaluation.bn == "running":
+        return []
+    try:
+        recompute_batchnorm(copy.deepcopy(student), [torch.zeros(1, 3, *training_crop(recipe))])
+    except UserError as error:
+        return [Problem(("evaluation", "bn"), f"{error}; use running")]
+    return []
 
 
 def missing_extras(recipe: Recipe) -> list[Problem]:

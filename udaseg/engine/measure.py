@@ -17,11 +17,12 @@ from udaseg.data.classes import PROTOCOLS
 from udaseg.data.layouts import dataset_spec
 from udaseg.data.loading import Normalise, evaluation_loader
 from udaseg.engine import runs
+from udaseg.engine.batchnorm import IMAGES, recompute_on_target, recomputed
 from udaseg.engine.device import autocast, choose_device, set_up
 from udaseg.engine.domains import ignored_classes, images_of
 from udaseg.errors import UserError
 from udaseg.evaluation.confusion import Scores, scores
-from udaseg.evaluation.evaluate import evaluate, recompute_batchnorm
+from udaseg.evaluation.evaluate import evaluate
 from udaseg.evaluation.inference import inference
 from udaseg.models.weights_file import WeightsMetadata
 from udaseg.problems import suggest
@@ -56,6 +57,7 @@ def measure(
     benchmark: str | None = None,
     domain: str = "validation",
     recompute_bn: bool = False,
+    bn_images: int = IMAGES,
     precision: str = "fp32",
     limit: int | None = None,
     per_condition: bool = False,
@@ -64,7 +66,8 @@ def measure(
     """Evaluate on a domain of the network's own data or of a ``benchmark``, on the first ``limit`` images.
 
     Defaults come from the recipe. ``precision``: fp32, as published scores are, or bf16.
-    ``recompute_bn``: first recompute BatchNorm on the unlabelled target.
+    ``recompute_bn``: first recompute BatchNorm on at most ``bn_images`` unlabelled images of the target; ``progress``
+    counts them first, then the images of the evaluation.
     UserError for a name that does not exist, a missing network, data that is not prepared.
     """
     module, metadata = runs.load_student(path, teacher=teacher)
@@ -86,18 +89,18 @@ def measure(
     normalise = Normalise(metadata.mean, metadata.std).to(device)
     images = images_of(section, data.scale, metadata.classes, limit=limit)
     groups = by_condition(images) if per_condition else {"all": images}  # each image is in one of them
+    network, mode = network_of(metadata, teacher), inference(metadata.inference, metadata.crop)
     if recompute_bn:
-        recompute_batchnorm(module, unlabelled(data, normalise, device))
+        count = recompute_on_target(module, data, normalise, device, mode, most=bn_images, progress=progress)
+        network = recomputed(network, count)
     counts = {
         name: evaluate(
             module, reporting(group, progress), normalise, classes=len(metadata.classes), device=device,
-            autocast=autocast(precision, device), inference=inference(metadata.inference, metadata.crop),
+            autocast=autocast(precision, device), inference=mode,
         ).cpu()
         for name, group in groups.items()
     }  # fmt: skip
     counts["all"] = torch.stack(list(counts.values())).sum(0)
-    network = "teacher" if teacher else (metadata.origin or {}).get("network", "student")
-    network += " + recomputed BatchNorm" if recompute_bn else ""
     return Measured(
         scores={name: scores(own.numpy(), metadata.classes, PROTOCOLS[protocol]) for name, own in counts.items()},
         counts=counts,
@@ -108,6 +111,11 @@ def measure(
         dataset=section.dataset,
         ignored=ignored_classes(section, metadata.classes),
     )
+
+
+def network_of(metadata: WeightsMetadata, teacher: bool = False) -> str:
+    """Which of a run's networks the weights are: student, teacher, or what the file's header says."""
+    return "teacher" if teacher else (metadata.origin or {}).get("network", "student")
 
 
 def data_section(metadata: WeightsMetadata, benchmark: str | None) -> DataSection:
@@ -148,11 +156,3 @@ def reporting(images: Subset[Any], progress: Callable[[int, int], None]) -> Iter
     for done, item in enumerate(evaluation_loader(images, workers=2), 1):
         yield item
         progress(done, len(images))
-
-
-def unlabelled(data: DataSection, normalise: Normalise, device: torch.device) -> Iterator[Tensor]:
-    """Normalised (1, 3, H, W) images of the target's training split; labels are not read."""
-    if data.target is None:
-        raise UserError("--recompute-bn needs a target domain; choose a --benchmark that has one")
-    for item in evaluation_loader(images_of(data.target, data.scale, labels=False), workers=2):
-        yield normalise(item["image"][None].to(device))

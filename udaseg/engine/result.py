@@ -31,7 +31,11 @@ class Validation(BaseModel):
 
 
 class Result(BaseModel):
-    """What is needed of the file; ``format`` is 1 where it does not say."""
+    """What is needed of the file; ``format`` is 1 where it does not say.
+
+    ``validation``: the student at the last iteration with its running BatchNorm statistics; ``recomputed_bn``: the same
+    with those of the target, where the recipe asks for it (``evaluation.bn``).
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -46,6 +50,7 @@ class Result(BaseModel):
     protocol: str
     validation: Validation | None
     oracle_selection: Validation | None
+    recomputed_bn: Validation | None = None
 
     @model_validator(mode="after")
     def fits(self) -> Result:
@@ -54,7 +59,7 @@ class Result(BaseModel):
         size = len(self.classes)
         if len(set(self.classes)) < size:
             raise ValueError("classes: a name occurs twice")
-        for measured in (self.validation, self.oracle_selection):
+        for measured in (self.validation, self.oracle_selection, self.recomputed_bn):
             if measured and [len(row) for row in measured.confusion] != [size] * size:
                 raise ValueError(f"counts that are not {size} x {size}")
         return self

@@ -1,8 +1,9 @@
 """The run folder: self-contained, append-only logs, never reused silently.
 
 ``recipe.yaml`` flattened recipe, ``environment.json`` stamp, ``metrics.jsonl``, ``log.txt``, ``checkpoints/``,
-``weights.safetensors`` (the student at the end) and ``result.json`` (raw confusion counts) or, of a run that ended
-without one, ``failure.json``.
+``weights.safetensors`` (the student at the end), ``weights_bn.safetensors`` (the same with BatchNorm statistics of the
+target, where the recipe asks for it) and ``result.json`` (raw confusion counts) or, of a run that ended without one,
+``failure.json``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from udaseg.problems import first_problem
 BEFORE_A_RUN = {".lock", "output.log", "failure.json"}
 """Files of a folder in which a run was refused before it began; another may start there."""
 OWN_FILES = re.compile(
-    r"(recipe\.yaml|(environment|failure|result|trackers)\.json|metrics\.jsonl|weights(_best)?\.safetensors"
+    r"(recipe\.yaml|(environment|failure|result|trackers)\.json|metrics\.jsonl|weights(_best|_bn)?\.safetensors"
     r"|step-\d{7,}\.pt|non-finite-\d{7,}\.pt)"
 )
 """What is written atomically in a run folder and the folders in it."""
@@ -69,6 +70,7 @@ class RunFolder:
         self.failure = path / "failure.json"
         self.weights = path / "weights.safetensors"
         self.best_weights = path / "weights_best.safetensors"
+        self.bn_weights = path / "weights_bn.safetensors"
         self.checkpoints = path / "checkpoints"
         self.fingerprints: set[str] = set()  # of the recipe, under each version of udaseg that trained here
         self._lock: IO[str] | None = None

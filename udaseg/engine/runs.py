@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from udaseg.config.layers import difference
 from udaseg.config.load import Loaded, checked, load
 from udaseg.config.plugins import changes, load_named
 from udaseg.config.schema import Recipe, RuntimeSection
-from udaseg.console import Silent, Watching
+from udaseg.console import Counting, Silent, Watching
 from udaseg.engine import checkpoint, distributed
 from udaseg.engine import result as result_file
-from udaseg.engine.assembly import Assembly, assemble
+from udaseg.engine.assembly import Assembly, assemble, validation_inference
+from udaseg.engine.batchnorm import recompute_on_target, recomputed
 from udaseg.engine.domains import class_set
 from udaseg.engine.networks import load_weights, segmentor_of, weights_metadata
 from udaseg.engine.runlog import BEFORE_A_RUN, OWN_FILES, RunFolder, read_stamps
@@ -156,10 +159,12 @@ def changed_plugins(folder: Path, recipe: Recipe) -> list[str]:
 
 def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
     """Write the student's weights, and result.json with the raw counts from which scores are computed when needed."""
+    recipe, student = loaded.recipe, trainer.learner.segmentor
+    if run.writes:
+        trainer.save_weights(run.weights, student)
+    on_target = measure_recomputed(recipe, trainer, run) if recipe.evaluation.bn == "recompute" else None
     if not run.writes:
         return
-    trainer.save_weights(run.weights, trainer.learner.segmentor)
-    recipe = loaded.recipe
     result: dict[str, Any] = {
         "format": result_file.FORMAT,
         "recipe": recipe.name,
@@ -174,9 +179,29 @@ def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:
         "selection": "last iteration",
         "validation": trainer.validation and {k: trainer.validation[k] for k in ("iteration", "confusion")},
         "oracle_selection": trainer.best and {k: trainer.best[k] for k in ("iteration", "confusion")},
+        "recomputed_bn": on_target,
     }
     write_json(run.result, result, indent=None)
     run.say("finished")
+
+
+def measure_recomputed(recipe: Recipe, trainer: Trainer, run: RunFolder) -> dict[str, Any] | None:
+    """Write the student with BatchNorm statistics of the target as a second weights file; its counts on the validation
+    split and how many images the statistics are of, None without such a split. Every rank computes the same
+    statistics and counts its share of the validation images."""
+    student = copy.deepcopy(trainer.learner.segmentor)
+    mode, workers = validation_inference(recipe), recipe.runtime.workers
+    with Counting("BatchNorm of the target") if run.writes else nullcontext(lambda done, total: None) as progress:
+        images = recompute_on_target(
+            student, recipe.data, trainer.normalise, trainer.device, mode, workers=workers, progress=progress
+        )
+    if run.writes:
+        run.say(f"BatchNorm statistics recomputed on {images} target images")
+        origin = {"network": recomputed("student", images)}
+        weights_file.save(run.bn_weights, student, replace(weights_metadata(recipe, student), origin=origin))
+    if trainer.evaluate is None:
+        return None
+    return {"iteration": trainer.done, "confusion": trainer.evaluate(student).tolist(), "images": images}
 
 
 def load_student(path: Path, *, teacher: bool = False) -> tuple[Segmentor, weights_file.WeightsMetadata]:

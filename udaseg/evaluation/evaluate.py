@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from udaseg.errors import UserError
 from udaseg.evaluation.confusion import count
 from udaseg.evaluation.inference import Inference
 from udaseg.models.segmentor import Segmentor, upsample
@@ -67,22 +68,32 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def recompute_batchnorm(segmentor: nn.Module, batches: Iterable[Tensor]) -> None:
+def recompute_batchnorm(
+    segmentor: Segmentor,
+    batches: Iterable[Tensor],
+    inference: Inference = Inference(),  # noqa: B008 - frozen
+) -> None:
     """Replace all BatchNorm running statistics by the mean over ``batches`` of unlabelled images, in place.
 
     The control experiment for what BatchNorm alone contributes to an adaptation (Li et al., AdaBN). ``batches``:
-    normalised (B, 3, H, W). Everything but BatchNorm stays in eval mode.
+    normalised (B, 3, H, W), which pass through the network as ``inference`` says. Everything but BatchNorm stays in
+    eval mode. UserError for a network without BatchNorm, and for one in which a BatchNorm sees a single value.
     """
     norms = [m for m in segmentor.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        raise UserError("BatchNorm statistics cannot be recomputed: the network has no BatchNorm")
     before = [norm.momentum for norm in norms]
     segmentor.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over batches
         norm.train()
-    with torch.no_grad():
-        for batch in batches:
-            segmentor(batch)
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                inference(segmentor, batch)
+    except ValueError as error:  # torch's word for a single value a channel, as behind a mean over the image
+        raise UserError(f"BatchNorm statistics cannot be recomputed image by image: {error}") from None
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
     segmentor.eval()

@@ -36,8 +36,9 @@ class WeightsMetadata:
 
     ``size``: (width, height) images were resized into, None for native. ``crop``: (height, width) of a training crop;
     ``inference`` "slide" moves a window of that size over an image, "whole" passes it at once. ``origin``: of an
-    imported file, name and sha256 of the public checkpoint and which of its networks this is. ``plugins``: that the
-    network's components come from; they are named, and never imported because a file names them.
+    imported file, name and sha256 of the public checkpoint; its ``network`` says which one this is, if not a run's
+    student as it was trained. ``plugins``: that the network's components come from; they are named, and never imported
+    because a file names them.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)

@@ -32,6 +32,7 @@ from udaseg.problems import first_problem
 from udaseg.yamls import parse_yaml
 
 State = Literal["finished", "running", "interrupted", "failed", "damaged", "missing"]
+Which = Literal["counts", "recomputed", "oracle"]
 Counts = npt.NDArray[np.float64]
 OF_A_RUN = {"recipe.yaml", "result.json", "metrics.jsonl", "failure.json"}
 INSIDE = {"checkpoints", "debug", "mlflow", "tensorboard", "wandb"}
@@ -73,8 +74,8 @@ class Run:
     """``problem``: of a damaged run. ``reached``: the last iteration in its log. ``changed``: seconds since 1970.
 
     ``fingerprint``: of a run that is finished or ran out of memory. ``family``: equal for runs that differ in nothing
-    but their seed. ``counts`` are those of the last iteration, ``oracle`` of the one that was best on the validation
-    split.
+    but their seed. ``counts`` are those of the last iteration, ``recomputed`` of the same student with BatchNorm
+    statistics of the target, ``oracle`` of the iteration that was best on the validation split.
     """
 
     folder: Path
@@ -92,15 +93,16 @@ class Run:
     protocol: str = "all"
     classes: tuple[str, ...] = ()
     counts: Counts | None = field(default=None, repr=False)
+    recomputed: Counts | None = field(default=None, repr=False)
     oracle: Counts | None = field(default=None, repr=False)
 
     @property
     def out_of_memory(self) -> bool:
         return self.failure is not None and self.failure.kind == NO_MEMORY
 
-    def scores(self, protocol: str | None = None, *, oracle: bool = False) -> Scores:
+    def scores(self, protocol: str | None = None, *, of: Which = "counts") -> Scores:
         """IoU of the protocol's classes (None: the run's own protocol); no classes where nothing was validated."""
-        counts = self.oracle if oracle else self.counts
+        counts: Counts | None = getattr(self, of)
         if counts is None:
             return Scores((), ())
         return scores(counts, self.classes, PROTOCOLS[protocol or self.protocol])
@@ -112,7 +114,7 @@ def on(run: Run, domain: str) -> Run:
     if domain == "validation" or run.state != "finished":
         return run
     try:
-        return replace(run, counts=read_evaluation(run.folder, domain), oracle=None)
+        return replace(run, counts=read_evaluation(run.folder, domain), recomputed=None, oracle=None)
     except (UserError, OSError) as error:
         return replace(run, state="damaged", problem=str(error).removeprefix(f"{run.folder}{os.sep}"))
 
@@ -159,6 +161,7 @@ def finished(folder: Path, changed: float) -> Run:
         reached=result.iterations, total=result.iterations, changed=changed, fingerprint=result.fingerprint,
         family=family(sections(folder)), protocol=result.protocol, classes=tuple(result.classes),
         counts=result.validation.counts() if result.validation else None,
+        recomputed=result.recomputed_bn.counts() if result.recomputed_bn else None,
         oracle=result.oracle_selection.counts() if result.oracle_selection else None,
     )  # fmt: skip
 

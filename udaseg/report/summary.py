@@ -16,13 +16,15 @@ from udaseg.console import duration
 from udaseg.data.classes import PROTOCOLS
 from udaseg.engine.profile import target_cost
 from udaseg.report.grid import CELLS, lay_out
-from udaseg.report.results import Run, on
+from udaseg.report.results import Run, Which, on
 from udaseg.report.study import OUT_OF_MEMORY, Row, Study, load_study
 from udaseg.report.tables import Cell, Mark, Table
 
-ORACLES = {"oracle"}
+ORACLES = {"oracle", "small_oracle"}
 """Recipes that see the target's labels: compared with nothing."""
 FLOPS = "training FLOPs (G)"
+RECOMPUTED, ON_TARGET = "mIoU, BN of target", "the same student with BatchNorm statistics recomputed on the target"
+"""Column of runs with evaluation.bn=recompute, and what it means."""
 COSTS = {FLOPS, "training FLOPs (ratio)"}
 """Columns of what a target image costs in training; the ratio is to the study's first row with a recipe."""
 PUBLISHED, REPRODUCED, DIFFERENCE = "published", "reproduced", "difference"
@@ -199,6 +201,8 @@ def measured(summary: Summary, entry: Entry, column: str) -> Stat | None:
         return Stat(entry.cost / unit, None) if entry.cost and unit else None
     if column in ("mIoU", "mIoU*"):
         return over_seeds(run.scores(protocol if column == "mIoU" else "synthia13").miou for run in runs)
+    if column == RECOMPUTED:
+        return over_seeds(run.scores(protocol, of="recomputed").miou for run in runs)
     per_class = [dict(zip(s.names, s.iou, strict=True)) for s in (run.scores("all") for run in runs)]
     if classes := summary.study.means.get(column):
         return over_seeds(mean_of_defined([iou[n] for n in classes]) for iou in per_class if {*classes} <= {*iou})
@@ -248,6 +252,7 @@ def lead(summary: Summary) -> str:
     source, benchmark = summary.study.source, summary.study.benchmark
     published = f"Published: {source.paper}, {source.table}. " if source else ""
     means = f"mIoU over {summary.protocol}" + (", mIoU* over synthia13" if "mIoU*" in summary.study.columns else "")
+    means += f", {RECOMPUTED}: {ON_TARGET}" if RECOMPUTED in summary.study.columns else ""
     means += "".join(f", {column} over {', '.join(names)}" for column, names in summary.study.means.items())
     settings = " ".join(text for text in summary.options if not text.startswith("runtime."))
     ours = "" if summary.as_published else f" Reproduced with {settings}."
@@ -308,30 +313,38 @@ def overview_table(runs: Sequence[Run], root: Path, *, now: float | None = None)
     """A line for each run, by recipe, benchmark and seed."""
     now = time.time() if now is None else now
     ordered = sorted(runs, key=lambda run: (run.recipe, run.benchmark, run.family, run.seed or 0))
+    columns = scored(ordered)
+    more = f" {RECOMPUTED}: {ON_TARGET}." if RECOMPUTED in columns else ""
     return Table(
         title=f"Runs in {root}",
-        header=("run", "recipe", "benchmark", "state", "seed", "iterations", "mIoU", "oracle sel.", "age"),
-        rows=tuple(overview_row(run, root, now) for run in ordered),
+        header=("run", "recipe", "benchmark", "state", "seed", "iterations", *columns, "age"),
+        rows=tuple(overview_row(run, root, now, columns.values()) for run in ordered),
         left=4,
-        lead="mIoU in % of each run's own protocol, student at the last iteration. oracle sel.: the best iteration on "
-        "the validation split, chosen with target labels.",
+        lead=f"mIoU in % of each run's own protocol, student at the last iteration.{more} oracle sel.: the best "
+        "iteration on the validation split, chosen with target labels.",
         notes=tuple(
             f"{run.state}: {run.folder}: {run.problem or run.failure}" for run in ordered if run.problem or run.failure
         ),
     )
 
 
-def overview_row(run: Run, root: Path, now: float) -> tuple[Cell, ...]:
+def scored(runs: Iterable[Run]) -> dict[str, Which]:
+    """Columns of numbers: those of recomputed BatchNorm statistics only where a run has them."""
+    recomputed: dict[str, Which] = {RECOMPUTED: "recomputed"} if any(r.recomputed is not None for r in runs) else {}
+    return {"mIoU": "counts", **recomputed, "oracle sel.": "oracle"}
+
+
+def overview_row(run: Run, root: Path, now: float, which: Iterable[Which]) -> tuple[Cell, ...]:
     steps = "" if run.total is None else str(run.total) if run.reached == run.total else f"{run.reached}/{run.total}"
     return (
         Cell(text=str(run.folder.relative_to(root))), Cell(text=run.recipe), Cell(text=run.benchmark),
         Cell(text=run.state), Cell(run.seed, digits=0) if run.seed is not None else Cell(), Cell(text=steps),
-        miou_cell(run), miou_cell(run, oracle=True), Cell(text=age(now - run.changed) if run.changed else ""),
+        *(miou_cell(run, of) for of in which), Cell(text=age(now - run.changed) if run.changed else ""),
     )  # fmt: skip
 
 
-def miou_cell(run: Run, *, oracle: bool = False) -> Cell:
-    value = run.scores(oracle=oracle).miou
+def miou_cell(run: Run, of: Which) -> Cell:
+    value = run.scores(of=of).miou
     return Cell(value) if math.isfinite(value) else Cell(text="-" if run.state == "finished" else "")
 
 
@@ -343,20 +356,22 @@ def age(seconds: float) -> str:
 def families_table(runs: Iterable[Run], root: Path) -> Table | None:
     """Means over seeds, None if no recipe has two; one run's folder tells which recipe it is."""
 
-    def mean(of_seeds: Sequence[Run], *, oracle: bool = False) -> Cell:
-        stat = over_seeds(run.scores(oracle=oracle).miou for run in of_seeds)
+    def mean(of_seeds: Sequence[Run], of: Which) -> Cell:
+        stat = over_seeds(run.scores(of=of).miou for run in of_seeds)
         return Cell(*stat) if stat else Cell(text="-")
 
+    runs = list(runs)
+    columns = scored(runs)
     rows = [
         (Cell(text=first.recipe), Cell(text=first.benchmark), Cell(text=first.protocol),
          Cell(text=str(first.folder.relative_to(root))), Cell(first.total, digits=0), Cell(len(of_seeds), digits=0),
-         mean(of_seeds), mean(of_seeds, oracle=True))
+         *(mean(of_seeds, of) for of in columns.values()))
         for of_seeds in families(runs)
         for first in of_seeds[:1]
     ]  # fmt: skip
     if not rows:
         return None
-    header = ("recipe", "benchmark", "protocol", "one of the runs", "iterations", "seeds", "mIoU", "oracle sel.")
+    header = ("recipe", "benchmark", "protocol", "one of the runs", "iterations", "seeds", *columns)
     lead = "Mean ± sample standard deviation over seeds of recipes that differ in nothing else."
     return Table("Means over seeds", header, tuple(rows), 4, lead)
 

@@ -26,6 +26,7 @@ HOME = Path(__file__).parents[2]
 GENERATED = ("commands.md", "keys.md", "components.md", "assumptions.md")  # made from the code
 PAGES = [
     *(HOME / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((HOME / "examples").rglob("README.md")),
     *(page for page in sorted((HOME / "docs").glob("*.md")) if page.name not in GENERATED),
 ]
 HEADERS = [*sorted((HOME / "recipes").rglob("*.yaml")), *sorted((HOME / "examples").rglob("*.yaml"))]
@@ -124,7 +125,7 @@ def known_keys() -> set[str]:
 
 def keys() -> Iterator[tuple[str, str]]:
     sections = "|".join(Recipe.model_fields)
-    for page in PAGES:
+    for page in (page for page in PAGES if "examples" not in page.parts):  # plugins have keys of their own
         for span in re.findall(r"`([^`\s]+)`", FENCE.sub("", page.read_text(encoding="utf-8"))):
             if re.fullmatch(rf"({sections})(\.[a-z_]+)+(=.*)?", span):
                 yield page.name, span.partition("=")[0]
