@@ -47,6 +47,7 @@ def forget_plugins() -> None:
         registry.entries = SHIPPED[kind]
     plugins.LOADED.clear()
     plugins.BROKEN.clear()
+    plugins.load_installed.cache_clear()
     for name in [name for name, module in sys.modules.items() if lies_here(module)]:
         del sys.modules[name]
 

@@ -110,6 +110,11 @@ class Plan(NamedTuple):
     decoders: Mapping[str, Any]
     images: int
 
+    @property
+    def fusing(self) -> list[str]:
+        """The decoders that combine the maps into one."""
+        return [name for name, decoder in self.decoders.items() if decoder.fuses]
+
 
 class Component:
     """Base of everything that a recipe can name."""

@@ -44,6 +44,7 @@ from udaseg.data.sampling import (
 from udaseg.data.spec import walk as list_images
 from udaseg.data.transforms import Crop, cut, random_box, resize_image
 from udaseg.errors import UserError
+from udaseg.evaluation.confusion import class_iou
 from udaseg.evaluation.features import Cells, Centres, FeatureMeasure
 from udaseg.evaluation.training import Track, Training, TrainingMeasure
 from udaseg.files import user_path

@@ -9,7 +9,6 @@ from typing import Literal
 import pytest
 from toy import run
 
-from udaseg.commands.recipes import effective
 from udaseg.config import assumptions
 from udaseg.config.layers import leaves, shipped
 from udaseg.config.load import load
@@ -33,7 +32,9 @@ def listed() -> Iterator[tuple[Registry, str, Assumption]]:
 
 
 def test_every_key_is_a_setting_or_a_key_of_a_shipped_recipe() -> None:
-    known = {".".join(path[:n]) for name in shipped() for path, _ in leaves(effective(load(name))) for n in range(9)}
+    known = {
+        ".".join(path[:n]) for name in shipped() for path, _ in leaves(load(name).recipe.as_written()) for n in range(9)
+    }
     for registry, name, assumption in listed():
         for key in assumption.keys:
             own = keyword_parameters(registry.entries[name])

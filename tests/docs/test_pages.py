@@ -16,7 +16,6 @@ import pytest
 import typer
 
 from udaseg.cli import app
-from udaseg.commands.recipes import effective
 from udaseg.config.layers import leaves, shipped
 from udaseg.config.load import load
 from udaseg.config.schema import Recipe
@@ -120,7 +119,9 @@ def refuse_wrong_names(command: Any, words: list[str], whole: bool) -> None:
 @cache
 def known_keys() -> set[str]:
     """Every key of every shipped recipe, whole and in part, below every view and term."""
-    return {".".join(path[:n]) for name in shipped() for path, _ in leaves(effective(load(name))) for n in range(9)}
+    return {
+        ".".join(path[:n]) for name in shipped() for path, _ in leaves(load(name).recipe.as_written()) for n in range(9)
+    }
 
 
 def keys() -> Iterator[tuple[str, str]]:

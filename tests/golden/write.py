@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from udaseg.commands.recipes import effective
 from udaseg.config.checks import components
 from udaseg.config.layers import leaves, shipped
 from udaseg.config.load import Loaded, benchmark_data, load
@@ -64,7 +63,7 @@ def used(loaded: Loaded) -> list[type]:
 
 def recipe_lines(name: str) -> dict[str, Any]:
     """Key -> value of a recipe as `udaseg recipe show` lists it, without what only says how to run it."""
-    tree = effective(load(name))
+    tree = load(name).recipe.as_written()
     del tree["runtime"]
     return flat(tree)
 

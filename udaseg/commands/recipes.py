@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from udaseg.config.layers import Tree, leaves, locate, shipped
+from udaseg.config.layers import leaves, locate, shipped
 from udaseg.console import out, table
 from udaseg.errors import UserError
 from udaseg.problems import set_by
@@ -37,7 +37,7 @@ def show(loaded: Loaded) -> None:
     """Flattened, each value with the file it came from; then what a step costs in passes."""
     written = dict(leaves(loaded.tree))
     rows = []
-    for path, value in leaves(effective(loaded)):
+    for path, value in leaves(loaded.recipe.as_written()):
         origin = set_by(path, loaded.origin) if path in written else "default"
         rows.append([".".join(path), str(value), origin])
     table(("key", "value", "from"), rows, left=3)
@@ -45,19 +45,6 @@ def show(loaded: Loaded) -> None:
     for plugin in plugins(loaded):
         out.print(f"plugin: {plugin}")
     out.print(f"fingerprint: {loaded.recipe.fingerprint()[:12]}")
-
-
-def effective(loaded: Loaded) -> Tree:
-    """The checked recipe with its defaults, in the shape recipes are written in."""
-    tree = loaded.recipe.model_dump(exclude={"plugins"})
-    tree["views"] = {
-        name: {
-            **stage["options"],
-            "terms": {key: {"weight": stage["weights"][key], **term} for key, term in stage["terms"].items()},
-        }
-        for name, stage in tree["views"].items()
-    }
-    return tree
 
 
 def plugins(loaded: Loaded) -> list[str]:

@@ -7,6 +7,7 @@ points of the group ``udaseg``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -97,10 +98,12 @@ def refuse_constructor(component: type, supplied: tuple[str, ...]) -> None:
         raise UserError(f"{component.__name__}: every setting needs a type and a fitting default ({reason})") from None
 
 
+@functools.cache
 def load_installed() -> None:
-    """The plugins of all installed packages. One that is broken is passed over: it may be none of the recipe's."""
+    """The plugins of all installed packages, looked for once. One that is broken is passed over: it may be none of the
+    recipe's."""
     for entry in entry_points(group=GROUP):
-        if entry.module not in LOADED and entry.module not in BROKEN:
+        if entry.module not in LOADED:
             try:
                 LOADED[entry.module] = load(entry.module, entry)
             except UserError as error:

@@ -272,6 +272,18 @@ class Recipe(Strict):
     evaluation: EvaluationSection = EvaluationSection()
     runtime: RuntimeSection = RuntimeSection()
 
+    def as_written(self) -> Tree:
+        """The recipe with its defaults, in the shape that recipes are written in; without plugins, which add names."""
+        tree = self.model_dump(exclude={"plugins"})
+        tree["views"] = {
+            name: {
+                **stage["options"],
+                "terms": {key: {"weight": stage["weights"][key], **term} for key, term in stage["terms"].items()},
+            }
+            for name, stage in tree["views"].items()
+        }
+        return tree
+
     def fingerprint(self) -> str:
         """Identifies what is computed (in which order, too): equal where only name, plugins or ``runtime`` differ."""
         text = json.dumps(self.model_dump(exclude={"name", "plugins", "runtime"}))

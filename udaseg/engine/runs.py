@@ -150,11 +150,12 @@ def train_in(folder: Path, loaded: Loaded, built: Assembly, watch: Callable[[Loa
 
 def changed_plugins(folder: Path, recipe: Recipe) -> list[str]:
     """A sentence for each of the recipe's plugins whose code is another than when the run went on last."""
+    plugins = checks.plugins(recipe)
     try:
-        before = read_stamps(folder)[-1:]
+        before = read_stamps(folder)[-1:] if plugins else []
     except UserError:  # none yet, or damaged: ``stamp`` says so
         return []
-    return changes(before[0].get("plugins", []) if before else [], checks.plugins(recipe))
+    return changes(before[0].get("plugins", []) if before else [], plugins)
 
 
 def finish(loaded: Loaded, trainer: Trainer, run: RunFolder) -> None:

@@ -45,12 +45,17 @@ class Scores:
         return sum(not np.isnan(value) for value in self.iou)
 
 
-def scores(confusion: np.ndarray, names: Sequence[str], only: Sequence[str] | None = None) -> Scores:
-    """IoU_c = TP / (prediction + truth - TP) of the classes named in ``only`` (all by default), from (K, K) counts."""
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """IoU_c = TP / (prediction + truth - TP) in percent, (K,), from (K, K) counts; NaN for a class in neither."""
     matrix = np.asarray(confusion, dtype=np.float64)
     hits = np.diag(matrix)
     union = matrix.sum(0) + matrix.sum(1) - hits
     with np.errstate(invalid="ignore", divide="ignore"):
-        iou = np.where(union > 0, 100 * hits / union, np.nan)
+        return np.where(union > 0, 100 * hits / union, np.nan)
+
+
+def scores(confusion: np.ndarray, names: Sequence[str], only: Sequence[str] | None = None) -> Scores:
+    """``class_iou`` of the classes named in ``only`` (all by default)."""
+    iou = class_iou(confusion)
     chosen = [name for name in (only or names) if name in names]
     return Scores(tuple(chosen), tuple(float(iou[list(names).index(name)]) for name in chosen))

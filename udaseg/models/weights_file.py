@@ -96,9 +96,9 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def read(path: Path) -> tuple[WeightsMetadata, Mapping[str, Tensor]]:
     """Header and tensors of a file that ``save`` wrote. UserError for any other."""
+    metadata = read_metadata(path)
     with opened(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    return read_metadata(path), tensors
+        return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
 def read_metadata(path: Path) -> WeightsMetadata:

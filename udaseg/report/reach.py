@@ -73,7 +73,7 @@ def in_a_component(path: KeyPath) -> bool:
 def spots_of(text: str, recipes: Mapping[str, Recipe | None]) -> dict[str, list[KeyPath]]:
     """Row -> the keys of its recipe that an override sets, for the rows that it changes."""
     path = parse_override(text)[0]
-    trees = {name: as_written(recipe) for name, recipe in recipes.items() if recipe}
+    trees = {name: recipe.as_written() for name, recipe in recipes.items() if recipe}
     spots = {name: found for name, tree in trees.items() if (found := [k for k in meant(path, tree) if has(tree, k)])}
     if spots:
         return spots
@@ -99,19 +99,6 @@ def near(path: KeyPath, trees: Collection[Mapping[str, Any]]) -> str:
         known = {key for terms in found for key in terms.get(path[1], {})}
         return f"settings of {path[1]}: {suggest('.'.join(path[2:]), sorted(known))}"
     return suggest(".".join(path[1:2]), sorted(known))
-
-
-def as_written(recipe: Recipe) -> dict[str, Any]:
-    """A recipe in the form of its file, with all defaults filled in."""
-    tree = recipe.model_dump()
-    tree["views"] = {
-        name: {
-            **stage.options,
-            "terms": {key: {"weight": stage.weights[key], **settings} for key, settings in stage.terms.items()},
-        }
-        for name, stage in recipe.views.items()
-    }
-    return tree
 
 
 def has(tree: Mapping[str, Any], path: KeyPath) -> bool:
@@ -143,7 +130,7 @@ def refuse_partial(
     for name, recipe in recipes.items():
         if recipe is None or name in spots or name not in chosen:
             continue
-        tree = as_written(recipe)
+        tree = recipe.as_written()
         for place, component in places(recipe):
             keys = {(*place, *rest) for one, rest in owners if one is component and has(tree, (*place, *rest))} - given
             if keys and not all(place in where for where in reached.values()):

@@ -20,7 +20,6 @@ from udaseg.report.results import Run, Which, on
 from udaseg.report.study import OUT_OF_MEMORY, Row, Study, load_study
 from udaseg.report.tables import Cell, Mark, Table
 
-ORACLES = {"oracle", "small_oracle"}
 """Recipes that see the target's labels: compared with nothing."""
 FLOPS = "training FLOPs (G)"
 RECOMPUTED, ON_TARGET = "mIoU, BN of target", "the same student with BatchNorm statistics recomputed on the target"
@@ -40,11 +39,16 @@ class Stat(NamedTuple):
 @dataclass(frozen=True)
 class Entry:
     """A row of a study as it stands: its finished runs, the study's seeds that have none, and those whose runs went out
-    of memory. ``cost``: multiply-adds of a target image, where the study has a column for it and any runs."""
+    of memory.
+
+    ``oracle``: it is trained with the target's labels. ``cost``: multiply-adds of a target image, where the study has a
+    column for it and any runs.
+    """
 
     row: Row
     runs: tuple[Run, ...]
     missing: tuple[int, ...]
+    oracle: bool
     out_of_memory: tuple[int, ...] = ()
     cost: float | None = None
 
@@ -105,7 +109,8 @@ def summarise(
             }
             spent = tuple(seed for seed, text in prints.items() if seed not in found and text[:12] in too_large)
         missing = [seed for seed in study.seeds if recipe is not None and seed not in (*of_seeds, *spent)]
-        entries.append(Entry(row, tuple(of_seeds.values()), tuple(missing), spent))
+        oracle = recipe is not None and recipe.data.labelled == "target"
+        entries.append(Entry(row, tuple(of_seeds.values()), tuple(missing), oracle, spent))
     if COSTS.intersection(study.columns) and any(entry.runs for entry in entries):
         entries = [
             replace(e, cost=target_cost(recipes[e.row.name]) if e.row.name in recipes else None) for e in entries
@@ -134,7 +139,7 @@ def study_table(summary: Summary, *, runs: Path = Path("runs")) -> Table:
         comparable = [column not in COSTS and (what == REPRODUCED or is_iou(column)) for column in study.columns]
         for group in {row.group for row in study.rows}:
             mark([b[what] for e, b in zip(summary.entries, blocks, strict=True)
-                  if what in b and e.row.group == group and e.row.recipe not in ORACLES], comparable)  # fmt: skip
+                  if what in b and e.row.group == group and not e.oracle], comparable)  # fmt: skip
     rows = [
         (*([Cell(text=entry.row.group)] if grouped else []), Cell(text=entry.row.label), Cell(text=what),
          Cell(len(entry.runs or entry.out_of_memory), digits=0) if what == REPRODUCED else Cell(), *cells)

@@ -67,10 +67,9 @@ class RelationalDistillation(Term):
 
     @classmethod
     def problems(cls, settings: Settings, plan: Plan) -> list[tuple[str, str]]:
-        fusing = [name for name, decoder in plan.decoders.items() if decoder.fuses]
-        if settings["neck"] != "fused" or plan.decoder in fusing:
+        if settings["neck"] != "fused" or plan.decoder in plan.fusing:
             return []
-        return [("neck", f"the decoder fuses no maps; allowed: last, or {', '.join(fusing)} as it")]
+        return [("neck", f"the decoder fuses no maps; allowed: last, or {', '.join(plan.fusing)} as it")]
 
     @classmethod
     def warnings(cls, settings: Settings, plan: Plan) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.plugin import Assumption, Track, Training, TrainingMeasure, UserError
+from udaseg.plugin import Assumption, Track, Training, TrainingMeasure, UserError, class_iou
 
 
 class Fluctuation(TrainingMeasure):
@@ -22,7 +22,10 @@ class Fluctuation(TrainingMeasure):
     def __call__(self, trainings: Mapping[str, Training]) -> Mapping[str, Track]:
         if len(trainings) < 2:
             raise UserError("fluctuation is over trials: give two or more runs, as of one recipe with other seeds")
-        logs = [{t: iou(counts) for t, counts in training.validations()} for training in trainings.values()]
+        logs = [
+            {t: torch.from_numpy(class_iou(counts.numpy())) for t, counts in training.validations()}
+            for training in trainings.values()
+        ]
         common = sorted(set.intersection(*map(set, logs)))
         if not common:
             raise UserError("fluctuation: the runs have no validation at the same iteration")
@@ -87,12 +90,6 @@ class PseudoLabelError(TrainingMeasure):
             ("runtime.keep_checkpoints", "runtime.checkpoint_minutes"),
         ),
     )
-
-
-def iou(counts: Tensor) -> Tensor:
-    """(K, K) counts -> IoU (K,) in percent; NaN for a class in neither truth nor prediction."""
-    hits = counts.diagonal().double()
-    return 100 * hits / (counts.sum(dim=0) + counts.sum(dim=1) - hits)
 
 
 def wrong(counts: Tensor) -> Tensor:

@@ -140,10 +140,9 @@ class Contrast(Term):
 
     @classmethod
     def problems(cls, settings: Settings, plan: Plan) -> list[tuple[str, str]]:
-        fusing = [name for name, decoder in plan.decoders.items() if decoder.fuses]
-        if settings["map"] != "fused" or plan.decoder in fusing:
+        if settings["map"] != "fused" or plan.decoder in plan.fusing:
             return []
-        return [("map", f"the decoder fuses no maps; allowed: last, an index, or {', '.join(fusing)} as it")]
+        return [("map", f"the decoder fuses no maps; allowed: last, an index, or {', '.join(plan.fusing)} as it")]
 
     def ema_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield self.teacher_projector, self.projector
